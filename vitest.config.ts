@@ -1,0 +1,12 @@
+import { defineConfig } from 'vitest/config';
+
+/** One project per suite, so that each has its own budget and the closing line can tell if one of them ran nothing. */
+export default defineConfig({
+  test: {
+    pool: 'forks',
+    include: ['src/**/*.test.ts', 'native/*/test/**/*.test.ts'],
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
+    maxWorkers: 2,
+  },
+});
