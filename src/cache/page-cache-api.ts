@@ -1,0 +1,87 @@
+import type { ByteRange } from '../common/byte-range.js';
+import type { InodeNumber } from '../common/ids.js';
+import type { TokenItem, TokenMode } from '../token-manager/token.js';
+import type { EntryId, EntryState } from './cache-map.js';
+
+/**
+ * The page cache: coherent pages of files, directories and every other object that has a data token. It owns the data class
+ * of tokens on this node (builds requests, serves revocations), the slots, write-behind, read-ahead and eviction. It knows
+ * nothing of blocks (BackingStore) nor of attributes beyond size and times in the entry (status tokens are the file system's).
+ *
+ * Every method that touches pages needs the tokens pinned by the caller: `dataItem` builds the request, so that the file
+ * system asks for status and data together, in one message.
+ */
+export interface PageCacheApi {
+  /** Counted: the entry exists from the first attach to the last detach, and while pages are cached. */
+  attach(ino: InodeNumber, state: { sizeBytes: number; mtimeNs: bigint; ctimeNs: bigint }): CachedFile;
+  /** The attached or still cached file, or undefined. */
+  get(ino: InodeNumber): CachedFile | undefined;
+  /** Everything dirty on this node, written out (not flushed on the devices). */
+  flushAll(): Promise<void>;
+  /** Pages in use, dirty, limits: for status and back-pressure. */
+  usage(): { pages: number; pagesUsed: number; dirtyPages: number; dirtyPagesMax: number };
+  /** Fenced (F3): everything is dropped, dirty or not; returns what was lost. */
+  dropEverything(): { ino: InodeNumber; range: ByteRange }[];
+  close(): Promise<void>;
+}
+
+export interface CachedFile {
+  readonly ino: InodeNumber;
+  /** For hits from application threads; null while the map has no room for the entry (everything works, through the engine). */
+  readonly entry: EntryId | null;
+  readonly state: EntryState;
+  setState(state: { sizeBytes: number; mtimeNs: bigint; ctimeNs: bigint }): void;
+  /** Status mode as hits may rely on it; lowering waits for running hits. Called by the owner of status tokens. */
+  setStatusMode(mode: TokenMode): void;
+  detach(): void;
+
+  /** The data token request for an operation on the range: required is the range, desired what the access pattern foresees. */
+  dataItem(range: ByteRange, mode: TokenMode): TokenItem;
+
+  /**
+   * Copies out; the range lies before the end of file. Shared data token pinned by the caller. Fetches what is missing, feeds
+   * the access pattern, starts read-ahead (within what is held, asking for more beyond it).
+   */
+  read(offsetBytes: number, target: Uint8Array, options?: { signal?: AbortSignal | undefined }): Promise<void>;
+  /**
+   * Copies in and marks dirty; atomic against other reads and writes on this node. Exclusive data token (and status) pinned.
+   * Waits for room when too much is dirty. Doesn't change size or times: the caller does, in the same synchronous turn in
+   * which the promise resolves, through `onCopied`.
+   */
+  write(
+    offsetBytes: number,
+    source: Uint8Array,
+    options: { signal?: AbortSignal | undefined; onCopied: () => void },
+  ): Promise<void>;
+  /**
+   * Metadata: pages of the range valid, pinned and handed to `use` synchronously as views of their bytes. Exclusive mode may
+   * change bytes; the ranges it returns become dirty. Beyond what was ever written, bytes are zeros.
+   */
+  withBytes<T>(
+    range: ByteRange,
+    mode: 'shared' | 'exclusive',
+    use: (view: PageView) => T,
+    options?: { signal?: AbortSignal | undefined },
+  ): Promise<T>;
+  /** The same without waiting when everything is cached, else undefined: the hot path of metadata. */
+  tryWithBytes<T>(range: ByteRange, mode: 'shared' | 'exclusive', use: (view: PageView) => T): { value: T } | undefined;
+
+  /** Dirty bytes of the range written out; resolves when the devices have them (not flushed). Errors of earlier write-behind included (I10). */
+  flush(range?: ByteRange): Promise<void>;
+  /** Drops pages, dirty ones too, without writing; gives reservations back. For truncate and the last unlink. */
+  discard(range: ByteRange): Promise<void>;
+  /** The tail of the last page behind a new, smaller size becomes zeros. Exclusive token pinned. */
+  zero(range: ByteRange): Promise<void>;
+  readonly dirty: boolean;
+  /** Published to hits from now on: what of data tokens is held (after an operation, after a grant). */
+  publish(): void;
+  hint(kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal', range: ByteRange): void;
+}
+
+/** Bytes of a range that may cross pages. Offsets are the file's. */
+export interface PageView {
+  /** A view of [offset, offset + length), which must not cross a page (PAGE_BYTES). */
+  bytes(offsetBytes: number, lengthBytes: number): Uint8Array;
+  /** In exclusive mode: these bytes were changed. Must not cross a page. */
+  changed(offsetBytes: number, lengthBytes: number): void;
+}

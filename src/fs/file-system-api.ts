@@ -1,0 +1,129 @@
+import type { EntryId } from '../cache/cache-map.js';
+import type { InodeNumber } from '../common/ids.js';
+
+/** Who asks. Root (uid 0) passes every check of permissions. */
+export interface Credentials {
+  readonly uid: number;
+  readonly gid: number;
+  readonly groups: readonly number[];
+  readonly umask: number;
+}
+export const ROOT: Credentials = { uid: 0, gid: 0, groups: [], umask: 0o022 };
+
+export const FileType = {
+  regular: 1,
+  directory: 2,
+  symlink: 3,
+  fifo: 4,
+  characterDevice: 5,
+  blockDevice: 6,
+  socket: 7,
+} as const;
+export type FileType = (typeof FileType)[keyof typeof FileType];
+
+export interface Attributes {
+  readonly ino: InodeNumber;
+  readonly generation: number;
+  readonly type: FileType;
+  /** Permission bits with setuid, setgid, sticky: 0o7777. */
+  readonly mode: number;
+  readonly nlink: number;
+  readonly uid: number;
+  readonly gid: number;
+  readonly rdev: number;
+  readonly sizeBytes: number;
+  /** What is allocated and reserved. */
+  readonly allocatedBytes: number;
+  readonly atimeNs: bigint;
+  readonly mtimeNs: bigint;
+  readonly ctimeNs: bigint;
+  readonly birthtimeNs: bigint;
+}
+
+export interface DirectoryEntry {
+  readonly name: string;
+  readonly ino: InodeNumber;
+  readonly type: FileType;
+}
+
+export interface FsStatistics {
+  readonly blockBytes: number;
+  readonly subBlockBytes: number;
+  readonly totalBytes: number;
+  readonly freeBytes: number;
+  readonly totalInodes: number;
+  readonly freeInodes: number;
+  readonly nameBytesMax: number;
+}
+
+/** An open file on this node. All offsets and lengths are bytes. */
+export interface OpenFile {
+  readonly ino: InodeNumber;
+  readonly flags: number; // node:fs constants O_*
+  /** For hits through the cache map, or null. */
+  readonly entry: EntryId | null;
+  /** Bytes copied; 0 at the end of file. */
+  read(offsetBytes: number, target: Uint8Array, options?: OpOptions): Promise<number>;
+  /** `offsetBytes` null, or O_APPEND: at the end of file, atomically. Resolves with where it was written. */
+  write(
+    offsetBytes: number | null,
+    source: Uint8Array,
+    options?: OpOptions,
+  ): Promise<{ offsetBytes: number; lengthBytes: number }>;
+  truncate(sizeBytes: number, options?: OpOptions): Promise<void>;
+  stat(options?: OpOptions): Promise<Attributes>;
+  setAttributes(changes: AttributeChanges, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
+  /** dataOnly: fdatasync. Durable on the devices (their flush included) when it resolves. */
+  sync(dataOnly: boolean, options?: OpOptions): Promise<void>;
+  hint(
+    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal',
+    offsetBytes: number,
+    lengthBytes: number,
+  ): void;
+  close(): Promise<void>;
+}
+
+export interface AttributeChanges {
+  readonly mode?: number;
+  readonly uid?: number;
+  readonly gid?: number;
+  readonly atimeNs?: bigint;
+  readonly mtimeNs?: bigint;
+}
+export interface OpOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly timeoutMs?: number | undefined;
+}
+
+/**
+ * The file system of one node's engine. Paths are absolute, '/'-separated UTF-8, at most 4096 bytes, no NUL; symbolic links
+ * are followed as POSIX says. Every method may throw FsError.
+ */
+export interface FileSystem {
+  open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpOptions): Promise<OpenFile>;
+  stat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
+  lstat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
+  access(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void>;
+  mkdir(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void>;
+  rmdir(path: string, credentials: Credentials, options?: OpOptions): Promise<void>;
+  unlink(path: string, credentials: Credentials, options?: OpOptions): Promise<void>;
+  rename(from: string, to: string, credentials: Credentials, options?: OpOptions): Promise<void>;
+  link(existing: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void>;
+  symlink(target: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void>;
+  readlink(path: string, credentials: Credentials, options?: OpOptions): Promise<string>;
+  realpath(path: string, credentials: Credentials, options?: OpOptions): Promise<string>;
+  readdir(path: string, credentials: Credentials, options?: OpOptions): Promise<DirectoryEntry[]>;
+  setAttributes(
+    path: string,
+    changes: AttributeChanges,
+    followLinks: boolean,
+    credentials: Credentials,
+    options?: OpOptions,
+  ): Promise<Attributes>;
+  truncate(path: string, sizeBytes: number, credentials: Credentials, options?: OpOptions): Promise<void>;
+  statfs(options?: OpOptions): Promise<FsStatistics>;
+  /** Everything dirty on this node, durable. */
+  sync(): Promise<void>;
+  /** Flushes, gives back tokens and regions. */
+  unmount(): Promise<void>;
+}

@@ -1,0 +1,20 @@
+/** Every type of message between nodes. Numbers are the wire's and never reused. */
+export const MessageType = {
+  // NSD: requests
+  nsdRead: 10,
+  nsdWrite: 11,
+  nsdFlush: 12,
+  nsdInfo: 13,
+  nsdDiscard: 14,
+  nsdFence: 15,
+  // Tokens: one-way, both directions
+  tokenToServer: 20,
+  tokenToClient: 21,
+  // Tokens: requests of tools
+  tokenList: 22,
+  tokenExpel: 23,
+  // Cluster
+  ping: 30,
+  clientCall: 40,
+} as const;
+export type MessageType = (typeof MessageType)[keyof typeof MessageType];

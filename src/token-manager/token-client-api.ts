@@ -1,0 +1,34 @@
+import type { ByteRange } from '../common/byte-range.js';
+import type { Revocation, TokenClass, TokenItem, TokenMode, TokenObject, TokenPins } from './token.js';
+
+export interface AcquireOptions {
+  readonly timeoutMs?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What the cache and the file system see of tokens. */
+export interface TokenClientApi {
+  /** Everything held already: pinned at once, no message, no promise. Else null, and nothing is pinned. */
+  tryPin(items: readonly TokenItem[]): TokenPins | null;
+  /**
+   * Takes all items in the total order (T4) and pins each as it arrives; one request message per token server concerned.
+   * @throws {FsError} tokenDeadline naming who blocks, tokenRefused, aborted, suspended, fenced.
+   */
+  acquire(items: readonly TokenItem[], options?: AcquireOptions): Promise<TokenPins>;
+  /** The longest held range around `offset` with at least this mode and not being revoked, or null. */
+  heldRange(tokenClass: TokenClass, object: TokenObject, offsetBytes: number, mode: TokenMode): ByteRange | null;
+  /** Gives up what is held and unpinned in the range, after the revoke handler has run for it. */
+  release(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Promise<void>;
+  /**
+   * Who flushes and invalidates when a token of this class leaves. The token is answered as given up when the promise
+   * resolves; a rejection is a broken invariant. `working` tells where an object is in use, to decide what beyond the
+   * required range to give up (T1): null when it isn't.
+   */
+  setRevokeHandler(tokenClass: TokenClass, handler: RevokeHandler): void;
+}
+
+export interface RevokeHandler {
+  revoke(revocation: Revocation): Promise<void>;
+  /** The range from the object's present working position to where it expects to go, or null when it is idle. */
+  working(object: TokenObject): ByteRange | null;
+}

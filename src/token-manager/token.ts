@@ -1,0 +1,50 @@
+import type { ByteRange } from '../common/byte-range.js';
+
+/**
+ * The vocabulary of tokens, shared by server, client, wire and everyone who asks for one.
+ *
+ * Objects. `data`: an inode, ranges are its bytes. `status`: a segment of the inode file, ranges are that file's bytes, one
+ * sector per inode (so neighbours are asked for and given up in runs); see `statusObject` and `statusRange`. `open` and
+ * `lock`: an inode; they come with the POSIX semantics, their numbers are reserved here.
+ */
+export const TokenClass = { status: 0, open: 1, lock: 2, data: 3 } as const;
+export type TokenClass = (typeof TokenClass)[keyof typeof TokenClass];
+
+/** Ordered by strength. `sharedWrite` exists for status only: many writers, a metanode gathers (not granted before it does). */
+export const TokenMode = { none: 0, shared: 1, sharedWrite: 2, exclusive: 3 } as const;
+export type TokenMode = (typeof TokenMode)[keyof typeof TokenMode];
+
+/** An inode number (data, open, lock) or a segment number (status). */
+export type TokenObject = number;
+
+/** Inodes per status object, and per sector of the inode allocation map. */
+export const INODES_PER_SEGMENT = 4096;
+
+export interface TokenItem {
+  readonly class: TokenClass;
+  readonly object: TokenObject;
+  readonly mode: TokenMode;
+  /** What the operation can't do without; rounded out to sectors. */
+  readonly required: ByteRange;
+  /** What the operation would like to have, contains `required`; the grant is contained in it. */
+  readonly desired: ByteRange;
+}
+
+/** Held for as long as an operation runs: a revoke of any of it waits for `release`. */
+export interface TokenPins {
+  release(): void;
+}
+
+/** A revocation, as the holder's cache sees it. */
+export interface Revocation {
+  readonly class: TokenClass;
+  readonly object: TokenObject;
+  readonly range: ByteRange;
+  /** What is kept of the range: shared (flush what is dirty, keep it clean) or none (flush, then drop). */
+  readonly keep: TokenMode;
+}
+
+/** The total order in which an operation takes its tokens (T4): class, object, offset. */
+export function compareItems(a: TokenItem, b: TokenItem): number {
+  return a.class - b.class || a.object - b.object || a.required.start - b.required.start;
+}
