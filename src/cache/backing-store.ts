@@ -13,13 +13,14 @@ export interface BackingStore {
   /** Fills every piece: device bytes, or zeros for holes and behind the end of file. */
   read(ino: InodeNumber, pieces: readonly FilePiece[], signal?: AbortSignal): Promise<void>;
   /**
-   * Before pages of the range become dirty: space for them is set aside, so that write-out can't fail for want of it (T5),
-   * and everything write-out will need is held until they are clean.
+   * Before pages of the range become dirty: space for them is allocated, so that write-out can't fail for want of it and
+   * needs no token (T5). Called with no page pinned; the implementation may itself use the file's pages (a small file that
+   * outgrows its inode), so the cache must not hold anything of the file that would wait for it.
    * @throws {FsError} noSpace
    */
   reserve(ino: InodeNumber, range: ByteRange): Promise<void>;
-  /** Gives back what was reserved for pages that were dropped without being written (deleted young, truncated). */
-  unreserve(ino: InodeNumber, range: ByteRange): void;
+  /** True when `reserve` of the range would do nothing: the hot path skips the promise. */
+  isReserved(ino: InodeNumber, range: ByteRange): boolean;
   /**
    * Writes dirty sectors out: allocates, transfers; the pool's bytes are stable until it resolves (S2). Takes no token (T5).
    * Then the inode, in memory, knows where they are.

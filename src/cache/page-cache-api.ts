@@ -16,6 +16,11 @@ export interface PageCacheApi {
   attach(ino: InodeNumber, state: { sizeBytes: number; mtimeNs: bigint; ctimeNs: bigint }): CachedFile;
   /** The attached or still cached file, or undefined. */
   get(ino: InodeNumber): CachedFile | undefined;
+  /**
+   * For system objects whose owner must do something before their token leaves (an allocation region stops being allocated
+   * from): awaited after pins are gone and before pages are flushed and dropped. Needs no token (T5).
+   */
+  setRevokeHook(ino: InodeNumber, hook: (range: ByteRange, keep: TokenMode) => Promise<void>): void;
   /** Everything dirty on this node, written out (not flushed on the devices). */
   flushAll(): Promise<void>;
   /** Pages in use, dirty, limits: for status and back-pressure. */
