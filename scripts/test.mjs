@@ -1,0 +1,113 @@
+// Runs every suite one after the other, each within its budget, and closes with one line over all: "N passed, N failed".
+// A suite that ran nothing, or ran out of its budget, has failed. `--full` runs the full counts and writes docs/test-results.md.
+// `--only NAME` runs one suite.
+import { spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpus, tmpdir } from 'node:os';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
+const args = process.argv.slice(2);
+const full = args.includes('--full');
+const only = args.includes('--only') ? args[args.indexOf('--only') + 1] : undefined;
+const scratch = mkdtempSync(path.join(tmpdir(), 'holdfast-test-'));
+
+const vitest = (name, paths, extra = []) => ({
+  name,
+  command: ['npx', 'vitest', 'run', ...paths, ...extra, '--reporter=default', '--reporter=json', `--outputFile.json=${path.join(scratch, `${name}.json`)}`],
+  count: () => {
+    const result = JSON.parse(readFileSync(path.join(scratch, `${name}.json`), 'utf8'));
+    return { passed: result.numPassedTests, failed: result.numFailedTests + (result.success ? 0 : result.numFailedTests === 0 ? 1 : 0) };
+  },
+});
+const closing = (name, command) => ({
+  name,
+  command,
+  count: (output) => {
+    const match = [...output.matchAll(/^(\d+) passed, (\d+) failed$/gm)].at(-1);
+    return match ? { passed: Number(match[1]), failed: Number(match[2]) } : { passed: 0, failed: 0 };
+  },
+});
+
+/** Budgets are for a two-core machine; the full ones are generous, the short ones sum up to less than 15 minutes. */
+const suites = [
+  { ...closing('tidy', ['node', 'scripts/tidy.mjs']), budgetS: 60, fullBudgetS: 60 },
+  { ...vitest('unit', ['src', 'native'], ['--exclude', '**/*.e2e.test.ts']), budgetS: 300, fullBudgetS: 1800 },
+  { ...closing('model', ['node', 'spec/check.mjs', ...(full ? ['--full'] : [])]), budgetS: 180, fullBudgetS: 5400 },
+  { ...closing('simulator', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--seeds', full ? '1000' : '60']), budgetS: 150, fullBudgetS: 5400 },
+  { ...closing('planted', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--planted', ...(full ? [] : ['--quick'])]), budgetS: 120, fullBudgetS: 5400 },
+  { ...vitest('cluster', ['e2e']), budgetS: 300, fullBudgetS: 1800 },
+];
+
+function run({ command, budgetS, fullBudgetS }) {
+  return new Promise((resolve) => {
+    const child = spawn(command[0], command.slice(1), {
+      cwd: root,
+      env: { ...process.env, FORCE_COLOR: '0', ...(full ? { HOLDFAST_TEST_FULL: '1', HOLDFAST_FUZZ_SECONDS: process.env.HOLDFAST_FUZZ_SECONDS ?? '10' } : {}) },
+      stdio: ['ignore', 'pipe', 'pipe'],
+      detached: true,
+    });
+    let output = '';
+    const collect = (chunk) => {
+      output += chunk;
+      process.stdout.write(chunk);
+    };
+    child.stdout.on('data', collect);
+    child.stderr.on('data', collect);
+    let late = false;
+    const timer = setTimeout(() => {
+      late = true;
+      process.kill(-child.pid, 'SIGKILL');
+    }, (full ? fullBudgetS : budgetS) * 1000);
+    child.on('close', (code) => {
+      clearTimeout(timer);
+      resolve({ code, output, late });
+    });
+  });
+}
+
+const rows = [];
+for (const suite of suites) {
+  if (only !== undefined && suite.name !== only) continue;
+  process.stdout.write(`\n== ${suite.name}\n`);
+  const startedMs = Date.now();
+  const { code, output, late } = await run(suite);
+  let counts = { passed: 0, failed: 0 };
+  try {
+    counts = suite.count(output);
+  } catch {
+    counts = { passed: 0, failed: 1 };
+  }
+  const notes = [];
+  if (late) notes.push('ran out of its budget');
+  if (code !== 0 && !late && counts.failed === 0) notes.push(`exit code ${code}`);
+  if (counts.passed + counts.failed === 0) notes.push('ran nothing');
+  if (notes.length > 0) counts.failed += 1;
+  rows.push({ name: suite.name, ...counts, seconds: Math.round((Date.now() - startedMs) / 1000), notes: notes.join(', '), output });
+}
+rmSync(scratch, { recursive: true, force: true });
+
+process.stdout.write('\nsuite       passed  failed  seconds\n');
+for (const row of rows) {
+  process.stdout.write(`${row.name.padEnd(10)} ${String(row.passed).padStart(7)} ${String(row.failed).padStart(7)} ${String(row.seconds).padStart(8)}  ${row.notes}\n`);
+}
+const passed = rows.reduce((sum, row) => sum + row.passed, 0);
+const failed = rows.reduce((sum, row) => sum + row.failed, 0);
+if (full && only === undefined) {
+  const summary = (output) => output.split('\n').filter((line) => /^(sim|ok |FAIL|planted|transitions|seeds)/.test(line)).join('\n');
+  const text = [
+    '# Results of the full test run',
+    '',
+    `\`npm run test:full\` on ${cpus().length} cores, Node ${process.version}, ${new Date().toISOString().slice(0, 10)}.`,
+    '',
+    '| suite | passed | failed | seconds |',
+    '|---|---|---|---|',
+    ...rows.map((row) => `| ${row.name} | ${row.passed} | ${row.failed} | ${row.seconds} |`),
+    '',
+    ...rows.filter((row) => summary(row.output) !== '').flatMap((row) => [`## ${row.name}`, '', '```', summary(row.output), '```', '']),
+  ].join('\n');
+  writeFileSync(path.join(root, 'docs/test-results.md'), text);
+}
+process.stdout.write(`\n${passed} passed, ${failed} failed\n`);
+process.exit(failed === 0 ? 0 : 1);
