@@ -1,0 +1,267 @@
+import { FsError } from '../common/errors.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import { uuidFromBytes, uuidToBytes } from '../protocol/nsd-messages.js';
+import type { Checksums } from './checksums.js';
+
+/**
+ * The NSD on its device, format 1. Everything is little-endian; a sector is 4096 bytes; unnamed bytes are zero and checked.
+ *
+ *   device sector            holds
+ *   0                        header
+ *   1 .. C                   checksum area: C = ceil(D / 504) checksum sectors
+ *   C+1 .. C+D               data sectors 0 .. D-1
+ *   C+D+1                    copy of the header (the device's last whole sector when the NSD was formatted)
+ *
+ * D = N - 2 - ceil((N - 2) / 505) for a device of N whole sectors.
+ *
+ *   header                                       checksum sector k (for data sectors 504k .. 504k+503)
+ *   byte  bytes                                  byte  bytes
+ *      0  8   magic "HFNSDHDR"                      0  4   magic "HFCS"
+ *      8  4   CRC32C of the sector, this            4  4   CRC32C of the sector, this field as zero
+ *             field as zero                         8  8   first 8 bytes of the NSD's UUID
+ *     12  2   format version, 1                    16  8   k
+ *     14  2   zero                                 24  8   generation: counted up by every write of this sector
+ *     16  16  UUID of the NSD                      32  32  zero
+ *     32  16  UUID of its file system,             64  8   entry of data sector 504k: u32 CRC32C, u32 version word
+ *             zero = free                          72  8   entry of data sector 504k+1
+ *     48  4   failure group                        ...
+ *     52  4   sector bytes, 4096
+ *     56  8   D, data sectors
+ *     64  8   C, checksum sectors
+ *     72  8   generation: counted up by every write of the header
+ *     80  2   bytes of the cluster's id (0 to 64)
+ *     82  2   bytes of the name (0 to 128)
+ *     84  4   intent sectors, 0 in this version (S1's intents: they would lie between checksum area and data)
+ *     88  64  the cluster's id, UTF-8
+ *    152  128 name, UTF-8
+ *
+ * Version word of an entry: bits 0..30 the version, bit 31 set = hole. Version 0 = never written. A sector that was never
+ * written or that is a hole reads as zeros, without touching the device; its CRC field is 0. Every write and every discard counts
+ * the version up by 1 (2^31-2 is followed by 1), so that a version once named in a log record doesn't come again after a block was
+ * freed and reused (L2). The word 0xffffffff = lost: the checksum sector was found unreadable, the entry went with it; the
+ * sector reads as checksumMismatch until it is written (then from VERSION_AFTER_LOSS on) or discarded.
+ *
+ * The two headers are written one after the other with a flush between; of two valid ones the higher generation counts.
+ * A valid header or checksum sector that carries another UUID, index or place is as bad as a broken one: it was misdirected.
+ */
+export const ENTRIES_PER_CHECKSUM_SECTOR = 504;
+export const NSD_FORMAT_VERSION = 1;
+export const CLUSTER_ID_BYTES_MAX = 64;
+export const NSD_NAME_BYTES_MAX = 128;
+/** Header, one checksum sector, one data sector, copy. */
+export const DEVICE_SECTORS_MIN = 4;
+
+const HEADER_MAGIC = Buffer.from('HFNSDHDR', 'latin1');
+const HEADER_CRC_AT = 8;
+const HEADER_END = 280;
+const CHECKSUM_MAGIC = 0x53434648; // "HFCS"
+const CHECKSUM_CRC_AT = 4;
+const CHECKSUM_HEADER_BYTES = 64;
+
+export const HOLE_FLAG = 0x80000000;
+export const VERSION_MASK = 0x7fffffff;
+export const LOST_WORD = 0xffffffff;
+/** High enough to be above whatever the sector had; see the version word. */
+export const VERSION_AFTER_LOSS = 2 ** 30 + 1;
+
+/** What a version word says. */
+export const isLost = (word: number): boolean => word === LOST_WORD;
+/** Never written or discarded: reads as zeros. */
+export const readsAsZeros = (word: number): boolean => word === 0 || (word >= HOLE_FLAG && word !== LOST_WORD);
+export const versionOf = (word: number): number => word & VERSION_MASK;
+export function nextVersion(word: number): number {
+  if (isLost(word)) return VERSION_AFTER_LOSS;
+  const version = versionOf(word);
+  // 2^31-1 is left out as well: as a hole it would be the lost word.
+  return version >= VERSION_MASK - 1 ? 1 : version + 1;
+}
+export const holeWord = (word: number): number => (nextVersion(word) | HOLE_FLAG) >>> 0;
+
+export interface NsdHeader {
+  readonly uuid: string;
+  /** Null: free for any file system to take. */
+  readonly fsUuid: string | null;
+  readonly clusterId: string;
+  readonly failureGroup: number;
+  readonly name: string;
+  readonly dataSectorCount: number;
+  readonly generation: number;
+}
+
+export interface NsdGeometry {
+  readonly checksumSectorCount: number;
+  readonly dataSectorCount: number;
+  /** Device sector of data sector 0. */
+  readonly dataStart: number;
+  /** Device sector of the header's copy. */
+  readonly headerCopy: number;
+}
+
+export function geometryOf(dataSectorCount: number): NsdGeometry {
+  const checksumSectorCount = Math.ceil(dataSectorCount / ENTRIES_PER_CHECKSUM_SECTOR);
+  const dataStart = 1 + checksumSectorCount;
+  return { checksumSectorCount, dataSectorCount, dataStart, headerCopy: dataStart + dataSectorCount };
+}
+
+/** How many data sectors fit on a device. @throws {FsError} invalidArgument when it is too small. */
+export function dataSectorsOfDevice(lengthBytes: number): number {
+  const sectors = Math.floor(lengthBytes / SECTOR_BYTES);
+  if (sectors < DEVICE_SECTORS_MIN)
+    throw new FsError('invalidArgument', {
+      op: 'nsd.format',
+      detail: `a device of ${lengthBytes} bytes is too small for an NSD`,
+    });
+  return sectors - 2 - Math.ceil((sectors - 2) / (ENTRIES_PER_CHECKSUM_SECTOR + 1));
+}
+
+const one = new Uint32Array(1);
+/** CRC of the sector at `offsetBytes` with the u32 at `fieldAt` as zero; leaves the bytes as they were. */
+function selfChecksum(checksums: Checksums, bytes: Uint8Array, offsetBytes: number, fieldAt: number): number {
+  const field = bytes.slice(offsetBytes + fieldAt, offsetBytes + fieldAt + 4);
+  bytes.fill(0, offsetBytes + fieldAt, offsetBytes + fieldAt + 4);
+  checksums.sectors(bytes, offsetBytes, 1, one, 0);
+  bytes.set(field, offsetBytes + fieldAt);
+  return one[0]!;
+}
+
+const viewOf = (bytes: Uint8Array, offsetBytes: number): DataView =>
+  new DataView(bytes.buffer, bytes.byteOffset + offsetBytes, SECTOR_BYTES);
+
+function setU64(view: DataView, at: number, value: number): void {
+  view.setUint32(at, value % 2 ** 32, true);
+  view.setUint32(at + 4, Math.floor(value / 2 ** 32), true);
+}
+/** NaN beyond 2^53: compares unequal to everything, so every check on it fails. */
+function getU64(view: DataView, at: number): number {
+  const high = view.getUint32(at + 4, true);
+  return high > 0x1fffff ? Number.NaN : high * 2 ** 32 + view.getUint32(at, true);
+}
+
+/** @throws {FsError} invalidArgument for names that are too long. */
+export function encodeHeader(header: NsdHeader, checksums: Checksums, into: Uint8Array, offsetBytes: number): void {
+  const clusterId = Buffer.from(header.clusterId, 'utf8');
+  const name = Buffer.from(header.name, 'utf8');
+  if (clusterId.length > CLUSTER_ID_BYTES_MAX || name.length > NSD_NAME_BYTES_MAX)
+    throw new FsError('invalidArgument', {
+      op: 'nsd.format',
+      object: header.name,
+      detail: 'name or cluster id too long',
+    });
+  const view = viewOf(into, offsetBytes);
+  into.fill(0, offsetBytes, offsetBytes + SECTOR_BYTES);
+  into.set(HEADER_MAGIC, offsetBytes);
+  view.setUint16(12, NSD_FORMAT_VERSION, true);
+  into.set(uuidToBytes(header.uuid), offsetBytes + 16);
+  if (header.fsUuid !== null) into.set(uuidToBytes(header.fsUuid), offsetBytes + 32);
+  view.setUint32(48, header.failureGroup, true);
+  view.setUint32(52, SECTOR_BYTES, true);
+  setU64(view, 56, header.dataSectorCount);
+  setU64(view, 64, geometryOf(header.dataSectorCount).checksumSectorCount);
+  setU64(view, 72, header.generation);
+  view.setUint16(80, clusterId.length, true);
+  view.setUint16(82, name.length, true);
+  into.set(clusterId, offsetBytes + 88);
+  into.set(name, offsetBytes + 152);
+  view.setUint32(HEADER_CRC_AT, selfChecksum(checksums, into, offsetBytes, HEADER_CRC_AT), true);
+}
+
+const isZero = (bytes: Uint8Array): boolean => bytes.every((byte) => byte === 0);
+
+/** What a header sector says, or why it can't be believed. */
+export type HeaderVerdict =
+  | { readonly ok: true; readonly header: NsdHeader }
+  /** foreign: intact, but of a format this version doesn't read. */
+  | { readonly ok: false; readonly kind: 'broken' | 'foreign'; readonly why: string };
+
+export function decodeHeader(
+  bytes: Uint8Array,
+  offsetBytes: number,
+  deviceLengthBytes: number,
+  checksums: Checksums,
+): HeaderVerdict {
+  const broken = (why: string): HeaderVerdict => ({ ok: false, kind: 'broken', why });
+  const view = viewOf(bytes, offsetBytes);
+  const sector = bytes.subarray(offsetBytes, offsetBytes + SECTOR_BYTES);
+  if (!HEADER_MAGIC.equals(sector.subarray(0, 8))) return broken('no NSD magic');
+  if (view.getUint32(HEADER_CRC_AT, true) !== selfChecksum(checksums, bytes, offsetBytes, HEADER_CRC_AT))
+    return broken('checksum of the header is wrong');
+  const version = view.getUint16(12, true);
+  if (version !== NSD_FORMAT_VERSION) return { ok: false, kind: 'foreign', why: `format version ${version}` };
+  const sectorBytes = view.getUint32(52, true);
+  if (sectorBytes !== SECTOR_BYTES) return { ok: false, kind: 'foreign', why: `sectors of ${sectorBytes} bytes` };
+  if (view.getUint32(84, true) !== 0) return { ok: false, kind: 'foreign', why: 'has an intent area' };
+  const dataSectorCount = getU64(view, 56);
+  if (!(dataSectorCount >= 1)) return broken('no data sectors');
+  const geometry = geometryOf(dataSectorCount);
+  if (getU64(view, 64) !== geometry.checksumSectorCount) return broken('checksum area of another size');
+  if (!((geometry.headerCopy + 1) * SECTOR_BYTES <= deviceLengthBytes))
+    return broken(`${dataSectorCount} data sectors don't fit on ${deviceLengthBytes} bytes`);
+  const generation = getU64(view, 72);
+  if (!(generation >= 1)) return broken('generation out of range');
+  const clusterIdBytes = view.getUint16(80, true);
+  const nameBytes = view.getUint16(82, true);
+  if (clusterIdBytes > CLUSTER_ID_BYTES_MAX || nameBytes > NSD_NAME_BYTES_MAX) return broken('name too long');
+  if (view.getUint16(14, true) !== 0 || !isZero(sector.subarray(HEADER_END))) return broken('reserved bytes are set');
+  const fs = sector.subarray(32, 48);
+  const uuid = sector.subarray(16, 32);
+  if (isZero(uuid)) return broken('no UUID');
+  return {
+    ok: true,
+    header: {
+      uuid: uuidFromBytes(uuid),
+      fsUuid: isZero(fs) ? null : uuidFromBytes(fs),
+      clusterId: Buffer.from(sector.subarray(88, 88 + clusterIdBytes)).toString('utf8'),
+      failureGroup: view.getUint32(48, true),
+      name: Buffer.from(sector.subarray(152, 152 + nameBytes)).toString('utf8'),
+      dataSectorCount,
+      generation,
+    },
+  };
+}
+
+/** Entries as they lie on the device: crc, version word, crc, version word, … */
+export type ChecksumEntries = Uint32Array;
+export const newEntries = (): ChecksumEntries => new Uint32Array(ENTRIES_PER_CHECKSUM_SECTOR * 2);
+
+export function encodeChecksumSector(
+  sector: {
+    readonly uuidPrefix: Uint8Array;
+    readonly index: number;
+    readonly generation: number;
+    readonly entries: ChecksumEntries;
+  },
+  checksums: Checksums,
+  into: Uint8Array,
+  offsetBytes: number,
+): void {
+  const view = viewOf(into, offsetBytes);
+  into.fill(0, offsetBytes, offsetBytes + CHECKSUM_HEADER_BYTES);
+  view.setUint32(0, CHECKSUM_MAGIC, true);
+  into.set(sector.uuidPrefix, offsetBytes + 8);
+  setU64(view, 16, sector.index);
+  setU64(view, 24, sector.generation);
+  const { entries } = sector;
+  for (let i = 0; i < entries.length; i++) view.setUint32(CHECKSUM_HEADER_BYTES + i * 4, entries[i]!, true);
+  view.setUint32(CHECKSUM_CRC_AT, selfChecksum(checksums, into, offsetBytes, CHECKSUM_CRC_AT), true);
+}
+
+/** Null when the sector can't be believed, whatever the reason. */
+export function decodeChecksumSector(
+  bytes: Uint8Array,
+  offsetBytes: number,
+  uuidPrefix: Uint8Array,
+  index: number,
+  checksums: Checksums,
+): { readonly generation: number; readonly entries: ChecksumEntries } | null {
+  const view = viewOf(bytes, offsetBytes);
+  if (view.getUint32(0, true) !== CHECKSUM_MAGIC) return null;
+  if (view.getUint32(CHECKSUM_CRC_AT, true) !== selfChecksum(checksums, bytes, offsetBytes, CHECKSUM_CRC_AT))
+    return null;
+  for (let i = 0; i < 8; i++) if (bytes[offsetBytes + 8 + i] !== uuidPrefix[i]) return null;
+  const generation = getU64(view, 24);
+  if (getU64(view, 16) !== index || !(generation >= 1)) return null;
+  if (!isZero(bytes.subarray(offsetBytes + 32, offsetBytes + CHECKSUM_HEADER_BYTES))) return null;
+  const entries = newEntries();
+  for (let i = 0; i < entries.length; i++) entries[i] = view.getUint32(CHECKSUM_HEADER_BYTES + i * 4, true);
+  return { generation, entries };
+}

@@ -1,0 +1,274 @@
+import { FsError } from '../common/errors.js';
+import { type Epoch, epoch, type Incarnation, incarnation, type NodeId, nodeId } from '../common/ids.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import { ByteReader, ByteWriter } from './codec.js';
+
+/**
+ * Bodies of the messages between NSD clients and NSD servers. Owns the encoding and its limits, nothing else.
+ *
+ * Every request opens with the NSD's UUID (nsdFence, which concerns the whole server, excepted). Extents are listed in the
+ * order of the bytes in the window (or inline), checksums and versions one per sector in the same order.
+ *
+ * Invariants: an encoded request always decodes to the same value; a decoder accepts nothing whose sectors, counts and
+ * lengths don't agree with each other. Fault model: any bytes may arrive; a decoder throws badFrame and allocates no more than
+ * the limits below allow. Whether a sector lies on the NSD is the server's to check, who knows its length.
+ */
+
+/** Sectors of one request: a whole window. */
+export const NSD_REQUEST_SECTORS_MAX = 2048;
+/** Bytes that travel in the message itself rather than through a window: what a window would cost more than the copy. */
+export const NSD_INLINE_BYTES_MAX = 16 * 1024;
+export const NSD_DISCARD_EXTENTS_MAX = 4096;
+const WINDOW_NAME_BYTES_MAX = 256;
+const NAME_BYTES_MAX = 128;
+
+/** Consecutive sectors, counted from the NSD's first data sector. */
+export interface SectorExtent {
+  readonly sector: number;
+  readonly sectorCount: number;
+}
+
+export interface NsdReadRequest {
+  readonly nsd: string;
+  readonly extents: readonly SectorExtent[];
+  /** Where the bytes go; null asks for them in the reply. */
+  readonly window: Uint8Array | null;
+}
+export interface NsdReadReply {
+  readonly crcs: Uint32Array;
+  readonly versions: Uint32Array;
+  /** The sectors' bytes, if the request named no window. */
+  readonly data: Uint8Array | null;
+}
+/** Exactly one of `window` and `data` is set. */
+export interface NsdWriteRequest {
+  readonly nsd: string;
+  readonly extents: readonly SectorExtent[];
+  readonly crcs: Uint32Array;
+  readonly window: Uint8Array | null;
+  readonly data: Uint8Array | null;
+}
+export interface NsdWriteReply {
+  readonly versions: Uint32Array;
+}
+export interface NsdDiscardRequest {
+  readonly nsd: string;
+  readonly extents: readonly SectorExtent[];
+}
+export interface NsdInfoReply {
+  readonly nsd: string;
+  /** Null while the NSD belongs to no file system. */
+  readonly fsUuid: string | null;
+  readonly name: string;
+  readonly failureGroup: number;
+  readonly dataSectorCount: number;
+  readonly generation: number;
+}
+export interface NsdFenceRequest {
+  readonly node: NodeId;
+  /** This incarnation and all before it. */
+  readonly upTo: Incarnation;
+  readonly epoch: Epoch;
+}
+
+const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
+
+/** @throws {FsError} invalidArgument unless it is the lower-case form with hyphens. */
+export function uuidToBytes(uuid: string): Uint8Array {
+  if (!UUID.test(uuid)) throw new FsError('invalidArgument', { op: 'encode', object: uuid, detail: 'not a UUID' });
+  return Uint8Array.from(Buffer.from(uuid.replaceAll('-', ''), 'hex'));
+}
+export function uuidFromBytes(bytes: Uint8Array): string {
+  const hex = Buffer.from(bytes.buffer, bytes.byteOffset, 16).toString('hex');
+  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
+}
+
+export const sectorsOf = (extents: readonly SectorExtent[]): number =>
+  extents.reduce((sum, extent) => sum + extent.sectorCount, 0);
+
+function writeExtents(writer: ByteWriter, extents: readonly SectorExtent[]): void {
+  writer.u32(extents.length);
+  for (const extent of extents) writer.u64(extent.sector).u64(extent.sectorCount);
+}
+
+function readExtents(reader: ByteReader, countMax: number, sectorsMax: number): SectorExtent[] {
+  const count = reader.count(countMax);
+  if (count === 0) throw reader.bad('no extent');
+  const extents: SectorExtent[] = [];
+  let total = 0;
+  for (let i = 0; i < count; i++) {
+    const sector = reader.u64();
+    const sectorCount = reader.u64();
+    if (sectorCount === 0) throw reader.bad(`extent ${i} is empty`);
+    total += sectorCount;
+    if (total > sectorsMax) throw reader.bad(`more than ${sectorsMax} sectors`);
+    if (!Number.isSafeInteger(sector + sectorCount)) throw reader.bad(`extent ${i} ends beyond 2^53`);
+    extents.push({ sector, sectorCount });
+  }
+  return extents;
+}
+
+function writeWords(writer: ByteWriter, words: Uint32Array): void {
+  writer.u32(words.length);
+  for (const word of words) writer.u32(word);
+}
+function readWords(reader: ByteReader, what: string, countExact?: number): Uint32Array {
+  const count = reader.count(NSD_REQUEST_SECTORS_MAX);
+  if (countExact !== undefined && count !== countExact) throw reader.bad(`${count} ${what} for ${countExact} sectors`);
+  const words = new Uint32Array(count);
+  for (let i = 0; i < count; i++) words[i] = reader.u32();
+  return words;
+}
+
+function readWindow(reader: ByteReader): Uint8Array {
+  const window = reader.bytes(WINDOW_NAME_BYTES_MAX);
+  if (window.length === 0) throw reader.bad('empty window');
+  return window.slice();
+}
+/** Bytes of the message itself, copied: the message's memory is the fabric's again after the handler's first await. */
+function readInline(reader: ByteReader, sectorCount: number): Uint8Array {
+  const data = reader.bytes(NSD_INLINE_BYTES_MAX);
+  if (data.length !== sectorCount * SECTOR_BYTES) throw reader.bad(`${data.length} bytes for ${sectorCount} sectors`);
+  return data.slice();
+}
+const INLINE = 0;
+const WINDOW = 1;
+function readPlace(reader: ByteReader): 'inline' | 'window' {
+  const place = reader.u8();
+  if (place !== INLINE && place !== WINDOW) throw reader.bad(`place ${place}`);
+  return place === INLINE ? 'inline' : 'window';
+}
+
+export function encodeNsdRead(request: NsdReadRequest): Uint8Array {
+  const writer = new ByteWriter(64 + request.extents.length * 16);
+  writer.raw(uuidToBytes(request.nsd));
+  writeExtents(writer, request.extents);
+  if (request.window === null) writer.u8(INLINE);
+  else writer.u8(WINDOW).bytes(request.window);
+  return writer.finish();
+}
+export function decodeNsdRead(body: Uint8Array): NsdReadRequest {
+  const reader = new ByteReader(body, 'nsdRead body');
+  const nsd = uuidFromBytes(reader.raw(16));
+  const extents = readExtents(reader, NSD_REQUEST_SECTORS_MAX, NSD_REQUEST_SECTORS_MAX);
+  const inline = readPlace(reader) === 'inline';
+  if (inline && sectorsOf(extents) * SECTOR_BYTES > NSD_INLINE_BYTES_MAX)
+    throw reader.bad('too long for an inline reply');
+  const window = inline ? null : readWindow(reader);
+  reader.end();
+  return { nsd, extents, window };
+}
+
+export function encodeNsdReadReply(reply: NsdReadReply): Uint8Array {
+  const writer = new ByteWriter(32 + reply.crcs.length * 8 + (reply.data?.length ?? 0));
+  writeWords(writer, reply.crcs);
+  writeWords(writer, reply.versions);
+  if (reply.data === null) writer.u8(WINDOW);
+  else writer.u8(INLINE).bytes(reply.data);
+  return writer.finish();
+}
+/** @param sectorCount what was asked for; anything else is refused. */
+export function decodeNsdReadReply(body: Uint8Array, sectorCount: number, inline: boolean): NsdReadReply {
+  const reader = new ByteReader(body, 'nsdRead reply');
+  const crcs = readWords(reader, 'checksums', sectorCount);
+  const versions = readWords(reader, 'versions', sectorCount);
+  if ((readPlace(reader) === 'inline') !== inline) throw reader.bad('bytes came another way than asked for');
+  const data = inline ? readInline(reader, sectorCount) : null;
+  reader.end();
+  return { crcs, versions, data };
+}
+
+export function encodeNsdWrite(request: NsdWriteRequest): Uint8Array {
+  const inlineBytes = request.data?.length ?? 0;
+  const writer = new ByteWriter(64 + request.extents.length * 16 + request.crcs.length * 4 + inlineBytes);
+  writer.raw(uuidToBytes(request.nsd));
+  writeExtents(writer, request.extents);
+  writeWords(writer, request.crcs);
+  if (request.data !== null) writer.u8(INLINE).bytes(request.data);
+  else if (request.window !== null) writer.u8(WINDOW).bytes(request.window);
+  else
+    throw new FsError('invalidArgument', { op: 'encode', object: 'nsdWrite body', detail: 'neither window nor data' });
+  return writer.finish();
+}
+export function decodeNsdWrite(body: Uint8Array): NsdWriteRequest {
+  const reader = new ByteReader(body, 'nsdWrite body');
+  const nsd = uuidFromBytes(reader.raw(16));
+  const extents = readExtents(reader, NSD_REQUEST_SECTORS_MAX, NSD_REQUEST_SECTORS_MAX);
+  const sectorCount = sectorsOf(extents);
+  const crcs = readWords(reader, 'checksums', sectorCount);
+  const inline = readPlace(reader) === 'inline';
+  const data = inline ? readInline(reader, sectorCount) : null;
+  const window = inline ? null : readWindow(reader);
+  reader.end();
+  return { nsd, extents, crcs, window, data };
+}
+export function encodeNsdWriteReply(reply: NsdWriteReply): Uint8Array {
+  const writer = new ByteWriter(8 + reply.versions.length * 4);
+  writeWords(writer, reply.versions);
+  return writer.finish();
+}
+export function decodeNsdWriteReply(body: Uint8Array, sectorCount: number): NsdWriteReply {
+  const reader = new ByteReader(body, 'nsdWrite reply');
+  const versions = readWords(reader, 'versions', sectorCount);
+  reader.end();
+  return { versions };
+}
+
+/** Body of nsdFlush and nsdInfo. */
+export const encodeNsdName = (nsd: string): Uint8Array => uuidToBytes(nsd);
+export function decodeNsdName(body: Uint8Array): string {
+  const reader = new ByteReader(body, 'nsd name body');
+  const nsd = uuidFromBytes(reader.raw(16));
+  reader.end();
+  return nsd;
+}
+
+export function encodeNsdDiscard(request: NsdDiscardRequest): Uint8Array {
+  const writer = new ByteWriter(32 + request.extents.length * 16);
+  writer.raw(uuidToBytes(request.nsd));
+  writeExtents(writer, request.extents);
+  return writer.finish();
+}
+export function decodeNsdDiscard(body: Uint8Array): NsdDiscardRequest {
+  const reader = new ByteReader(body, 'nsdDiscard body');
+  const nsd = uuidFromBytes(reader.raw(16));
+  const extents = readExtents(reader, NSD_DISCARD_EXTENTS_MAX, Number.MAX_SAFE_INTEGER);
+  reader.end();
+  return { nsd, extents };
+}
+
+export function encodeNsdInfoReply(info: NsdInfoReply): Uint8Array {
+  return new ByteWriter()
+    .raw(uuidToBytes(info.nsd))
+    .raw(info.fsUuid === null ? new Uint8Array(16) : uuidToBytes(info.fsUuid))
+    .string(info.name)
+    .u32(info.failureGroup)
+    .u64(info.dataSectorCount)
+    .u64(info.generation)
+    .finish();
+}
+export function decodeNsdInfoReply(body: Uint8Array): NsdInfoReply {
+  const reader = new ByteReader(body, 'nsdInfo reply');
+  const nsd = uuidFromBytes(reader.raw(16));
+  const fs = reader.raw(16);
+  const reply = {
+    nsd,
+    fsUuid: fs.every((byte) => byte === 0) ? null : uuidFromBytes(fs),
+    name: reader.string(NAME_BYTES_MAX),
+    failureGroup: reader.u32(),
+    dataSectorCount: reader.u64(),
+    generation: reader.u64(),
+  };
+  reader.end();
+  return reply;
+}
+
+export function encodeNsdFence(request: NsdFenceRequest): Uint8Array {
+  return new ByteWriter().u16(request.node).u64(request.upTo).u64(request.epoch).finish();
+}
+export function decodeNsdFence(body: Uint8Array): NsdFenceRequest {
+  const reader = new ByteReader(body, 'nsdFence body');
+  const request = { node: nodeId(reader.u16()), upTo: incarnation(reader.u64()), epoch: epoch(reader.u64()) };
+  reader.end();
+  return request;
+}
