@@ -1,0 +1,125 @@
+import type { Clock } from '../common/clock.js';
+import { FsError } from '../common/errors.js';
+import { below, type Random } from '../common/random.js';
+import type { PagePool, PoolSegment } from '../native/page-pool.js';
+import type { BlockDevice } from '../nsd/nsd-api.js';
+
+const CHUNK_BYTES = 4096;
+
+/**
+ * A disk of the simulated world: sparse memory that outlives the node that opens it. Transfers take virtual time, drawn from the
+ * seed, and end in any order; a write takes effect at a moment of its own between its start and its end, chunk by chunk, so readers beside it see torn
+ * writes as on a real device. What has taken effect survives the node's death (a killed process loses nothing that the kernel has).
+ */
+export class SimDisk {
+  readonly #chunks = new Map<number, Uint8Array>();
+
+  constructor(
+    readonly lengthBytes: number,
+    private readonly clock: Clock,
+    private readonly random: Random,
+    private readonly latencyMs: { readonly min: number; readonly max: number } = { min: 0.02, max: 0.4 },
+  ) {}
+
+  /** One node's way to the disk. Cutting it makes everything fail that has not taken effect: the target's side of a fence (S4). */
+  open(pool: PagePool): BlockDevice & { cut(): void } {
+    let isCut = false;
+    const gone = (op: string, offsetBytes: number): FsError =>
+      new FsError('deviceError', { op, object: `sim disk at ${offsetBytes}`, detail: 'the path to the device is cut' });
+    const check = (op: string, offsetBytes: number, lengthBytes: number): void => {
+      if (isCut) throw gone(op, offsetBytes);
+      if (
+        offsetBytes % CHUNK_BYTES !== 0 ||
+        lengthBytes % CHUNK_BYTES !== 0 ||
+        offsetBytes < 0 ||
+        offsetBytes + lengthBytes > this.lengthBytes
+      ) {
+        throw new FsError('outOfRange', { op, object: `sim disk at ${offsetBytes}`, detail: `${lengthBytes} bytes` });
+      }
+    };
+    const transfer = (op: string, offsetBytes: number, steps: (() => void)[]): Promise<void> =>
+      new Promise((resolve, reject) => {
+        const total = this.#latency();
+        const run = (at: number): void => {
+          if (isCut) return reject(gone(op, offsetBytes));
+          steps[at]?.();
+          if (at + 1 < steps.length) this.clock.after(total / (steps.length * 4), () => run(at + 1));
+          else this.clock.after(total / 4, () => (isCut ? reject(gone(op, offsetBytes)) : resolve()));
+        };
+        this.clock.after(total / 2, () => run(0));
+      });
+    return {
+      lengthBytes: this.lengthBytes,
+      logicalBlockBytes: 512,
+      read: (offsetBytes: number, memory: PoolSegment) => {
+        check('disk.read', offsetBytes, memory.lengthBytes);
+        return transfer('disk.read', offsetBytes, [() => this.#copyOut(offsetBytes, pool.bytes, memory)]);
+      },
+      write: (offsetBytes: number, memory: PoolSegment) => {
+        check('disk.write', offsetBytes, memory.lengthBytes);
+        // The device takes the bytes when it gets to them: memory that changes meanwhile is written changed (S2).
+        const half = Math.ceil(memory.lengthBytes / CHUNK_BYTES / 2) * CHUNK_BYTES;
+        const parts = [
+          { at: 0, lengthBytes: half },
+          { at: half, lengthBytes: memory.lengthBytes - half },
+        ].filter((part) => part.lengthBytes > 0);
+        return transfer(
+          'disk.write',
+          offsetBytes,
+          parts.map(
+            (part) => () =>
+              this.#copyIn(offsetBytes + part.at, pool.bytes, {
+                offsetBytes: memory.offsetBytes + part.at,
+                lengthBytes: part.lengthBytes,
+              }),
+          ),
+        );
+      },
+      flush: () => {
+        check('disk.flush', 0, 0);
+        return transfer('disk.flush', 0, []);
+      },
+      discard: (offsetBytes: number, lengthBytes: number) => {
+        check('disk.discard', offsetBytes, lengthBytes);
+        return transfer('disk.discard', offsetBytes, [
+          () => {
+            for (let at = offsetBytes; at < offsetBytes + lengthBytes; at += CHUNK_BYTES) this.#chunks.delete(at);
+          },
+        ]);
+      },
+      close: () => Promise.resolve(),
+      cut: () => {
+        isCut = true;
+      },
+    };
+  }
+
+  /** Flips one bit: decay. */
+  corrupt(offsetBytes: number): void {
+    const at = Math.floor(offsetBytes / CHUNK_BYTES) * CHUNK_BYTES;
+    const chunk = this.#chunks.get(at) ?? new Uint8Array(CHUNK_BYTES);
+    const index = offsetBytes - at;
+    chunk[index] = chunk[index]! ^ (1 << below(this.random, 8));
+    this.#chunks.set(at, chunk);
+  }
+
+  #latency(): number {
+    return this.latencyMs.min + this.random.next() * (this.latencyMs.max - this.latencyMs.min);
+  }
+  #copyOut(offsetBytes: number, pool: Uint8Array, memory: PoolSegment): void {
+    for (let done = 0; done < memory.lengthBytes; done += CHUNK_BYTES) {
+      const chunk = this.#chunks.get(offsetBytes + done);
+      const target = memory.offsetBytes + done;
+      if (chunk === undefined) pool.fill(0, target, target + CHUNK_BYTES);
+      else pool.set(chunk, target);
+    }
+  }
+  #copyIn(offsetBytes: number, pool: Uint8Array, memory: PoolSegment): void {
+    for (let done = 0; done < memory.lengthBytes; done += CHUNK_BYTES) {
+      this.#chunks.set(
+        offsetBytes + done,
+        pool.slice(memory.offsetBytes + done, memory.offsetBytes + done + CHUNK_BYTES),
+      );
+    }
+  }
+}
