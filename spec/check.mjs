@@ -12,11 +12,12 @@ const model = readFileSync(path.join(path.dirname(fileURLToPath(import.meta.url)
 
 const configurations = {
   'two nodes, one range, expulsion and returning lease': { NODES: 2, EXPULSIONS: 1, LEASE_ENDS: 1 },
-  'two nodes, two ranges granted together, split later': { NODES: 2, RANGES: 2, EXPULSIONS: 0, LEASE_ENDS: 0, CHANNEL: 2, SEQ_MOD: 3, RELEASES: false },
+  'two nodes, two ranges granted together, split later, to depth 18': { BOUND: 18, NODES: 2, RANGES: 2, EXPULSIONS: 0, LEASE_ENDS: 0, CHANNEL: 2, SEQ_MOD: 3, RELEASES: false },
   "two nodes and their kernels' caches, expulsion": { NODES: 2, KERNEL: true, EXPULSIONS: 1, LEASE_ENDS: 1, CHANNEL: 2, SEQ_MOD: 3 },
   'two nodes, token server taken over, a node dead with it': { NODES: 2, TAKEOVERS: 1, EXPULSIONS: 1, LEASE_ENDS: 1, CHANNEL: 2, SEQ_MOD: 3 },
 };
 const large = {
+  'two nodes, two ranges granted together, split later': { NODES: 2, RANGES: 2, EXPULSIONS: 0, LEASE_ENDS: 0, CHANNEL: 2, SEQ_MOD: 3, RELEASES: false },
   'three nodes, one range': { NODES: 3, EXPULSIONS: 0, LEASE_ENDS: 0, CHANNEL: 2, SEQ_MOD: 3 },
   'two nodes, one range, two leases end': { NODES: 2, EXPULSIONS: 1, LEASE_ENDS: 2 },
   'two nodes, two takeovers, two expulsions': { NODES: 2, TAKEOVERS: 2, EXPULSIONS: 2, LEASE_ENDS: 2 },
@@ -47,7 +48,7 @@ if (spawnSync('rumur', ['--version']).error) {
 }
 
 /** @returns {{ verdict: 'holds' | 'violated' | 'unclear', what: string, states: string }} */
-function check(constants) {
+function check({ BOUND = 0, ...constants }) {
   const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-spec-'));
   try {
     let text = model;
@@ -62,7 +63,7 @@ function check(constants) {
       const result = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 30, timeout: full ? 1_800_000 : 240_000 });
       return { status: result.status, text: `${result.stdout}${result.stderr}` };
     };
-    const made = run('rumur', ['--threads', '2', '--counterexample-trace', 'off', '--output', c, source]);
+    const made = run('rumur', ['--threads', '2', '--counterexample-trace', 'off', '--bound', String(BOUND), '--output', c, source]);
     if (made.status !== 0 || !existsSync(c)) throw new Error(`rumur: ${made.text}`);
     const compiled = run('cc', ['-O3', '-march=native', '-mcx16', '-w', '-o', binary, c, '-lpthread']);
     if (compiled.status !== 0) throw new Error(`cc: ${compiled.text}`);

@@ -68,7 +68,7 @@ export function checkLinearizable<State, Input, Output>(
   let bestStuck: number[] = [];
   let visits = 0;
   let required = operations.filter((operation) => operation.output !== null).length;
-  let entry = head.next;
+  let entry: ListNode | null = head.next;
   const configuration = (): string => `${Buffer.from(done).toString('latin1')}|${model.key(state)}`;
 
   while (required > 0) {
@@ -110,7 +110,9 @@ export function checkLinearizable<State, Input, Output>(
     }
     if (stack.length >= best.length) {
       bestStuck = [];
-      for (let at = head.next; at !== null && at !== entry; at = at.next) if (!at.isReturn) bestStuck.push(at.index);
+      for (let at: ListNode | null = head.next; at !== null && at !== entry; at = at.next) {
+        if (!at.isReturn) bestStuck.push(at.index);
+      }
     }
     const frame = stack.pop();
     if (frame === undefined) {

@@ -41,7 +41,10 @@ export class SimDisk {
       new Promise((resolve, reject) => {
         const total = this.#latency();
         const run = (at: number): void => {
-          if (isCut) return reject(gone(op, offsetBytes));
+          if (isCut) {
+            reject(gone(op, offsetBytes));
+            return;
+          }
           steps[at]?.();
           if (at + 1 < steps.length) this.clock.after(total / (steps.length * 4), () => run(at + 1));
           else this.clock.after(total / 4, () => (isCut ? reject(gone(op, offsetBytes)) : resolve()));
