@@ -100,7 +100,7 @@ export function checkLinearizable<State, Input, Output>(
           state = previous;
         }
       }
-      if (!taken) entry = entry.next;
+      if (!taken) entry = entry?.next ?? null;
       continue;
     }
     // A return of an operation not yet taken (or the end): nothing behind it may come first. One of unknown outcome holds nobody up.
