@@ -27,6 +27,8 @@ export const Miss = {
   limit: -8, // more pages than one hit may pin (HIT_PAGES_MAX)
 } as const;
 export type Miss = (typeof Miss)[keyof typeof Miss];
+/** Bits of takeReferences. */
+export const Referenced = { byRead: 1, byWrite: 2 } as const;
 export const HIT_PAGES_MAX = 80;
 /** Coverage ranges an entry can publish; more are simply not hit. */
 export const COVERAGE_RANGES_MAX = 8;
@@ -66,8 +68,16 @@ export interface CacheMap {
   /** Lowering it returns when no hit that relied on the higher mode runs any more. */
   setStatusMode(entry: EntryId, mode: TokenMode): void;
   entryState(entry: EntryId): EntryState;
-  /** Engine's own changes of size and times (truncate, write through the engine, utimes). */
+  /**
+   * Engine's own changes of size and times (truncate, utimes): the state as given. A write hit that runs meanwhile may grow the
+   * size before or after it, so lower the status mode first (it waits for hits), change, raise it again.
+   */
   setEntryState(entry: EntryId, state: { sizeBytes: number; mtimeNs: bigint; ctimeNs: bigint }): void;
+  /**
+   * A write through the engine: the size becomes at least `endBytes`, mtime and ctime `wallNs`, `changes` is raised, as by a
+   * write hit. Unlike entryState followed by setEntryState it undoes no growth by hits of other threads.
+   */
+  noteWrite(entry: EntryId, endBytes: number, wallNs: bigint): void;
   /** Replaces what is published, at most COVERAGE_RANGES_MAX. Shrinking alone does not wait for running hits: close the slots. */
   setCoverage(entry: EntryId, ranges: readonly Coverage[]): void;
 
@@ -92,7 +102,7 @@ export interface CacheMap {
   takeDirtied(max: number): SlotId[];
   /** How many more pages hits may turn dirty; add may be negative, the word never goes below 0. Returns what is left. */
   addDirtyCredits(add: number): number;
-  /** The slot's reference bits since the last call, then cleared: for the eviction policy. */
+  /** The slot's reference bits (see Referenced) since the last call, then cleared: for the eviction policy. */
   takeReferences(slot: SlotId): number;
 
   /** A hit: bytes copied (0 at or behind the end of file), or a Miss. Atomic against other reads and writes of the entry's pages. */

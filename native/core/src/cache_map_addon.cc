@@ -49,6 +49,7 @@ bool getEntry(napi_env env, napi_value value, uint64_t* entry) {
   double number;
   if (!getNumber(env, value, "entry", &number)) return false;
   *entry = number >= 0 && number <= kSafeIntegerMax ? static_cast<uint64_t>(number) : 0;
+  if (static_cast<double>(*entry) != number) *entry = 0;
   return true;
 }
 
