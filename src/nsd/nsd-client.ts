@@ -343,7 +343,10 @@ export class NsdClient implements NsdClientApi {
         if (last.reason === 'badChecksum') {
           this.counters.add('nsd.changedOnTheWay');
           if (++changedOnTheWay >= CHANGED_ON_THE_WAY_MAX) throw last;
-        } else if (last.retry !== 'same') throw last;
+          // Nothing to wait for: the next transfer is a new one.
+          continue;
+        }
+        if (last.retry !== 'same') throw last;
         this.counters.add('nsd.retries');
         if ((tries + 1) % location.servers.length === 0) {
           await pause(clock, Math.min(backoffMs, Math.max(0, deadlineMs - clock.nowMs())), signal);
