@@ -1,0 +1,312 @@
+import { constants } from 'node:fs';
+import type { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
+import { type InodeNumber, inodeNumber } from '../common/ids.js';
+import type { Credentials, DirectoryEntry, FileSystem, OpenFile } from '../fs/file-system-api.js';
+import { copyFile, makeDirectories, readWhole, toChanges, writeWhole } from './compound-ops.js';
+import { attributesToWire, type OpArgs, type OpName, type OpResult, type Reply } from './ops.js';
+import { packEntries } from './packed-entries.js';
+
+/**
+ * The engine's side of every client: executes operations against the file system and owns, per session, the open handles,
+ * the listings in progress and the credentials.
+ *
+ * Invariants: a handle number is never reused within a session; when a session ends, what runs is aborted, then every
+ * handle is closed; requests in flight and handles are bounded. Fault model: sessions may ask anything in any order
+ * (arguments were checked by the transport); an error of one call never touches another.
+ */
+export interface DispatcherLimits {
+  readonly inFlightMax: number;
+  readonly handlesMax: number;
+  /** The longest single read, whatever is asked for. */
+  readonly readBytesMax: number;
+}
+export const DEFAULT_LIMITS: DispatcherLimits = { inFlightMax: 1024, handlesMax: 65_536, readBytesMax: 1 << 30 };
+
+/** Snapshots of large directories being listed, per session; the oldest goes first. */
+const LISTINGS_MAX = 16;
+/** Above this a read first asks for the size, so that a huge length on a small file costs no huge buffer. */
+const TRUSTED_READ_BYTES = 1 << 20;
+
+/** A file system that can open an inode without its name: what durable handles need after a rename. */
+export interface InodeOpener {
+  openInode(ino: InodeNumber, generation: number, flags: number, credentials: Credentials): Promise<OpenFile>;
+}
+const canOpenInode = (fs: FileSystem): fs is FileSystem & InodeOpener =>
+  'openInode' in fs && typeof fs.openInode === 'function';
+
+export class Dispatcher {
+  readonly #sessions = new Set<DispatcherSession>();
+
+  constructor(
+    readonly fileSystem: FileSystem,
+    readonly counters: Counters,
+    readonly limits: DispatcherLimits = DEFAULT_LIMITS,
+    /** What the op `counters` answers. */
+    readonly report: () => Record<string, number> = () => counters.snapshot(),
+  ) {}
+
+  openSession(credentials: Credentials): DispatcherSession {
+    const session = new DispatcherSession(this, credentials, () => this.#sessions.delete(session));
+    this.#sessions.add(session);
+    return session;
+  }
+
+  get sessionCount(): number {
+    return this.#sessions.size;
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#sessions].map((session) => session.end()));
+  }
+}
+
+type Handlers = {
+  readonly [K in OpName]: (
+    args: OpArgs<K>,
+    payload: Uint8Array | undefined,
+    signal: AbortSignal,
+  ) => Promise<OpResult<K> | WithPayload<K>> | OpResult<K> | WithPayload<K>;
+};
+
+const EMPTY = new Uint8Array(0);
+const NOTHING = {} as const;
+
+/** A result with bytes beside it. */
+class WithPayload<K extends OpName> {
+  constructor(
+    readonly result: OpResult<K>,
+    readonly payload: Uint8Array,
+  ) {}
+}
+
+export class DispatcherSession {
+  readonly #files = new Map<number, OpenFile>();
+  readonly #listings = new Map<number, DirectoryEntry[]>();
+  readonly #running = new Set<Promise<unknown>>();
+  readonly #ended = new AbortController();
+  readonly #handlers: Handlers;
+  #nextHandle = 1;
+  #nextCursor = 1;
+  #opening = 0;
+  #ending: Promise<void> | null = null;
+
+  constructor(
+    readonly dispatcher: Dispatcher,
+    readonly credentials: Credentials,
+    readonly onEnd: () => void,
+  ) {
+    this.#handlers = this.#makeHandlers();
+  }
+
+  get handleCount(): number {
+    return this.#files.size;
+  }
+
+  async execute<K extends OpName>(
+    op: K,
+    args: OpArgs<K>,
+    payload?: Uint8Array,
+    signal?: AbortSignal,
+  ): Promise<Reply<K>> {
+    const { counters, limits } = this.dispatcher;
+    if (this.#ending !== null) throw new FsError('closed', { op, detail: 'the session has ended' });
+    if (this.#running.size >= limits.inFlightMax) {
+      counters.add('client.refusedQueueFull');
+      throw new FsError('queueFull', { op, detail: `more than ${limits.inFlightMax} operations in flight` });
+    }
+    if (signal?.aborted === true) throw new FsError('aborted', { op });
+    counters.add('client.calls');
+    const both = signal === undefined ? this.#ended.signal : AbortSignal.any([this.#ended.signal, signal]);
+    const run = this.#run(op, args, payload, both);
+    this.#running.add(run);
+    try {
+      return await run;
+    } catch (error) {
+      counters.add('client.failedCalls');
+      if (both.aborted && !FsError.is(error)) throw new FsError('aborted', { op, cause: error });
+      throw FsError.from(error, op);
+    } finally {
+      this.#running.delete(run);
+    }
+  }
+
+  async #run<K extends OpName>(
+    op: K,
+    args: OpArgs<K>,
+    payload: Uint8Array | undefined,
+    signal: AbortSignal,
+  ): Promise<Reply<K>> {
+    const handler = this.#handlers[op] as Handlers[K];
+    const value = await handler(args, payload, signal);
+    if (value instanceof WithPayload) return { result: value.result as OpResult<K>, payload: value.payload };
+    return { result: value as OpResult<K> };
+  }
+
+  /** Aborts what runs, waits for it, closes every handle. Errors of closing are counted: nobody is left to be told. */
+  end(): Promise<void> {
+    this.#ending ??= this.#end();
+    return this.#ending;
+  }
+
+  async #end(): Promise<void> {
+    this.#ended.abort();
+    await Promise.allSettled(this.#running);
+    const closed = await Promise.allSettled([...this.#files.values()].map((file) => file.close()));
+    for (const outcome of closed) if (outcome.status === 'rejected') this.dispatcher.counters.add('client.closeErrors');
+    this.#files.clear();
+    this.#listings.clear();
+    this.onEnd();
+  }
+
+  #file(handle: number, op: OpName): OpenFile {
+    const file = this.#files.get(handle);
+    if (file === undefined) throw new FsError('badHandle', { op, detail: `handle ${handle} is not open` });
+    return file;
+  }
+
+  /** Opens under the limit; the handle is installed only if the session still lives. */
+  async #install(handle: number, open: () => Promise<OpenFile>, op: OpName): Promise<OpenFile> {
+    const { handlesMax } = this.dispatcher.limits;
+    if (this.#files.size + this.#opening >= handlesMax)
+      throw new FsError('tooManyOpenFiles', { op, detail: `${handlesMax} handles are open in this session` });
+    this.#opening++;
+    try {
+      const file = await open();
+      if (this.#ended.signal.aborted) {
+        await file.close();
+        throw new FsError('closed', { op, detail: 'the session has ended' });
+      }
+      this.#files.set(handle, file);
+      return file;
+    } finally {
+      this.#opening--;
+    }
+  }
+
+  async #reopen(args: OpArgs<'reopen'>): Promise<OpenFile> {
+    const { fileSystem } = this.dispatcher;
+    const flags = args.flags & ~(constants.O_CREAT | constants.O_EXCL | constants.O_TRUNC);
+    if (canOpenInode(fileSystem))
+      return fileSystem.openInode(inodeNumber(args.ino), args.generation, flags, this.credentials);
+    const file = await fileSystem.open(args.path, flags, 0, this.credentials);
+    const found = await file.stat();
+    if (found.ino === args.ino && found.generation === args.generation) return file;
+    await file.close();
+    throw new FsError('staleHandle', { op: 'reopen', object: args.path, detail: 'another file has this name now' });
+  }
+
+  #listing(entries: DirectoryEntry[], from: number, cursor: number | null): Reply<'readdir'> & { payload: Uint8Array } {
+    const { payload, next } = packEntries(entries, from);
+    if (next >= entries.length) {
+      if (cursor !== null) this.#listings.delete(cursor);
+      return { result: { cursor: null, next }, payload };
+    }
+    const at = cursor ?? this.#nextCursor++;
+    this.#listings.set(at, entries);
+    if (this.#listings.size > LISTINGS_MAX) this.#listings.delete(this.#listings.keys().next().value ?? at);
+    return { result: { cursor: at, next }, payload };
+  }
+
+  #makeHandlers(): Handlers {
+    const { fileSystem: fs, limits, report } = this.dispatcher;
+    const who = this.credentials;
+    const done = async (work: Promise<unknown>): Promise<Record<string, never>> => {
+      await work;
+      return NOTHING;
+    };
+    return {
+      open: async ({ path, flags, mode, identify }, _payload, signal) => {
+        const handle = this.#nextHandle++;
+        const file = await this.#install(handle, () => fs.open(path, flags, mode, who, { signal }), 'open');
+        const generation = identify === true ? (await file.stat()).generation : 0;
+        return { handle, ino: file.ino, generation, entry: file.entry, flags: file.flags };
+      },
+      close: ({ handle }) => {
+        // Closing what is not open is no error here: a repeated close finds its work done. Clients check their own state.
+        const file = this.#files.get(handle);
+        this.#files.delete(handle);
+        return done(file?.close() ?? Promise.resolve());
+      },
+      read: async ({ handle, offset, length }, _payload, signal) => {
+        const file = this.#file(handle, 'read');
+        let room = Math.min(length, limits.readBytesMax);
+        if (room > TRUSTED_READ_BYTES) {
+          const { sizeBytes } = await file.stat({ signal });
+          room = Math.min(room, Math.max(TRUSTED_READ_BYTES, sizeBytes - offset));
+        }
+        const bytes = new Uint8Array(room);
+        const count = await file.read(offset, bytes, { signal });
+        return new WithPayload<'read'>(NOTHING, count === room ? bytes : bytes.subarray(0, count));
+      },
+      write: async ({ handle, offset }, payload, signal) => {
+        const written = await this.#file(handle, 'write').write(offset, payload ?? EMPTY, { signal });
+        return { offset: written.offsetBytes, length: written.lengthBytes };
+      },
+      truncateHandle: ({ handle, size }, _payload, signal) =>
+        done(this.#file(handle, 'truncateHandle').truncate(size, { signal })),
+      statHandle: async ({ handle }, _payload, signal) =>
+        attributesToWire(await this.#file(handle, 'statHandle').stat({ signal })),
+      setAttributesHandle: async ({ handle, changes }, _payload, signal) => {
+        const file = this.#file(handle, 'setAttributesHandle');
+        return attributesToWire(await file.setAttributes(toChanges(changes), who, { signal }));
+      },
+      sync: ({ handle, dataOnly }, _payload, signal) => done(this.#file(handle, 'sync').sync(dataOnly, { signal })),
+      hint: ({ handle, kind, offset, length }) => {
+        this.#files.get(handle)?.hint(kind, offset, length);
+        return NOTHING;
+      },
+      reopen: async (args) => {
+        const open = this.#files.get(args.handle);
+        if (open !== undefined) return { entry: open.entry };
+        this.#nextHandle = Math.max(this.#nextHandle, args.handle + 1);
+        const file = await this.#install(args.handle, () => this.#reopen(args), 'reopen');
+        return { entry: file.entry };
+      },
+      readFile: async ({ path, flags, limit }, _payload, signal) => {
+        const room = Math.min(limit, limits.readBytesMax);
+        const bytes = await readWhole(fs, path, flags, room, who, signal);
+        if (bytes === null) return { complete: false };
+        return new WithPayload<'readFile'>({ complete: true }, bytes);
+      },
+      writeFile: ({ path, flags, mode, sync }, payload, signal) =>
+        done(writeWhole(fs, path, flags, mode, sync, payload ?? EMPTY, who, signal)),
+      stat: async ({ path, follow }, _payload, signal) =>
+        attributesToWire(await (follow ? fs.stat(path, who, { signal }) : fs.lstat(path, who, { signal }))),
+      access: ({ path, mode }, _payload, signal) => done(fs.access(path, mode, who, { signal })),
+      mkdir: async ({ path, mode, recursive }, _payload, signal) => {
+        if (recursive) return { first: await makeDirectories(fs, path, mode, who, signal) };
+        await fs.mkdir(path, mode, who, { signal });
+        return { first: path };
+      },
+      rmdir: ({ path }, _payload, signal) => done(fs.rmdir(path, who, { signal })),
+      unlink: ({ path }, _payload, signal) => done(fs.unlink(path, who, { signal })),
+      rename: ({ from, to }, _payload, signal) => done(fs.rename(from, to, who, { signal })),
+      link: ({ from, to }, _payload, signal) => done(fs.link(from, to, who, { signal })),
+      symlink: ({ target, path }, _payload, signal) => done(fs.symlink(target, path, who, { signal })),
+      readlink: async ({ path }, _payload, signal) => ({ target: await fs.readlink(path, who, { signal }) }),
+      realpath: async ({ path }, _payload, signal) => ({ path: await fs.realpath(path, who, { signal }) }),
+      readdir: async ({ path }, _payload, signal) => {
+        const page = this.#listing(await fs.readdir(path, who, { signal }), 0, null);
+        return new WithPayload<'readdir'>(page.result, page.payload);
+      },
+      readdirMore: ({ cursor, from }) => {
+        const entries = this.#listings.get(cursor);
+        if (entries === undefined)
+          throw new FsError('badHandle', { op: 'readdir', detail: 'this listing is no longer kept' });
+        const page = this.#listing(entries, from, cursor);
+        return new WithPayload<'readdirMore'>(page.result, page.payload);
+      },
+      setAttributes: async ({ path, changes, follow }, _payload, signal) =>
+        attributesToWire(await fs.setAttributes(path, toChanges(changes), follow, who, { signal })),
+      truncate: ({ path, size }, _payload, signal) => done(fs.truncate(path, size, who, { signal })),
+      statfs: async ({ path }, _payload, signal) => {
+        await fs.stat(path, who, { signal });
+        return { ...(await fs.statfs({ signal })) };
+      },
+      copyFile: ({ from, to, mode }, _payload, signal) => done(copyFile(fs, from, to, mode, who, signal)),
+      syncAll: () => done(fs.sync()),
+      counters: () => report(),
+    };
+  }
+}

@@ -1,0 +1,68 @@
+import { z } from 'zod';
+import { HINT_KINDS, type OpArgs, type OpName } from './ops.js';
+
+/**
+ * What a socket may send as arguments. In-process transports are typed by the compiler; bytes from a socket are believed only
+ * after they passed here. Unknown keys are refused: a client that sends them expects something this engine doesn't do.
+ */
+const path = z
+  .string()
+  .min(1)
+  .max(4096)
+  .refine((p) => p.startsWith('/') && !p.includes('\0'), 'an absolute path without NUL');
+const target = z
+  .string()
+  .min(1)
+  .max(4096)
+  .refine((p) => !p.includes('\0'), 'no NUL');
+const handle = z.int().min(1).max(0xffffffff);
+const bytes = z.int().min(0);
+const mode = z.int().min(0).max(0o7777);
+const flags = z.int().min(0).max(0x7fffffff);
+/** -1: unchanged, as chown has it. */
+const id = z.int().min(0).max(0xffffffff).optional();
+const nanoseconds = z
+  .string()
+  .regex(/^-?[0-9]{1,19}$/)
+  .optional();
+const changes = z.strictObject({
+  mode: mode.optional(),
+  uid: id,
+  gid: id,
+  atimeNs: nanoseconds,
+  mtimeNs: nanoseconds,
+});
+const none = z.strictObject({});
+
+export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
+  open: z.strictObject({ path, flags, mode, identify: z.boolean().optional() }),
+  close: z.strictObject({ handle }),
+  read: z.strictObject({ handle, offset: bytes, length: bytes }),
+  write: z.strictObject({ handle, offset: bytes.nullable() }),
+  truncateHandle: z.strictObject({ handle, size: bytes }),
+  statHandle: z.strictObject({ handle }),
+  setAttributesHandle: z.strictObject({ handle, changes }),
+  sync: z.strictObject({ handle, dataOnly: z.boolean() }),
+  hint: z.strictObject({ handle, kind: z.enum(HINT_KINDS), offset: bytes, length: bytes }),
+  reopen: z.strictObject({ handle, path, ino: bytes, generation: bytes, flags }),
+  readFile: z.strictObject({ path, flags, limit: bytes }),
+  writeFile: z.strictObject({ path, flags, mode, sync: z.boolean() }),
+  stat: z.strictObject({ path, follow: z.boolean() }),
+  access: z.strictObject({ path, mode: z.int().min(0).max(7) }),
+  mkdir: z.strictObject({ path, mode, recursive: z.boolean() }),
+  rmdir: z.strictObject({ path }),
+  unlink: z.strictObject({ path }),
+  rename: z.strictObject({ from: path, to: path }),
+  link: z.strictObject({ from: path, to: path }),
+  symlink: z.strictObject({ path, target }),
+  readlink: z.strictObject({ path }),
+  realpath: z.strictObject({ path }),
+  readdir: z.strictObject({ path }),
+  readdirMore: z.strictObject({ cursor: bytes, from: bytes }),
+  setAttributes: z.strictObject({ path, changes, follow: z.boolean() }),
+  truncate: z.strictObject({ path, size: bytes }),
+  statfs: z.strictObject({ path }),
+  copyFile: z.strictObject({ from: path, to: path, mode: z.int().min(0).max(7) }),
+  syncAll: none,
+  counters: none,
+};
