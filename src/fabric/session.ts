@@ -389,7 +389,10 @@ export class Session implements LinkEvents {
     const transfer = this.#transfers.get(id);
     if (transfer === undefined) return; // ended here meanwhile
     this.#transfers.delete(id);
-    if (status === TransferStatus.landed) return transfer.resolve();
+    if (status === TransferStatus.landed) {
+      transfer.resolve();
+      return;
+    }
     this.#link?.cancel(id);
     this.#host.counters.add('fabric.transfersRefused');
     transfer.reject(transferError(status, transfer.writing));
@@ -405,14 +408,19 @@ export class Session implements LinkEvents {
       const at = offsets[i]!;
       const kind = bytes[at + FRAME_AT.kind]!;
       if (view.getUint32(at + FRAME_AT.incarnation, true) !== peerIncarnation) {
-        return this.#violation('refusedIncarnation', 'a frame of another incarnation');
+        this.#violation('refusedIncarnation', 'a frame of another incarnation');
+        return;
       }
       const ack = getU64(view, at + FRAME_AT.ack);
       if (ack > this.#queue.sentEver) {
-        return this.#violation('refusedAck', `acknowledges ${ack}, sent were ${this.#queue.sentEver}`);
+        this.#violation('refusedAck', `acknowledges ${ack}, sent were ${this.#queue.sentEver}`);
+        return;
       }
       if (!this.#resumed) {
-        if (kind !== FrameKind.resume) return this.#violation('refusedResume', 'a frame before resume');
+        if (kind !== FrameKind.resume) {
+          this.#violation('refusedResume', 'a frame before resume');
+          return;
+        }
         this.#onResume(ack, view.getUint16(at + FRAME_AT.creditMessages, true));
         continue;
       }
@@ -423,13 +431,14 @@ export class Session implements LinkEvents {
         const sequence = getU64(view, at + FRAME_AT.sequence);
         if (sequence !== this.#received + 1) {
           const replayed = sequence <= this.#received;
-          return this.#violation(
-            replayed ? 'refusedReplay' : 'refusedGap',
-            `sequence ${sequence} after ${this.#received}`,
-          );
+          this.#violation(replayed ? 'refusedReplay' : 'refusedGap', `sequence ${sequence} after ${this.#received}`);
+          return;
         }
         const epoch = view.getUint32(at + FRAME_AT.epoch, true);
-        if (epoch < this.#peerEpoch) return this.#violation('refusedEpoch', `epoch ${epoch} after ${this.#peerEpoch}`);
+        if (epoch < this.#peerEpoch) {
+          this.#violation('refusedEpoch', `epoch ${epoch} after ${this.#peerEpoch}`);
+          return;
+        }
         this.#peerEpoch = epoch;
         // Taken before it is handled: whatever the handler does, it is not handled again.
         this.#received = sequence;
@@ -444,7 +453,8 @@ export class Session implements LinkEvents {
         // The handler may have closed or replaced the link. The rest was not acknowledged and comes again.
         if (this.#link !== link) return;
       } else if (kind !== FrameKind.ack) {
-        return this.#violation('refusedKind', `frame kind ${kind} out of place`);
+        this.#violation('refusedKind', `frame kind ${kind} out of place`);
+        return;
       }
     }
     if (this.#queue.hasUnsent) this.#scheduleFlush();
@@ -506,7 +516,8 @@ export class Session implements LinkEvents {
 
   #execute(epoch: number, requestSequence: number, type: MessageType, body: Uint8Array): void {
     if (requestSequence <= this.#peerRequestSequence) {
-      return this.#violation('refusedRequestReplay', `request ${requestSequence} after ${this.#peerRequestSequence}`);
+      this.#violation('refusedRequestReplay', `request ${requestSequence} after ${this.#peerRequestSequence}`);
+      return;
     }
     this.#peerRequestSequence = requestSequence;
     const handler = this.#host.requestHandlers[type];
@@ -516,23 +527,25 @@ export class Session implements LinkEvents {
         op: 'fabric.request',
         detail: `no handler for message type ${type}`,
       });
-      return this.#replyError(requestSequence, type, error);
+      this.#replyError(requestSequence, type, error);
+      return;
     }
     if (this.#executing >= this.#host.limits.requestsExecutingMax) {
       this.#host.counters.add('fabric.requestsRefused');
-      return this.#replyError(
-        requestSequence,
-        type,
-        queueFullError('fabric.request', 'too many requests in execution'),
-      );
+      this.#replyError(requestSequence, type, queueFullError('fabric.request', 'too many requests in execution'));
+      return;
     }
     let result: Uint8Array | Promise<Uint8Array>;
     try {
       result = handler(this.#incoming(epoch, body));
     } catch (error) {
-      return this.#replyError(requestSequence, type, error);
+      this.#replyError(requestSequence, type, error);
+      return;
     }
-    if (!isPromise(result)) return this.#reply(requestSequence, type, result);
+    if (!isPromise(result)) {
+      this.#reply(requestSequence, type, result);
+      return;
+    }
     this.#executing++;
     result.then(
       (reply) => {
@@ -550,7 +563,8 @@ export class Session implements LinkEvents {
     if (this.#failure !== null) return;
     if (body.length > MESSAGE_BODY_BYTES_MAX) {
       const error = new FsError('tooLarge', { op: 'fabric.reply', detail: `a reply of ${body.length} bytes` });
-      return this.#replyError(requestSequence, type, error);
+      this.#replyError(requestSequence, type, error);
+      return;
     }
     this.#append(FrameKind.reply, requestSequence, type, body);
   }
