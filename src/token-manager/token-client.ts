@@ -1,0 +1,307 @@
+/**
+ * The token client's shell: TokenClientApi over TokenClientMachine, wired to the fabric, the membership and a clock.
+ *
+ * Owns: promises of operations, revoke handlers, the one timer. Operations that start in the same turn are one event, so
+ * that their requests to a server share a message. Fault model: handlers that fail (a broken invariant: the token is not
+ * given up, `onBroken` is told), undecodable messages (refused, counted).
+ *
+ * Counters: `tokens.client.<transition>` for each transition of the machine; `tokens.requestsSent`, `tokens.grants`,
+ * `tokens.revokesServed`, `tokens.releases`, `tokens.refused` (by the server), `tokens.stale` (crossed or of an older life),
+ * `tokens.messagesIn`, `tokens.messagesOut` (bodies, shared with the server on the same node), `tokens.badMessages`;
+ * gauge `tokens.held` (ranges) is set by `gauges()`.
+ */
+import type { Membership } from '../cluster/membership-api.js';
+import type { ByteRange } from '../common/byte-range.js';
+import type { Clock, Timer } from '../common/clock.js';
+import type { Counters } from '../common/counters.js';
+import { type Deferred, deferred } from '../common/deferred.js';
+import { FsError } from '../common/errors.js';
+import type { Logger } from '../common/logger.js';
+import type { Fabric, IncomingMessage } from '../fabric/fabric.js';
+import { MessageType } from '../protocol/message-types.js';
+import { decodeToClient, encodeToServer } from '../protocol/token-messages.js';
+import { groupItems } from './group-items.js';
+import { OrderedSender } from './ordered-sender.js';
+import { TokenClass, type TokenItem, TokenMode, type TokenObject, type TokenPins } from './token.js';
+import type { AcquireOptions, RevokeHandler, TokenClientApi } from './token-client-api.js';
+import {
+  type AcquireOp,
+  CLIENT_FAULT_TRANSITIONS,
+  CLIENT_TRANSITIONS,
+  type ClientEffect,
+  type ClientEvent,
+  type ClientTransition,
+  TOKEN_CLIENT_DEFAULTS,
+  type TokenClientSettings,
+} from './token-client-events.js';
+import { TokenClientMachine } from './token-client-machine.js';
+import { tokenViewOf } from './token-view.js';
+
+export interface TokenClientWiring {
+  readonly fabric: Fabric;
+  readonly membership: Membership;
+  readonly clock: Clock;
+  readonly counters: Counters;
+  readonly logger: Logger;
+  readonly settings?: Partial<TokenClientSettings & TokenClientShellSettings>;
+  /** A revoke handler failed: the node can't give the token up, and must not keep it (F7). */
+  readonly onBroken?: (error: unknown) => void;
+}
+export interface TokenClientShellSettings {
+  /** For operations that name none, in milliseconds. */
+  readonly acquireTimeoutMs: number;
+}
+
+/** Transitions that count under a headline name too. */
+const HEADLINES: Partial<Record<ClientTransition, string>> = {
+  requestSent: 'tokens.requestsSent',
+  pinnedAtGrant: 'tokens.grants',
+  pinnedBehindRevoke: 'tokens.grants',
+  grantKeptForLater: 'tokens.grants',
+  grantForNobody: 'tokens.grants',
+  revokeHandled: 'tokens.revokesServed',
+  revokeOfNothing: 'tokens.revokesServed',
+  revokeCrossedByGrant: 'tokens.stale',
+  grantUnknown: 'tokens.stale',
+  messageFromOldLife: 'tokens.stale',
+  releasedByUs: 'tokens.releases',
+  refusedDeadline: 'tokens.refused',
+  refusedNowait: 'tokens.refused',
+  refusedEpoch: 'tokens.refused',
+  refusedInvalid: 'tokens.refused',
+};
+
+const NO_PINS: TokenPins = { release: () => undefined };
+
+export class TokenClient implements TokenClientApi {
+  readonly machine: TokenClientMachine;
+  readonly #wiring: TokenClientWiring;
+  readonly #acquireTimeoutMs: number;
+  readonly #sender: OrderedSender;
+  readonly #handlers = new Map<TokenClass, RevokeHandler>();
+  readonly #waiting = new Map<number, Deferred<TokenPins>>();
+  readonly #releasing = new Map<number, Deferred<void>>();
+  readonly #unsubscribe: () => void;
+  readonly #events: ClientEvent[] = [];
+  /** Operations of the present turn, not yet handed to the machine. */
+  #fresh: AcquireOp[] = [];
+  #lastId = 0;
+  #running = false;
+  #closed = false;
+  #timer: Timer | null = null;
+  #timerAtMs = Number.POSITIVE_INFINITY;
+
+  constructor(wiring: TokenClientWiring) {
+    const { fabric, membership, clock, counters, logger } = wiring;
+    this.#wiring = wiring;
+    this.#acquireTimeoutMs = wiring.settings?.acquireTimeoutMs ?? 30_000;
+    this.#sender = new OrderedSender(fabric, MessageType.tokenToServer, clock, counters, logger);
+    const names = new Map<string, string>(
+      [...CLIENT_TRANSITIONS, ...CLIENT_FAULT_TRANSITIONS].map((t) => [t, `tokens.client.${t}`]),
+    );
+    this.machine = new TokenClientMachine({
+      self: fabric.self,
+      settings: { ...TOKEN_CLIENT_DEFAULTS, ...wiring.settings },
+      fired: (transition) => {
+        counters.add(names.get(transition)!);
+        const headline = HEADLINES[transition];
+        if (headline !== undefined) counters.add(headline);
+      },
+      working: (tokenClass, object) => this.#handlers.get(tokenClass)?.working(object) ?? null,
+      onDrained: () => this.#dispatch({ type: 'drained' }),
+    });
+    fabric.handleMessages(MessageType.tokenToClient, (message) => this.#receive(message));
+    this.#unsubscribe = membership.onChange((view) => {
+      const { epoch, servers } = tokenViewOf(view);
+      this.#dispatch({ type: 'view', epoch, servers });
+    });
+    const { epoch, servers } = tokenViewOf(membership.view);
+    this.#dispatch({ type: 'view', epoch, servers });
+  }
+
+  tryPin(items: readonly TokenItem[]): TokenPins | null {
+    return this.machine.tryPin(items);
+  }
+
+  async acquire(items: readonly TokenItem[], options?: AcquireOptions): Promise<TokenPins> {
+    if (items.length === 0) return NO_PINS;
+    const signal = options?.signal;
+    if (signal?.aborted) throw new FsError('aborted', { op: 'token.acquire', cause: signal.reason });
+    if (this.#closed) throw new FsError('closed', { op: 'token.acquire' });
+    const at = this.machine.tryPin(items);
+    if (at !== null) return at;
+    const opId = ++this.#lastId;
+    const deadlineAtMs = this.#wiring.clock.nowMs() + (options?.timeoutMs ?? this.#acquireTimeoutMs);
+    const op = { opId, groups: groupItems(items), deadlineAtMs, nowait: false };
+    const waiting = deferred<TokenPins>();
+    this.#waiting.set(opId, waiting);
+    if (this.#fresh.push(op) === 1) queueMicrotask(() => this.#start());
+    if (signal === undefined) return waiting.promise;
+    const abort = (): void => {
+      this.#start();
+      this.#dispatch({ type: 'abort', opId });
+    };
+    signal.addEventListener('abort', abort, { once: true });
+    try {
+      return await waiting.promise;
+    } finally {
+      signal.removeEventListener('abort', abort);
+    }
+  }
+
+  heldRange(tokenClass: TokenClass, object: TokenObject, offsetBytes: number, mode: TokenMode): ByteRange | null {
+    return this.machine.heldRange(tokenClass, object, offsetBytes, mode);
+  }
+
+  release(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Promise<void> {
+    if (this.#closed) return Promise.resolve();
+    const releaseId = ++this.#lastId;
+    const releasing = deferred<void>();
+    this.#releasing.set(releaseId, releasing);
+    this.#dispatch({ type: 'release', releaseId, class: tokenClass, object, range });
+    return releasing.promise;
+  }
+
+  setRevokeHandler(tokenClass: TokenClass, handler: RevokeHandler): void {
+    this.#handlers.set(tokenClass, handler);
+  }
+
+  /** F3: the lease is out. Nothing is pinned, begun or given up until `resume` or `fence`. */
+  suspend(): void {
+    this.#dispatch({ type: 'suspend' });
+  }
+  resume(): void {
+    this.#dispatch({ type: 'resume' });
+  }
+  /** F3: everything is dropped; every operation fails with `fenced`, now and from now on. */
+  fence(): void {
+    this.#start();
+    this.#dispatch({ type: 'fence' });
+  }
+
+  gauges(): void {
+    this.#wiring.counters.set('tokens.held', this.machine.rangeCount);
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#unsubscribe();
+    this.#timer?.cancel();
+    this.#sender.close();
+    for (const waiting of this.#waiting.values()) waiting.reject(new FsError('closed', { op: 'token.acquire' }));
+    for (const releasing of this.#releasing.values()) releasing.resolve();
+    this.#waiting.clear();
+    this.#releasing.clear();
+  }
+
+  #start(): void {
+    if (this.#fresh.length === 0) return;
+    const ops = this.#fresh;
+    this.#fresh = [];
+    this.#dispatch({ type: 'acquire', ops });
+  }
+
+  #receive({ from, body }: IncomingMessage): void {
+    const { counters, logger } = this.#wiring;
+    counters.add('tokens.messagesIn');
+    try {
+      const message = decodeToClient(body);
+      this.#dispatch({ type: 'message', from, message });
+    } catch (error) {
+      if (!FsError.is(error) || error.reason !== 'badFrame') throw error;
+      counters.add('tokens.badMessages');
+      logger.warn({ node: from.nodeId, error: error.message }, 'token message refused');
+    }
+  }
+
+  /** Steps never nest: what happens while effects are carried out waits for its turn. */
+  #dispatch(event: ClientEvent): void {
+    this.#events.push(event);
+    if (this.#running || this.#closed) return;
+    this.#running = true;
+    try {
+      for (let next = this.#events.shift(); next !== undefined; next = this.#events.shift()) {
+        for (const effect of this.machine.step(next, this.#wiring.clock.nowMs())) this.#carryOut(effect);
+      }
+    } finally {
+      this.#running = false;
+    }
+    this.#arm();
+  }
+
+  #carryOut(effect: ClientEffect): void {
+    switch (effect.type) {
+      case 'send':
+        this.#sender.send(effect.to.nodeId, encodeToServer(effect.message));
+        return;
+      case 'revoke':
+        void this.#revoke(effect);
+        return;
+      case 'pinned': {
+        const waiting = this.#waiting.get(effect.opId);
+        this.#waiting.delete(effect.opId);
+        if (waiting === undefined) effect.pins.release();
+        else waiting.resolve(effect.pins);
+        return;
+      }
+      case 'failed': {
+        const waiting = this.#waiting.get(effect.opId);
+        this.#waiting.delete(effect.opId);
+        waiting?.reject(failure(effect));
+        return;
+      }
+      case 'released': {
+        const releasing = this.#releasing.get(effect.releaseId);
+        this.#releasing.delete(effect.releaseId);
+        releasing?.resolve();
+        return;
+      }
+    }
+  }
+
+  async #revoke({ handle, revocation }: ClientEffect & { type: 'revoke' }): Promise<void> {
+    try {
+      await this.#handlers.get(revocation.class)?.revoke(revocation);
+    } catch (error) {
+      // What can't be made safe is not given up; the node can only be fenced.
+      this.#wiring.logger.error({ revocation, error }, 'revoke handler failed');
+      this.#wiring.counters.add('tokens.revokesBroken');
+      this.#wiring.onBroken?.(error);
+      return;
+    }
+    this.#dispatch({ type: 'revokeDone', handle });
+  }
+
+  #arm(): void {
+    const atMs = this.machine.nextWakeMs;
+    if (this.#closed || atMs === this.#timerAtMs) return;
+    this.#timer?.cancel();
+    this.#timer = null;
+    this.#timerAtMs = atMs;
+    if (atMs === Number.POSITIVE_INFINITY) return;
+    const { clock } = this.#wiring;
+    this.#timer = clock.after(Math.max(0, atMs - clock.nowMs()), () => {
+      this.#timerAtMs = Number.POSITIVE_INFINITY;
+      this.#dispatch({ type: 'tick' });
+    });
+  }
+}
+
+const nameOf = (table: Record<string, number>, value: number): string =>
+  Object.keys(table).find((name) => table[name] === value) ?? String(value);
+
+/** T7: says who blocks whom, and with what. */
+function failure(effect: ClientEffect & { type: 'failed' }): FsError {
+  const { reason, group, blockers } = effect;
+  const wants = group.parts
+    .map((p) => `${nameOf(TokenMode, p.mode)} [${p.required.start}, ${p.required.end})`)
+    .join(', ');
+  const object = `${nameOf(TokenClass, group.class)} ${group.object} ${wants}`;
+  const held = blockers.map(
+    (b) =>
+      `node ${b.node} has ${nameOf(TokenMode, b.mode)} [${b.range.start}, ${b.range.end}) for ${Math.round(b.sinceMs)} ms`,
+  );
+  const detail = held.length === 0 ? undefined : `blocked: ${held.join('; ')}`;
+  return new FsError(reason, { op: 'token.acquire', object, detail });
+}
