@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setTimeout as delay, setImmediate as nextTurn } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
 import { inodeNumber } from '../common/ids.js';
@@ -7,7 +7,7 @@ import { SeededRandom } from '../common/random.js';
 import { PAGE_BYTES } from '../common/units.js';
 import { coreAddonPath, createPagePool } from '../native/core.js';
 import { TokenMode } from '../token-manager/token.js';
-import { type EntryId, Miss, type SlotId } from './cache-map.js';
+import { type EntryId, HIT_PAGES_MAX, Miss, type SlotId } from './cache-map.js';
 import { ALL_VALID, slotId, WHOLE_EXCLUSIVE, ZERO_STATE } from './cache-map.suite.js';
 import { NativeCacheMap } from './cache-map-native.js';
 import { isDirty } from './slot-content.js';
@@ -184,6 +184,57 @@ describe('the native cache map under threads', () => {
     expect(map.addDirtyCredits(0) + dirty).toBe(CREDITS);
     for (const slot of slotOfPage) map.remove(slot);
     map.closeEntry(entry);
+    map.dispose();
+    pool.close();
+  });
+
+  it('returns from lowering the status mode only when no write relies on it any more', async () => {
+    const pool = createPagePool(HIT_PAGES_MAX * PAGE_BYTES);
+    const map = NativeCacheMap.create(pool, 1);
+    map.setLeaseDeadline(Number.POSITIVE_INFINITY);
+    map.addDirtyCredits(HIT_PAGES_MAX);
+    const entry = map.openEntry(inodeNumber(9), { ...ZERO_STATE, sizeBytes: pool.lengthBytes })!;
+    map.setStatusMode(entry, TokenMode.exclusive);
+    map.setCoverage(entry, WHOLE_EXCLUSIVE);
+    for (let page = 0; page < HIT_PAGES_MAX; page++) map.install(slotId(page), entry, page, ALL_VALID, true);
+    // Writes so long that one of them nearly always runs.
+    const threads = new Threads(map, entry, 0, pool.lengthBytes);
+    await threads.start('writer');
+    const last = new Uint32Array(pool.buffer, pool.lengthBytes - 4, 1);
+    const first = new Uint32Array(pool.buffer, 0, 1);
+    const halves: number[] = [];
+    for (let round = 0; round < 200; round++) {
+      map.setStatusMode(entry, TokenMode.shared);
+      if (first[0] !== last[0]) halves.push(round);
+      map.setStatusMode(entry, TokenMode.exclusive);
+      await delay(1);
+    }
+    const [writer] = await threads.stop();
+    expect(halves).toEqual([]);
+    expect(writer!.hits).toBeGreaterThan(0);
+    map.dispose();
+    pool.close();
+  });
+
+  it('never takes a page for another one that had the slot before', async () => {
+    const pool = createPagePool(PAGE_BYTES);
+    const map = NativeCacheMap.create(pool, 1);
+    map.setLeaseDeadline(Number.POSITIVE_INFINITY);
+    const entry = map.openEntry(inodeNumber(9), { ...ZERO_STATE, sizeBytes: 2 * PAGE_BYTES })!;
+    map.setStatusMode(entry, TokenMode.shared);
+    map.setCoverage(entry, WHOLE_EXCLUSIVE);
+    const threads = new Threads(map, entry, 0, 64);
+    await threads.start('watcher', 'watcher', 'watcher', 'watcher');
+    const slot = slotId(0);
+    for (let turn = 0; turn < 200_000; turn++) {
+      pool.bytes.fill(turn % 2 === 0 ? 1 : 2, 0, 64);
+      map.install(slot, entry, turn % 2, ALL_VALID, false);
+      while (!map.close(slot)) await nextTurn();
+      map.remove(slot);
+    }
+    const results = await threads.stop();
+    expect(results.map((result) => result.torn)).toEqual([0, 0, 0, 0]);
+    expect(map.stats().readHits).toBeGreaterThan(0);
     map.dispose();
     pool.close();
   });

@@ -41,6 +41,12 @@ const roles = {
       }
     }
   },
+  /** Reads page 0 while its slot is page 1 half of the time: page 0 is ones, whatever slot it is in. */
+  watcher() {
+    while (Atomics.load(stop, 0) === 0) {
+      if (count(map.read(entry, offsetBytes, bytes)) === lengthBytes && words[0] !== 0x01010101) result.torn++;
+    }
+  },
   /** Appends records of (id, number, number...), until its pages are full. */
   appender() {
     for (let number = 1; Atomics.load(stop, 0) === 0; ) {
