@@ -76,6 +76,8 @@ export interface ClaimItem {
 export interface ClaimEndItem {
   readonly kind: 'claimEnd';
   readonly epoch: Epoch;
+  /** Of the ask that is answered: whatever was granted before that ask is in the claims. */
+  readonly askedEpoch: Epoch;
   readonly listFingerprint: number;
 }
 export type ToServerItem = RequestItem | CancelItem | ReleaseItem | AnswerItem | ClaimItem | ClaimEndItem;
@@ -198,7 +200,7 @@ function putToServer(w: ByteWriter, item: ToServerItem): void {
       putRange(putObject(w, item).u8(item.mode), item.range).u64(item.seq);
       return;
     case 'claimEnd':
-      w.u64(item.epoch).u32(item.listFingerprint);
+      w.u64(item.epoch).u64(item.askedEpoch).u32(item.listFingerprint);
       return;
   }
 }
@@ -309,7 +311,7 @@ function getToServer(r: ByteReader): ToServerItem {
       return { kind: 'claim', class: tokenClass, object, mode, range: held, seq: r.u64() };
     }
     case ToServerKind.claimEnd:
-      return { kind: 'claimEnd', epoch: epoch(r.u64()), listFingerprint: r.u32() };
+      return { kind: 'claimEnd', epoch: epoch(r.u64()), askedEpoch: epoch(r.u64()), listFingerprint: r.u32() };
     default:
       throw r.bad(`item of kind ${kind}`);
   }

@@ -7,7 +7,7 @@
  * last complete one, or everybody who may hold it has claimed. Fault model: messages of older lives and early or late claims.
  */
 import { type Epoch, epoch, type Incarnation, type NodeId } from '../common/ids.js';
-import type { ClaimItem, ToClientItem } from '../protocol/token-messages.js';
+import type { ClaimEndItem, ClaimItem, ToClientItem } from '../protocol/token-messages.js';
 import { classOfKey, type MemberIndex, type ObjectKey, objectOfKey } from './holder-table.js';
 import { listFingerprint, type ServerIdentity, sameList, sameServer, serverOf } from './placement.js';
 import type { QueuedRequest } from './request-queue.js';
@@ -138,8 +138,13 @@ export class Ownership {
     return true;
   }
 
-  accepts(claimEpoch: Epoch, fingerprint: number): boolean {
-    return claimEpoch >= this.#listEpoch && claimEpoch <= this.epoch && fingerprint === this.#fingerprint;
+  /**
+   * Claims count if they were made under this very list, and in answer to an ask since it came into force: an older one may
+   * have been answered before a grant of ours, then under way, arrived.
+   */
+  accepts(end: ClaimEndItem): boolean {
+    const inTime = end.askedEpoch >= this.#listEpoch && end.epoch >= this.#listEpoch && end.epoch <= this.epoch;
+    return inTime && end.listFingerprint === this.#fingerprint;
   }
 
   /** Everybody has claimed or fallen. */

@@ -393,12 +393,7 @@ export class World {
       a.nodeId === b.nodeId && a.incarnation === b.incarnation;
     if (event.type === 'message') {
       const { from, message } = event;
-      node.line = node.line.filter((l) => l.by.nodeId !== from.nodeId || l.by.incarnation >= from.incarnation);
       for (const item of message.items) if (item.kind === 'request') node.line.push({ by: from, item });
-    } else if (event.type === 'view') {
-      node.line = node.line.filter((l) => event.view.nodes.some((n) => same(n, l.by)));
-    } else if (event.type !== 'tick') {
-      node.line = node.line.filter((l) => l.by.nodeId !== event.nodeId || l.by.incarnation > event.incarnation);
     }
     const grants: { to: MemberIdentity; requestId: number; seq: number }[] = [];
     for (const effect of effects) {
@@ -423,6 +418,11 @@ export class World {
       }
       node.line.splice(at, 1);
     }
+    // Requests of older lives are dropped on arrival, others fall with their sender or the object's ownership.
+    const waiters = node.server!.waiters();
+    const waits = (l: Node['line'][number]): boolean =>
+      waiters.some((w) => same(w.by, l.by) && w.requestId === l.item.requestId);
+    node.line = node.line.filter(waits);
   }
 
   /** I1 over all nodes that are not dead, and that nobody uses what he doesn't hold. */
@@ -495,7 +495,8 @@ export class World {
           .filter((t) => t.class === h.class && t.object === h.object && t.mode >= h.mode)
           .sort((a, b) => a.range.start - b.range.start);
         for (const t of known) if (t.range.start <= reached) reached = Math.max(reached, t.range.end);
-        if (reached < h.range.end) throw new WorldError(`T8: node ${node.identity.nodeId} holds what no table shows`);
+        if (reached < h.range.end)
+          throw new WorldError(`T8: node ${node.identity.nodeId} holds what no table shows: ${JSON.stringify(h)}`);
       }
     }
   }

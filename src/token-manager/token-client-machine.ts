@@ -368,6 +368,7 @@ export class TokenClientMachine {
     if (state.coversParts(group.parts)) return;
     const link = this.#linkOf(state);
     if (link === undefined || state.retryAtMs > this.#nowMs) {
+      if (state.retryAtMs > this.#nowMs) this.#wakeAt(state.retryAtMs);
       this.#fired('waitsForServer');
       return;
     }
@@ -806,6 +807,7 @@ export class TokenClientMachine {
       return;
     }
     this.#fired('askAnswered');
+    const { askedEpoch } = link;
     link.askedEpoch = null;
     for (const state of this.#states()) {
       if (!sameServer(state.server, link.identity)) continue;
@@ -824,7 +826,8 @@ export class TokenClientMachine {
         });
       }
     }
-    this.#tell(link, { kind: 'claimEnd', epoch: this.#epoch, listFingerprint: listFingerprint(this.#servers) });
+    const fingerprint = listFingerprint(this.#servers);
+    this.#tell(link, { kind: 'claimEnd', epoch: this.#epoch, askedEpoch, listFingerprint: fingerprint });
   }
 
   #retryAll(): void {

@@ -39,7 +39,7 @@ import {
 import { type Member, Members, Ownership } from './members.js';
 import type { ServerIdentity } from './placement.js';
 import { Ahead, DeadlineHeap, type ObjectQueue, type QueuedRequest, type SentRevoke } from './request-queue.js';
-import { TokenMode } from './token.js';
+import { type TokenClass, TokenMode } from './token.js';
 import type {
   MemberIdentity,
   ServerEffect,
@@ -199,7 +199,7 @@ export class TokenServerMachine {
         member.claims.push(item);
         return;
       case 'claimEnd':
-        this.#receiveClaims(member, this.#ownership.accepts(item.epoch, item.listFingerprint));
+        this.#receiveClaims(member, this.#ownership.accepts(item));
         return;
     }
   }
@@ -751,6 +751,25 @@ export class TokenServerMachine {
 
   // ---- for tools and tests
 
+  /** Who waits, for what, and who is in the way (T7). */
+  waiters(): Waiter[] {
+    const all: Waiter[] = [];
+    for (const queue of this.#queues.values()) {
+      for (const request of queue.requests) {
+        all.push({
+          by: request.member.identity,
+          requestId: request.requestId,
+          class: classOfKey(request.key),
+          object: objectOfKey(request.key),
+          parts: request.parts,
+          sinceMs: this.#nowMs - request.arrivedAtMs,
+          blockers: this.#blockers(request),
+        });
+      }
+    }
+    return all;
+  }
+
   /** Every range held, as (node, incarnation, class, object, mode, range); at most `limit` of them from `skip` on. */
   list(skip: number, limit: number): HeldRange[] {
     const held: HeldRange[] = [];
@@ -775,9 +794,20 @@ export class TokenServerMachine {
   }
 }
 
+export interface Waiter {
+  readonly by: MemberIdentity;
+  readonly requestId: number;
+  readonly class: TokenClass;
+  readonly object: number;
+  readonly parts: readonly RequestPart[];
+  /** In milliseconds, up to the last step. */
+  readonly sinceMs: number;
+  readonly blockers: readonly Blocker[];
+}
+
 export interface HeldRange {
   readonly by: MemberIdentity;
-  readonly class: ReturnType<typeof classOfKey>;
+  readonly class: TokenClass;
   readonly object: number;
   readonly mode: TokenMode;
   readonly range: ByteRange;
