@@ -52,8 +52,12 @@ export class MemoryStore {
     this.#historyMax = options.historyMax ?? 10_000;
   }
 
-  connect(): MemoryConnection {
-    const connection = new MemoryConnection(this, () => this.#connections.delete(connection));
+  /** `latencyMs`: this connection's own, else the store's. */
+  connect(latencyMs?: () => number): MemoryConnection {
+    const latency = latencyMs ?? this.options.latencyMs ?? (() => 0);
+    const connection: MemoryConnection = new MemoryConnection(this, latency, () =>
+      this.#connections.delete(connection),
+    );
     this.#connections.add(connection);
     return connection;
   }
@@ -174,6 +178,7 @@ export class MemoryConnection implements ClusterStore {
 
   constructor(
     readonly store: MemoryStore,
+    readonly latencyMs: () => number,
     readonly onClose: () => void,
   ) {}
 
@@ -238,10 +243,6 @@ export class MemoryConnection implements ClusterStore {
 
   wakeWatches(): void {
     for (const watch of this.#watches) watch.wake();
-  }
-
-  latencyMs(): number {
-    return this.store.options.latencyMs?.() ?? 0;
   }
 
   #call<T>(op: string, object: string, execute: () => T): Promise<T> {

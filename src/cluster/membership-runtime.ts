@@ -1,0 +1,377 @@
+import type { Timer } from '../common/clock.js';
+import { type Deferred, deferred } from '../common/deferred.js';
+import { FsError } from '../common/errors.js';
+import { incarnation as incarnationOf, type NodeId } from '../common/ids.js';
+import type { Logger } from '../common/logger.js';
+import type { NodeIdentity } from '../fabric/fabric.js';
+import type { StoreLease, StoreWatch } from './cluster-store.js';
+import { type ClaimOptions, claimIdentity, takeAlive } from './identity.js';
+import {
+  type MembershipEffect,
+  type MembershipEvent,
+  MembershipMachine,
+  type MembershipPhase,
+  type MembershipSettings,
+} from './membership.js';
+import type { ClusterView, Membership, NodeRecord, NsdRecord } from './membership-api.js';
+import {
+  type ExpellingRecord,
+  type FileSystemRecord,
+  parseAlive,
+  parseFileSystem,
+  parseNsd,
+  StoreKey,
+} from './records.js';
+
+/**
+ * The shell of membership: carries the machine's effects out on the cluster store and the clock, and its answers back.
+ *
+ * Invariants: events are stepped one at a time, in the order in which they arrived; effects are carried out in the order
+ * that the machine gave; after `stop` nothing is done and nothing is heard any more.
+ * Fault model: the store's (every call ends); callbacks may reject, and are then asked again.
+ */
+export interface MembershipListener {
+  /** What hits compare the clock with, in the Clock's milliseconds; 0 stops them. */
+  lease(deadlineMs: number): void;
+  /** The lease is out: start nothing, serve nothing, keep everything (F3). */
+  suspended(): void;
+  /** Same incarnation, still in the view: go on. */
+  resumed(): void;
+  /** Expelled. Final: drop everything. */
+  fenced(why: FsError): void;
+}
+
+/** F1's steps, done on other nodes by this one while it drives an expulsion. Each may be called again, for any reason. */
+export interface ExpulsionActions {
+  /** `server` refuses the target from now on and has drained what it had running for it. */
+  fence(server: NodeRecord, target: ExpellingRecord): Promise<void>;
+  /** `server`, a token server, lets the target's tokens fall. */
+  tokensFall(server: NodeRecord, target: ExpellingRecord): Promise<void>;
+}
+
+export interface MembershipOptions extends Omit<ClaimOptions, 'ttlMs'> {
+  readonly name: string;
+  readonly settings: MembershipSettings;
+  readonly listener: MembershipListener;
+  readonly logger: Logger;
+}
+
+const CAS_ATTEMPTS_MAX = 100;
+
+export class MembershipRuntime implements Membership {
+  readonly #machine: MembershipMachine;
+  readonly #listeners = new Set<(view: ClusterView, previous: ClusterView) => void>();
+  readonly #queue: MembershipEvent[] = [];
+  readonly #joined: Deferred<void> = deferred();
+  readonly #ended: Deferred<void> = deferred();
+  #view: ClusterView;
+  #lease: StoreLease;
+  #leaseDeadlineMs = 0;
+  #actions: ExpulsionActions | null = null;
+  #watch: StoreWatch | null = null;
+  #timer: Timer | null = null;
+  #stepping = false;
+  #stopped = false;
+  #failure: FsError | null = null;
+
+  /**
+   * Takes an identity: from now on the lease is kept, but the node is in no view. The engine makes its fabric with `self`,
+   * listens, and then joins.
+   * @throws {FsError} wrongKey, identityTaken, storeUnavailable, deadlinePassed.
+   */
+  static async claim(options: MembershipOptions): Promise<MembershipRuntime> {
+    const claim = await claimIdentity({ ...options, ttlMs: options.settings.ttlMs });
+    const self = { nodeId: claim.nodeId, incarnation: claim.incarnation };
+    const runtime = new MembershipRuntime(options, self, claim.clusterId, claim.lease, claim.sentAtMs);
+    try {
+      const { entries, revision } = await options.store.list('');
+      runtime.#dispatch({ type: 'listed', read: 0, entries, revision });
+      runtime.#watch = options.store.watch(
+        '',
+        revision,
+        (change) => runtime.#dispatch({ type: 'changed', change }),
+        () => runtime.#dispatch({ type: 'gap' }),
+      );
+    } catch (error) {
+      runtime.stop();
+      await claim.lease.revoke().catch(() => undefined);
+      throw error;
+    }
+    return runtime;
+  }
+
+  private constructor(
+    readonly options: MembershipOptions,
+    readonly self: NodeIdentity,
+    readonly clusterId: string,
+    lease: StoreLease,
+    claimedAtMs: number,
+  ) {
+    this.#lease = lease;
+    const machineSelf = { ...self, full: options.full };
+    this.#machine = new MembershipMachine(machineSelf, clusterId, options.settings, claimedAtMs);
+    this.#view = this.#machine.view;
+    this.#joined.promise.catch(() => undefined);
+  }
+
+  get view(): ClusterView {
+    return this.#view;
+  }
+  get phase(): MembershipPhase {
+    return this.#machine.phase;
+  }
+  get suspended(): boolean {
+    return this.#machine.suspended;
+  }
+  /** On the Clock; 0 before the first view and when it is over. */
+  get leaseDeadlineMs(): number {
+    return this.#leaseDeadlineMs;
+  }
+  /** Lives that are out of the view and not yet cleaned up after; their tokens are still closed. */
+  get expelling(): readonly ExpellingRecord[] {
+    return this.#machine.viewRecord.expelling;
+  }
+
+  onChange(listener: (view: ClusterView, previous: ClusterView) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** Resolves when the view has this node: which may take until the traces of its older life are gone. */
+  async join(
+    node: { readonly address: NodeRecord['address']; readonly tokenServer: boolean },
+    actions: ExpulsionActions,
+  ): Promise<void> {
+    this.#actions = actions;
+    const record: NodeRecord = { ...this.self, name: this.options.name, ...node };
+    this.#dispatch({ type: 'join', record });
+    await this.#joined.promise;
+  }
+
+  /**
+   * Leaves cleanly. The caller has written out everything and given back its tokens. Ends at the latest after `timeoutMs`:
+   * then the lease runs out and the others expel us.
+   */
+  async leave(timeoutMs: number): Promise<void> {
+    const { clock } = this.options;
+    const late = deferred<void>();
+    const timer = clock.after(timeoutMs, () => late.resolve());
+    this.#dispatch({ type: 'leave' });
+    await Promise.race([this.#ended.promise, late.promise]);
+    timer.cancel();
+    this.stop();
+    await this.#lease.revoke().catch(() => undefined);
+  }
+
+  /** Stops at once and tells nobody: what dying is like. The lease runs out by itself. */
+  stop(): void {
+    if (this.#stopped) return;
+    this.#stopped = true;
+    this.#watch?.close();
+    this.#timer?.cancel();
+    this.#listeners.clear();
+    this.#joined.reject(this.#failure ?? new FsError('closed', { op: 'join', detail: 'membership was stopped' }));
+  }
+
+  /** Changes one NSD's record; `change` may be asked several times. Null leaves it as it is. */
+  async updateNsd(uuid: string, change: (record: NsdRecord | null) => NsdRecord | null): Promise<void> {
+    const { store } = this.options;
+    for (let attempt = 0; attempt < CAS_ATTEMPTS_MAX; attempt++) {
+      const entry = await store.get(StoreKey.nsd(uuid));
+      const next = change(entry === null ? null : parseNsd(entry.value));
+      if (next === null) return;
+      if ((await store.compareAndSwap(StoreKey.nsd(uuid), entry?.revision ?? 0, JSON.stringify(next))).ok) return;
+    }
+    throw new FsError('busy', { op: 'updateNsd', object: uuid, detail: 'the record is changed all the time' });
+  }
+
+  /** @throws {FsError} exists. */
+  async createFileSystem(name: string, record: FileSystemRecord): Promise<void> {
+    const created = await this.options.store.compareAndSwap(StoreKey.fileSystem(name), 0, JSON.stringify(record));
+    if (!created.ok)
+      throw new FsError('exists', { op: 'fs.create', object: name, detail: 'there is such a file system' });
+  }
+
+  async fileSystem(name: string): Promise<FileSystemRecord | null> {
+    const entry = await this.options.store.get(StoreKey.fileSystem(name));
+    if (entry === null) return null;
+    const record = parseFileSystem(entry.value);
+    if (record === null) throw new FsError('corrupt', { op: 'fs.info', object: name, detail: 'its record is damaged' });
+    return record;
+  }
+
+  #dispatch(event: MembershipEvent): void {
+    if (this.#stopped) return;
+    this.#queue.push(event);
+    if (this.#stepping) return;
+    this.#stepping = true;
+    try {
+      for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) {
+        for (const effect of this.#machine.step(next, this.options.clock.nowMs())) {
+          if (this.#stopped) return;
+          this.#carryOut(effect);
+        }
+      }
+    } finally {
+      this.#stepping = false;
+    }
+  }
+
+  #carryOut(effect: MembershipEffect): void {
+    const { listener, logger, clock, store } = this.options;
+    switch (effect.type) {
+      case 'suspended':
+        logger.warn({ node: this.self.nodeId }, 'lease is out: suspended');
+        listener.suspended();
+        break;
+      case 'resumed':
+        logger.info({ node: this.self.nodeId }, 'lease is back: resumed');
+        listener.resumed();
+        break;
+      case 'fenced':
+        this.#failure = new FsError('fenced', {
+          op: 'membership',
+          object: `node ${this.self.nodeId}`,
+          detail: effect.detail,
+        });
+        logger.error({ node: this.self.nodeId, detail: effect.detail }, 'expelled');
+        this.#joined.reject(this.#failure);
+        this.#ended.resolve();
+        this.#leaseDeadlineMs = 0;
+        listener.lease(0);
+        listener.fenced(this.#failure);
+        void this.#lease.revoke().catch(() => undefined);
+        this.stop();
+        break;
+      case 'publish': {
+        const previous = this.#view;
+        this.#view = effect.view;
+        if (previous.epoch !== effect.view.epoch)
+          logger.info({ epoch: effect.view.epoch, nodes: [...effect.view.nodes.keys()] }, 'new epoch');
+        for (const tell of [...this.#listeners]) tell(effect.view, previous);
+        break;
+      }
+      case 'complain':
+        logger.error({ keys: effect.keys }, 'records in the cluster store that are none');
+        break;
+      case 'lease':
+        this.#leaseDeadlineMs = effect.deadlineMs;
+        listener.lease(effect.deadlineMs);
+        break;
+      case 'joined':
+        logger.info({ ...this.self, epoch: this.#view.epoch }, 'joined');
+        this.#joined.resolve();
+        break;
+      case 'left':
+        this.#ended.resolve();
+        break;
+      case 'renew':
+        void this.#renew();
+        break;
+      case 'regain':
+        void this.#regain();
+        break;
+      case 'readAll':
+        store.list('').then(
+          ({ entries, revision }) => this.#dispatch({ type: 'listed', read: effect.read, entries, revision }),
+          () => this.#dispatch({ type: 'listFailed', read: effect.read }),
+        );
+        break;
+      case 'swapView': {
+        const value = JSON.stringify(effect.record);
+        void this.#swap(StoreKey.view, effect.expectedRevision, value).then((done) =>
+          this.#dispatch({ type: 'viewSwapped', done }),
+        );
+        break;
+      }
+      case 'refuse': {
+        const { target } = effect;
+        const value = JSON.stringify({ state: 'refused', incarnation: target.incarnation, full: false });
+        logger.warn({ node: target.nodeId, incarnation: target.incarnation }, 'vanished: its return is refused');
+        void this.#swap(StoreKey.alive(target.nodeId), 0, value).then(() =>
+          this.#dispatch({ type: 'refused', target }),
+        );
+        break;
+      }
+      case 'fence':
+      case 'tokensFall':
+        void this.#act(effect.type, effect.server, effect.target);
+        break;
+      case 'lift':
+        void this.#lift(effect.target, effect.revision);
+        break;
+      case 'wake':
+        this.#timer?.cancel();
+        this.#timer = Number.isFinite(effect.atMs)
+          ? clock.after(Math.max(0, effect.atMs - clock.nowMs()), () => this.#dispatch({ type: 'tick' }))
+          : null;
+        break;
+    }
+  }
+
+  /** What was written is known at once, without waiting for the watch. */
+  async #swap(key: string, expectedRevision: number, value: string): Promise<boolean> {
+    try {
+      const result = await this.options.store.compareAndSwap(key, expectedRevision, value);
+      if (!result.ok) return false;
+      this.#dispatch({ type: 'changed', change: { type: 'put', key, value, revision: result.revision } });
+      return true;
+    } catch (error) {
+      this.options.logger.warn({ key, error: String(error) }, 'a swap in the cluster store failed');
+      return false;
+    }
+  }
+
+  async #renew(): Promise<void> {
+    const sentAtMs = this.options.clock.nowMs();
+    try {
+      await this.#lease.renew();
+      this.#dispatch({ type: 'renewed', sentAtMs, outcome: 'kept' });
+    } catch (error) {
+      const gone = FsError.is(error) && error.reason === 'notFound';
+      this.#dispatch({ type: 'renewed', sentAtMs, outcome: gone ? 'gone' : 'unknown' });
+    }
+  }
+
+  async #regain(): Promise<void> {
+    const { store, clock, settings, full } = this.options;
+    const { nodeId, incarnation } = this.self;
+    const sentAtMs = clock.nowMs();
+    try {
+      const entry = await store.get(StoreKey.alive(nodeId));
+      const owner = entry === null ? null : parseAlive(entry.value);
+      if (entry !== null && owner?.state === 'alive' && owner.incarnation === incarnation) {
+        // From an attempt of ours whose answer was lost, under a lease that we don't know.
+        await store.delete(entry.key, entry.revision);
+      } else if (entry !== null) {
+        this.#dispatch({ type: 'regained', sentAtMs, outcome: 'taken' });
+        return;
+      }
+      const lease = await store.grantLease(settings.ttlMs);
+      const taken = await takeAlive(store, nodeId, incarnationOf(incarnation), full, lease);
+      if (taken) this.#lease = lease;
+      this.#dispatch({ type: 'regained', sentAtMs, outcome: taken ? 'kept' : 'taken' });
+    } catch {
+      this.#dispatch({ type: 'regained', sentAtMs, outcome: 'unknown' });
+    }
+  }
+
+  async #act(type: 'fence' | 'tokensFall', server: NodeRecord, target: ExpellingRecord): Promise<void> {
+    let done = false;
+    try {
+      if (this.#actions !== null) {
+        await this.#actions[type](server, target);
+        done = true;
+      }
+    } catch (error) {
+      this.options.logger.warn({ server: server.nodeId, target, error: String(error) }, `${type} failed, asked again`);
+    }
+    const event = type === 'fence' ? 'fenceAnswered' : 'fallAnswered';
+    this.#dispatch({ type: event, target, server, done });
+  }
+
+  async #lift(target: NodeId, revision: number): Promise<void> {
+    await this.options.store.delete(StoreKey.alive(target), revision).catch(() => false);
+    this.#dispatch({ type: 'lifted', target });
+  }
+}

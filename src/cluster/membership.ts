@@ -1,0 +1,311 @@
+import type { Epoch, Incarnation, NodeId } from '../common/ids.js';
+import type { StoreChange, StoreEntry } from './cluster-store.js';
+import { ExpulsionDriver, type ExpulsionEffect } from './expulsion.js';
+import { LeaseKeeper, type LeaseOutcome } from './lease-keeper.js';
+import type { ClusterView, NodeRecord } from './membership-api.js';
+import { sameLife, type ViewRecord } from './records.js';
+import { type MirrorChange, StoreMirror } from './store-mirror.js';
+
+/**
+ * Membership of one node: its lease, its place in the view, and, when it is the one to do it, the expulsion of others.
+ * A pure machine: (state, event, now) -> effects; `membership-runtime.ts` carries them out.
+ *
+ * Invariants: the lease's deadline counts from when the renewal was sent (F2); between a deadline that passed and an effect
+ * `resumed` no deadline in the future is told; a lease regained after its key had vanished counts only when a view read
+ * afterwards still has this incarnation; `fenced` and `left` are final.
+ * Fault model: every answer may be late, lost or "unknown"; the watch may lag or have gaps; any node, this one too, may stop
+ * for any time and go on. Clocks run at the same rate within the lease's margin.
+ */
+export interface MembershipSettings {
+  readonly ttlMs: number;
+  /** Taken off the lease on our side: what clocks may drift, and what is running when the deadline passes. */
+  readonly leaseMarginMs: number;
+  readonly renewEveryMs: number;
+  /** After a failure. */
+  readonly retryMs: number;
+  /** How long a node's lease must have been gone before it is expelled. */
+  readonly expelAfterMs: number;
+}
+export const membershipSettings = (ttlMs: number, changes: Partial<MembershipSettings> = {}): MembershipSettings => ({
+  ttlMs,
+  leaseMarginMs: Math.max(50, ttlMs / 20),
+  renewEveryMs: ttlMs / 4,
+  retryMs: Math.min(250, ttlMs / 10),
+  expelAfterMs: ttlMs + Math.max(50, ttlMs / 10),
+  ...changes,
+});
+
+export interface Life {
+  readonly nodeId: NodeId;
+  readonly incarnation: Incarnation;
+}
+
+export type MembershipEvent =
+  /** Everything in the store at `revision`. `read` names the effect readAll that it answers; 0 is the first list. */
+  | { type: 'listed'; read: number; entries: readonly StoreEntry[]; revision: number }
+  | { type: 'listFailed'; read: number }
+  | { type: 'changed'; change: StoreChange }
+  | { type: 'gap' }
+  | { type: 'join'; record: NodeRecord }
+  | { type: 'leave' }
+  | { type: 'renewed'; sentAtMs: number; outcome: LeaseOutcome }
+  | { type: 'regained'; sentAtMs: number; outcome: LeaseOutcome }
+  | { type: 'viewSwapped'; done: boolean }
+  | { type: 'refused'; target: Life }
+  | { type: 'lifted'; target: NodeId }
+  | { type: 'fenceAnswered' | 'fallAnswered'; target: Life; server: Life; done: boolean }
+  | { type: 'tick' };
+
+/** In the order in which they must be carried out: stop first, then tell, then ask. */
+export type MembershipEffect =
+  | { type: 'suspended' }
+  | { type: 'fenced'; detail: string }
+  | { type: 'publish'; view: ClusterView }
+  | { type: 'complain'; keys: readonly string[] }
+  /** What hits compare the clock with; 0: none may be served. */
+  | { type: 'lease'; deadlineMs: number }
+  | { type: 'resumed' }
+  | { type: 'joined' }
+  | { type: 'left' }
+  | { type: 'renew' }
+  | { type: 'regain' }
+  | { type: 'readAll'; read: number }
+  | { type: 'swapView'; expectedRevision: number; record: ViewRecord }
+  | ExpulsionEffect
+  /** Step with a tick then. Replaces the one before. */
+  | { type: 'wake'; atMs: number };
+
+const ORDER: readonly MembershipEffect['type'][] = [
+  'suspended',
+  'fenced',
+  'publish',
+  'complain',
+  'lease',
+  'resumed',
+  'joined',
+  'left',
+];
+
+export type MembershipPhase = 'claimed' | 'joining' | 'member' | 'leaving' | 'left' | 'fenced';
+
+export class MembershipMachine {
+  readonly #mirror = new StoreMirror();
+  readonly #lease: LeaseKeeper;
+  readonly #driver: ExpulsionDriver;
+  #phase: MembershipPhase = 'claimed';
+  #record: NodeRecord | null = null;
+  #effects: MembershipEffect[] = [];
+  #swapping = false;
+  #swapNotBeforeMs = 0;
+  /** The read in flight, 0: none. */
+  #reading = 0;
+  #lastRead = 0;
+  #readNotBeforeMs = 0;
+  #readWanted = false;
+  /** A read with at least this number confirms a regained lease. */
+  #confirmingRead = 0;
+
+  /** `claimedAtMs`: when the request for the first lease was sent. */
+  constructor(
+    readonly self: Life & { readonly full: boolean },
+    readonly clusterId: string,
+    readonly settings: MembershipSettings,
+    claimedAtMs: number,
+  ) {
+    this.#lease = new LeaseKeeper(settings, claimedAtMs);
+    this.#driver = new ExpulsionDriver(self, settings);
+  }
+
+  get phase(): MembershipPhase {
+    return this.#phase;
+  }
+  get suspended(): boolean {
+    return this.#lease.suspended;
+  }
+  get view(): ClusterView {
+    const { epoch, nodes, tokenServers } = this.#mirror.view;
+    const byId = new Map(nodes.map((node) => [node.nodeId, node]));
+    return { clusterId: this.clusterId, epoch, nodes: byId, tokenServers, nsds: this.#mirror.nsds };
+  }
+  get viewRecord(): ViewRecord {
+    return this.#mirror.view;
+  }
+
+  step(event: MembershipEvent, nowMs: number): MembershipEffect[] {
+    if (this.#phase === 'left' || this.#phase === 'fenced') return [];
+    this.#effects = [];
+    this.#take(event, nowMs);
+    this.#reconcile(nowMs);
+    const rank = (effect: MembershipEffect): number => {
+      const index = ORDER.indexOf(effect.type);
+      return index < 0 ? ORDER.length : index;
+    };
+    return this.#effects.sort((a, b) => rank(a) - rank(b));
+  }
+
+  #take(event: MembershipEvent, nowMs: number): void {
+    switch (event.type) {
+      case 'listed':
+        if (event.read === this.#reading) this.#reading = 0;
+        this.#learned(this.#mirror.applyList(event.entries, event.revision));
+        if (this.#confirmingRead !== 0 && event.read >= this.#confirmingRead) {
+          this.#confirmingRead = 0;
+          this.#lease.confirm();
+        }
+        break;
+      case 'listFailed':
+        if (event.read === this.#reading) this.#reading = 0;
+        this.#readWanted = true;
+        this.#readNotBeforeMs = nowMs + this.settings.retryMs;
+        break;
+      case 'changed':
+        this.#learned(this.#mirror.applyChange(event.change));
+        break;
+      case 'gap':
+        this.#readWanted = true;
+        break;
+      case 'join':
+        if (this.#phase === 'claimed') {
+          this.#phase = 'joining';
+          this.#record = event.record;
+        }
+        break;
+      case 'leave':
+        if (this.#inView()) this.#phase = 'leaving';
+        else this.#leftCluster();
+        break;
+      case 'renewed':
+        this.#lease.renewed(event.sentAtMs, event.outcome, nowMs);
+        break;
+      case 'regained':
+        this.#lease.regained(event.sentAtMs, event.outcome, nowMs);
+        if (event.outcome === 'kept') {
+          this.#confirmingRead = this.#lastRead + 1;
+          this.#readWanted = true;
+          this.#readNotBeforeMs = 0;
+        }
+        break;
+      case 'viewSwapped':
+        this.#swapping = false;
+        // Lost, or nobody knows: what is true now is in the store, and the watch may be the thing that is broken.
+        if (!event.done) {
+          this.#swapNotBeforeMs = nowMs + this.settings.retryMs;
+          this.#readWanted = true;
+        }
+        break;
+      case 'tick':
+        break;
+      default:
+        this.#driver.take(event, nowMs);
+    }
+  }
+
+  #learned(change: MirrorChange): void {
+    if (change.bad.length > 0) this.#effects.push({ type: 'complain', keys: change.bad });
+    if (change.view || change.nsds) this.#effects.push({ type: 'publish', view: this.view });
+  }
+
+  #inView(): boolean {
+    return this.#mirror.view.nodes.some((node) => sameLife(node, this.self));
+  }
+
+  #reconcile(nowMs: number): void {
+    this.#reconcileSelf();
+    if (this.#phase === 'left' || this.#phase === 'fenced') return;
+    this.#reconcileLease(nowMs);
+    if (this.#readWanted && this.#reading === 0 && nowMs >= this.#readNotBeforeMs) {
+      this.#readWanted = false;
+      this.#reading = ++this.#lastRead;
+      this.#effects.push({ type: 'readAll', read: this.#reading });
+    }
+    const drives = this.#driver.drives(this.#mirror, nowMs) && this.#lease.valid(nowMs);
+    if (drives) this.#effects.push(...this.#driver.reconcile(this.#mirror, nowMs));
+    else this.#driver.stand();
+    this.#reconcileView(nowMs, drives);
+    this.#effects.push({ type: 'wake', atMs: this.#wakeMs(nowMs) });
+  }
+
+  /** What the view says about us. */
+  #reconcileSelf(): void {
+    const { view, alive } = this.#mirror;
+    if (this.#inView()) {
+      if (this.#phase !== 'joining') return;
+      this.#phase = 'member';
+      this.#effects.push({ type: 'joined' });
+      return;
+    }
+    if (this.#phase === 'leaving') {
+      const expelled = view.expelling.some((entry) => sameLife(entry, this.self) && !entry.clean);
+      if (expelled) this.#fenced('expelled while it was leaving');
+      else this.#leftCluster();
+    } else if (this.#phase === 'member') {
+      this.#fenced(`epoch ${view.epoch} has no node ${this.self.nodeId} of incarnation ${this.self.incarnation}`);
+    } else {
+      const owner = alive.get(this.self.nodeId);
+      if (owner !== undefined && owner.incarnation > this.self.incarnation)
+        this.#fenced(`node ${this.self.nodeId} was claimed by incarnation ${owner.incarnation}`);
+    }
+  }
+
+  #fenced(detail: string): void {
+    this.#phase = 'fenced';
+    this.#effects.push({ type: 'fenced', detail }, { type: 'lease', deadlineMs: 0 });
+  }
+
+  #leftCluster(): void {
+    this.#phase = 'left';
+    this.#effects.push({ type: 'lease', deadlineMs: 0 }, { type: 'left' });
+  }
+
+  #reconcileLease(nowMs: number): void {
+    const tells = this.#phase === 'member' || this.#phase === 'leaving';
+    for (const effect of this.#lease.reconcile(nowMs)) {
+      if ((effect.type === 'suspended' || effect.type === 'resumed') && !tells) continue;
+      this.#effects.push(effect);
+    }
+  }
+
+  /** One swap at a time carries everything that we want changed. */
+  #reconcileView(nowMs: number, drives: boolean): void {
+    if (this.#swapping || nowMs < this.#swapNotBeforeMs || !this.#lease.valid(nowMs)) return;
+    const before = this.#mirror.view;
+    let next = drives ? this.#driver.nextView(this.#mirror) : before;
+    if (this.#phase === 'joining') next = this.#withSelf(next);
+    if (this.#phase === 'leaving') next = this.#withoutSelf(next);
+    if (next === before) return;
+    this.#swapping = true;
+    this.#effects.push({ type: 'swapView', expectedRevision: this.#mirror.viewRevision, record: next });
+  }
+
+  /** Not before every trace of an older life of ours has been cleaned up (F1). */
+  #withSelf(view: ViewRecord): ViewRecord {
+    const { nodeId } = this.self;
+    const record = this.#record;
+    if (record === null || [...view.nodes, ...view.expelling].some((entry) => entry.nodeId === nodeId)) return view;
+    const nodes = [...view.nodes, record].sort((a, b) => a.nodeId - b.nodeId);
+    if (!record.tokenServer && view.epoch > 0) return { ...view, nodes };
+    const tokenServers = nodes.filter((node) => node.tokenServer).map((node) => node.nodeId);
+    return { ...view, epoch: (view.epoch + 1) as Epoch, nodes, tokenServers };
+  }
+
+  #withoutSelf(view: ViewRecord): ViewRecord {
+    const { nodeId, incarnation } = this.self;
+    const nodes = view.nodes.filter((node) => !sameLife(node, this.self));
+    if (nodes.length === view.nodes.length) return view;
+    const served = view.tokenServers.includes(nodeId);
+    const epoch = (served ? view.epoch + 1 : view.epoch) as Epoch;
+    const tokenServers = view.tokenServers.filter((server) => server !== nodeId);
+    // The last full node out has nobody to clean up, and nobody who would have to know.
+    const expelling = nodes.some((node) => node.address !== null)
+      ? [...view.expelling, { nodeId, incarnation, epoch, clean: true }]
+      : view.expelling;
+    return { epoch, nodes, tokenServers, expelling };
+  }
+
+  #wakeMs(nowMs: number): number {
+    const times = [this.#lease.wakeMs(), this.#driver.wakeMs(nowMs)];
+    if (this.#readWanted) times.push(this.#readNotBeforeMs);
+    if (this.#swapNotBeforeMs > nowMs) times.push(this.#swapNotBeforeMs);
+    return Math.max(nowMs, Math.min(...times));
+  }
+}
