@@ -1,0 +1,235 @@
+import type { CacheMap } from '../cache/cache-map.js';
+import type { PageCacheApi } from '../cache/page-cache-api.js';
+import type { PageCacheSettings } from '../cache/page-cache-settings.js';
+import type { ExpulsionActions } from '../cluster/membership-runtime.js';
+import type { ClusterView, Membership } from '../cluster/membership-api.js';
+import type { Clock } from '../common/clock.js';
+import type { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
+import type { NsdIndex } from '../common/ids.js';
+import type { Logger } from '../common/logger.js';
+import type { Random } from '../common/random.js';
+import type { Fabric } from '../fabric/fabric.js';
+import { type MountedFileSystem, mountFileSystem } from '../fs/mount.js';
+import { FileBacking } from '../fs/backing.js';
+import type { FsSettings } from '../fs/settings.js';
+import { createPageCache } from '../cache/page-cache.js';
+import { SegmentArena } from '../native/buffer-arena.js';
+import type { PagePool } from '../native/page-pool.js';
+import type { Checksums } from '../nsd/checksums.js';
+import { NsdClient } from '../nsd/nsd-client.js';
+import { NsdServer } from '../nsd/nsd-server.js';
+import type { NsdStore } from '../nsd/nsd-store.js';
+import { MessageType } from '../protocol/message-types.js';
+import { encodeExpel } from '../protocol/token-messages.js';
+import { TokenClient } from '../token-manager/token-client.js';
+import { TokenServer } from '../token-manager/token-server.js';
+import type { TokenClientSettings } from '../token-manager/token-client-events.js';
+import type { PoolPlan } from './pool-plan.js';
+
+/**
+ * One node, put together: everything between the fabric and the file system. The daemon, the library's worker and the
+ * simulator build the same; what differs (links, clock, store, devices, cache map) is handed in.
+ *
+ * Owns the order of starting and ending. Fault model: `suspend`, `resume` and `fence` come from the membership at any time;
+ * after `fence` nothing is served and nothing is written any more (F3), and what was lost is handed out.
+ */
+export interface NodeParts {
+  readonly fabric: Fabric;
+  readonly membership: Membership;
+  readonly pool: PagePool;
+  readonly plan: PoolPlan;
+  readonly map: CacheMap;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly logger: Logger;
+  readonly counters: Counters;
+  readonly checksums: Checksums;
+  /** NSDs that this node serves, open. */
+  readonly stores: readonly NsdStore[];
+  readonly settings?: {
+    readonly cache?: Partial<PageCacheSettings>;
+    readonly fs?: Partial<FsSettings>;
+    readonly tokens?: Partial<TokenClientSettings & { acquireTimeoutMs: number }>;
+    readonly nsdTimeoutMs?: number;
+  };
+  /** An invariant is broken: stop serving (F7). */
+  readonly onBroken: (error: unknown) => void;
+}
+
+/** A file system as the cluster store records it. */
+export interface FileSystemIdentity {
+  readonly uuid: string;
+  readonly name: string;
+  /** UUIDs of its NSDs, by index. */
+  readonly nsds: readonly string[];
+}
+
+const ACTION_TIMEOUT_MS = 10_000;
+
+export class HoldfastNode {
+  readonly tokenServer: TokenServer | null;
+  readonly tokens: TokenClient;
+  readonly nsdServer: NsdServer | null;
+  readonly #parts: NodeParts;
+  readonly #unsubscribe: () => void;
+  #mounted: { identity: FileSystemIdentity; cache: PageCacheApi; fileSystem: MountedFileSystem } | null = null;
+
+  constructor(parts: NodeParts, role: { readonly tokenServer: boolean }) {
+    const { fabric, membership, pool, plan, clock, counters, logger, checksums, settings } = parts;
+    this.#parts = parts;
+    fabric.setEpoch(membership.view.epoch);
+    // The fabric learns of a view before the tokens do: what they send belongs to the new epoch.
+    this.#unsubscribe = membership.onChange((view, previous) => this.#viewChanged(view, previous));
+    this.nsdServer =
+      plan.serverStaging === null
+        ? null
+        : new NsdServer({ fabric, pool, arena: new SegmentArena(plan.serverStaging), checksums, counters, logger });
+    for (const store of parts.stores) this.nsdServer?.export(store);
+    if (this.nsdServer === null) {
+      // Every full node is asked to fence; one that serves no NSD has nothing to drain.
+      fabric.handleRequests(MessageType.nsdFence, () => new Uint8Array(0));
+    }
+    this.tokenServer = role.tokenServer ? new TokenServer({ fabric, membership, clock, counters, logger }) : null;
+    this.tokens = new TokenClient({
+      fabric,
+      membership,
+      clock,
+      counters,
+      logger,
+      ...(settings?.tokens === undefined ? {} : { settings: settings.tokens }),
+      onBroken: parts.onBroken,
+    });
+  }
+
+  /** F1's steps on other nodes, for the membership when it drives an expulsion. */
+  expulsionActions(): ExpulsionActions {
+    const { fabric } = this.#parts;
+    return {
+      fence: async (server, target) => {
+        const order = { node: target.nodeId, upTo: target.incarnation, epoch: target.epoch };
+        if (server.nodeId === fabric.self.nodeId && this.nsdServer !== null) {
+          await this.nsdServer.fence(order.node, order.upTo, order.epoch);
+        } else {
+          await this.nsdClient([]).fence(server.nodeId, order, { timeoutMs: ACTION_TIMEOUT_MS });
+        }
+      },
+      tokensFall: async (server, target) => {
+        const fate = { type: 'expelled', nodeId: target.nodeId, incarnation: target.incarnation } as const;
+        await fabric.peer(server.nodeId).request(MessageType.tokenExpel, encodeExpel(fate), { timeoutMs: ACTION_TIMEOUT_MS });
+      },
+    };
+  }
+
+  /** NSDs by index, wherever the membership says that they are served. */
+  nsdClient(uuids: readonly string[]): NsdClient {
+    const { fabric, membership, pool, checksums, clock, counters, settings } = this.#parts;
+    return new NsdClient({
+      fabric,
+      pool,
+      checksums,
+      clock,
+      counters,
+      locate: (index: NsdIndex) => {
+        const uuid = uuids[index];
+        if (uuid === undefined) return null;
+        const servers = membership.view.nsds.get(uuid)?.servers ?? [];
+        return { uuid, servers: servers.filter((server) => membership.view.nodes.has(server)) };
+      },
+      localStore: (uuid: string) => this.nsdServer?.store(uuid),
+      ...(settings?.nsdTimeoutMs === undefined ? {} : { timeoutMsDefault: settings.nsdTimeoutMs }),
+    });
+  }
+
+  get fileSystem(): MountedFileSystem | null {
+    return this.#mounted?.fileSystem ?? null;
+  }
+  get cache(): PageCacheApi | null {
+    return this.#mounted?.cache ?? null;
+  }
+  get mountedAs(): FileSystemIdentity | null {
+    return this.#mounted?.identity ?? null;
+  }
+
+  /** @throws {FsError} busy when another one is mounted; whatever reading the superblocks gives. */
+  async mount(identity: FileSystemIdentity): Promise<MountedFileSystem> {
+    if (this.#mounted !== null) {
+      if (this.#mounted.identity.uuid === identity.uuid) return this.#mounted.fileSystem;
+      throw new FsError('busy', { op: 'mount', object: identity.name, detail: `${this.#mounted.identity.name} is mounted` });
+    }
+    const { fabric, pool, plan, map, clock, random, logger, counters, checksums, settings } = this.#parts;
+    const backing = new FileBacking();
+    const cache = createPageCache({
+      map,
+      pool,
+      tokens: this.tokens,
+      backing,
+      clock,
+      random,
+      logger,
+      counters,
+      settings: settings?.cache ?? {},
+    });
+    const fileSystem = await mountFileSystem({
+      nodeId: fabric.self.nodeId,
+      incarnation: fabric.self.incarnation,
+      epoch: () => fabric.epoch,
+      tokens: this.tokens,
+      cache,
+      backing,
+      nsds: this.nsdClient(identity.nsds),
+      arena: new SegmentArena(plan.fsStaging),
+      pool,
+      clock,
+      random,
+      logger,
+      counters,
+      checksums,
+      settings: settings?.fs ?? {},
+      fsUuid: identity.uuid,
+      nsdUuids: identity.nsds,
+    });
+    this.#mounted = { identity, cache, fileSystem };
+    return fileSystem;
+  }
+
+  /** Everything written out, tokens given back. */
+  async unmount(): Promise<void> {
+    const mounted = this.#mounted;
+    if (mounted === null) return;
+    await mounted.fileSystem.unmount();
+    await mounted.cache.close();
+    this.#mounted = null;
+  }
+
+  suspend(): void {
+    this.tokens.suspend();
+  }
+  resume(): void {
+    this.tokens.resume();
+  }
+  /** Expelled: everything is dropped; returns what had been written and was not on the NSDs (F3). */
+  fence(): { ino: number; start: number; end: number }[] {
+    this.tokens.fence();
+    const lost = this.#mounted?.cache.dropEverything() ?? [];
+    return lost.map(({ ino, range }) => ({ ino, start: range.start, end: range.end }));
+  }
+
+  /** Stops serving, at once. The fabric, the stores and the membership are their makers' to close. */
+  stop(): void {
+    this.#unsubscribe();
+    this.tokens.close();
+    this.tokenServer?.close();
+    for (const store of this.#parts.stores) this.nsdServer?.unexport(store.uuid);
+  }
+
+  #viewChanged(view: ClusterView, previous: ClusterView): void {
+    const { fabric } = this.#parts;
+    fabric.setEpoch(view.epoch);
+    for (const [id, before] of previous.nodes) {
+      const now = view.nodes.get(id);
+      if (id === fabric.self.nodeId) continue;
+      if (now === undefined || now.incarnation > before.incarnation) fabric.forget(id, before.incarnation);
+    }
+  }
+}
