@@ -5,6 +5,7 @@ import { pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { FileSystemClient } from './file-system-client.js';
 import { directRig, outcome, type Rig, socketRig } from './testing/harness.js';
+import { workerRig } from './testing/worker-rig.js';
 
 /**
  * The same programs run on node:fs/promises over a temporary directory and on a Holdfast client, over every transport: what they
@@ -52,10 +53,10 @@ const errors = (works: (() => Promise<unknown>)[]): Promise<unknown[]> =>
 
 const sorted = (names: string[]): string[] => [...names].sort();
 
-for (const transport of ['direct', 'socket'] as const)
+for (const transport of ['direct', 'socket', 'worker'] as const)
   describe(`as node:fs/promises, over the ${transport} transport`, () => {
     beforeAll(async () => {
-      rig = await { direct: directRig, socket: socketRig }[transport]();
+      rig = await { direct: directRig, socket: socketRig, worker: workerRig }[transport]();
     });
     afterAll(() => rig.close());
 

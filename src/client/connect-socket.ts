@@ -1,7 +1,7 @@
 import type { CacheMap } from '../cache/cache-map.js';
 import { Counters } from '../common/counters.js';
 import { type Credentials, type FileSystem, ROOT } from '../fs/file-system-api.js';
-import { Dispatcher } from './dispatcher.js';
+import { DEFAULT_LIMITS, Dispatcher } from './dispatcher.js';
 import { FileSystemClient } from './file-system-client.js';
 import { DirectSession } from './session.js';
 import { SocketSession, type SocketSessionOptions } from './socket-session.js';
@@ -16,7 +16,9 @@ export function directClient(
   fileSystem: FileSystem,
   options: { credentials?: Credentials; map?: CacheMap | null; counters?: Counters } = {},
 ): FileSystemClient {
-  const dispatcher = new Dispatcher(fileSystem, options.counters ?? new Counters());
+  // A program may start as much at once as it likes; the memory is its own.
+  const limits = { ...DEFAULT_LIMITS, inFlightMax: Number.POSITIVE_INFINITY };
+  const dispatcher = new Dispatcher(fileSystem, options.counters ?? new Counters(), limits);
   return new FileSystemClient(
     new DirectSession(dispatcher.openSession(options.credentials ?? ROOT), options.map ?? null),
   );

@@ -27,6 +27,8 @@ const IN_FLIGHT_MAX = 128;
 const BACKOFF_FIRST_MS = 5;
 const BACKOFF_MAX_MS = 1000;
 const CONNECT_DEADLINE_MS = 10_000;
+/** How long close() waits for calls in flight. */
+const CLOSE_DEADLINE_MS = 30_000;
 
 interface Call {
   readonly id: number;
@@ -340,8 +342,13 @@ export class SocketSession implements Session {
   }
 
   async #close(): Promise<void> {
-    await Promise.allSettled([...this.#calls.values(), ...this.#waiting].map((call) => call.done.promise));
+    const running = [...this.#calls.values(), ...this.#waiting].map((call) => call.done.promise);
+    const late = deferred<void>();
+    const timer = setTimeout(() => late.resolve(), CLOSE_DEADLINE_MS);
+    await Promise.race([Promise.allSettled(running), late.promise]);
+    clearTimeout(timer);
     this.#leaving = deferred<void>();
+    for (const call of [...this.#calls.values(), ...this.#waiting.splice(0)]) call.done.reject(closedError(call.op));
     this.#state.fail(closedError('call'));
     if (this.#retryTimer !== null) clearTimeout(this.#retryTimer);
     const socket = this.#socket;
