@@ -26,6 +26,8 @@ export interface Member {
   readonly requests: Map<number, QueuedRequest>;
   /** Claims of an answer that has not ended yet. */
   claims: ClaimItem[];
+  /** Complete, but contradicting another member's holdings. */
+  answer: { readonly claims: readonly ClaimItem[]; readonly sinceMs: number; reported: boolean } | null;
   /** Items of the present step; null when there are none. */
   outbox: ToClientItem[] | null;
 }
@@ -64,6 +66,7 @@ export class Members {
       seenSeq: 0,
       requests: new Map(),
       claims: [],
+      answer: null,
       outbox: null,
     };
     this.#byIndex.push(member);

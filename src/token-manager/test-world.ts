@@ -106,7 +106,8 @@ export class World {
   #fire(name: string): void {
     this.fired.set(name, (this.fired.get(name) ?? 0) + 1);
     const faulty: readonly string[] = [...SERVER_FAULT_TRANSITIONS, ...CLIENT_FAULT_TRANSITIONS];
-    const excused = name === 'itemFromOtherServer';
+    // A conflicting claim comes with a violation that says more.
+    const excused = name === 'itemFromOtherServer' || name === 'claimConflict';
     if (faulty.includes(name) && !excused) throw new WorldError(`a peer broke the protocol: ${name}`);
   }
 
@@ -404,6 +405,12 @@ export class World {
         node.line = node.line.filter((l) => !(same(l.by, effect.to) && l.item.requestId === item.requestId));
       }
     }
+    // Requests of older lives are dropped on arrival, others fall with their sender or the object's ownership.
+    const waiters = node.server!.waiters();
+    const waits = (l: Node['line'][number]): boolean =>
+      waiters.some((w) => same(w.by, l.by) && w.requestId === l.item.requestId) ||
+      grants.some((g) => same(g.to, l.by) && g.requestId === l.item.requestId);
+    node.line = node.line.filter(waits);
     for (const grant of grants.sort((a, b) => a.seq - b.seq)) {
       const at = node.line.findIndex((l) => same(l.by, grant.to) && l.item.requestId === grant.requestId);
       if (at < 0) continue;
@@ -418,11 +425,6 @@ export class World {
       }
       node.line.splice(at, 1);
     }
-    // Requests of older lives are dropped on arrival, others fall with their sender or the object's ownership.
-    const waiters = node.server!.waiters();
-    const waits = (l: Node['line'][number]): boolean =>
-      waiters.some((w) => same(w.by, l.by) && w.requestId === l.item.requestId);
-    node.line = node.line.filter(waits);
   }
 
   /** I1 over all nodes that are not dead, and that nobody uses what he doesn't hold. */

@@ -33,7 +33,7 @@ export type ServerEvent =
  */
 export type ServerEffect =
   | { readonly type: 'send'; readonly to: MemberIdentity; readonly message: ToClientMessage }
-  /** A node claims what contradicts the table: one of the two has broken I1. The claim was not taken, and is called back. */
+  /** A node claims what another one, not fallen after `contradictionMs`, holds: I1 is broken. Nothing is granted meanwhile. */
   | { readonly type: 'violation'; readonly by: MemberIdentity; readonly detail: string };
 
 export interface TokenServerSettings {
@@ -41,8 +41,14 @@ export interface TokenServerSettings {
   readonly rangesMax: number;
   /** Requests kept for objects that only a later view makes ours; beyond it they are refused as staleEpoch. */
   readonly earlyRequestsMax: number;
+  /** How long claims may contradict each other before it is reported as a violation, in milliseconds: well beyond a lease. */
+  readonly contradictionMs: number;
 }
-export const TOKEN_SERVER_DEFAULTS: TokenServerSettings = { rangesMax: 1_000_000, earlyRequestsMax: 10_000 };
+export const TOKEN_SERVER_DEFAULTS: TokenServerSettings = {
+  rangesMax: 1_000_000,
+  earlyRequestsMax: 10_000,
+  contradictionMs: 60_000,
+};
 
 /** Every transition of the machine under peers that keep the protocol; the simulator fails if one never fires. */
 export const SERVER_TRANSITIONS = [
@@ -75,6 +81,7 @@ export const SERVER_TRANSITIONS = [
   'holderFallsMidRevoke',
   'rebuildBegun',
   'claimTaken',
+  'claimsWaitForFall',
   'claimsOfOtherList',
   'rebuildDone',
   'ownershipLost',

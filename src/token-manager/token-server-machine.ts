@@ -18,6 +18,7 @@ import {
   type AnswerItem,
   BLOCKERS_MAX,
   type Blocker,
+  type ClaimItem,
   type GrantedRange,
   type RequestItem,
   type RequestPart,
@@ -76,6 +77,7 @@ export class TokenServerMachine {
   /** Scratch for `collect`: no allocation per request. */
   readonly #hits: number[] = [];
   #nowMs = 0;
+  #contradictionDueMs = Number.POSITIVE_INFINITY;
   #touched: Member[] = [];
   #violations: ServerEffect[] = [];
 
@@ -87,7 +89,7 @@ export class TokenServerMachine {
 
   /** When a `tick` is due, in milliseconds of the caller's clock; Infinity if never. */
   get nextWakeMs(): number {
-    return this.#deadlines.nextMs();
+    return Math.min(this.#deadlines.nextMs(), this.#contradictionDueMs);
   }
   get rangeCount(): number {
     return this.#table.size;
@@ -128,6 +130,7 @@ export class TokenServerMachine {
         break;
     }
     this.#refuseOverdue();
+    if (this.#ownership.waitFor.size > 0) this.#reportContradictions();
     if (this.#table.size > this.#settings.rangesMax) this.#reclaim();
     return this.#takeEffects();
   }
@@ -654,6 +657,7 @@ export class TokenServerMachine {
       for (const key of [...this.#table.keys()]) if (this.#table.dropFrom(key, member.index)) keys.add(key);
       this.#ownership.waitFor.delete(member);
     }
+    for (const member of [...this.#ownership.waitFor]) if (member.answer !== null) this.#importAnswer(member);
     for (const key of keys) this.#advance(key);
     this.#settle();
   }
@@ -705,7 +709,10 @@ export class TokenServerMachine {
     for (const key of [...this.#table.keys()]) if (!this.#ownership.trusts(key)) this.#table.dropObject(key);
     this.#ownership.waitFor.clear();
     if (!this.#ownership.serves) return;
-    for (const member of this.#members.standing()) this.#ownership.waitFor.add(member);
+    for (const member of this.#members.standing()) {
+      member.answer = null;
+      this.#ownership.waitFor.add(member);
+    }
   }
 
   #receiveClaims(member: Member, accepted: boolean): void {
@@ -715,32 +722,66 @@ export class TokenServerMachine {
       this.#fired('claimsOfOtherList');
       return;
     }
+    member.answer = { claims, sinceMs: this.#nowMs, reported: false };
+    this.#importAnswer(member);
+    this.#settle();
+  }
+
+  /**
+   * A claim that contradicts another member's: that one may be fenced already, and the grant made by a server that had heard
+   * of it before us. So it waits until the other falls; nothing is granted meanwhile. If that takes too long, I1 is broken.
+   */
+  #importAnswer(member: Member): void {
+    const { claims } = member.answer!;
+    if (claims.some((claim) => this.#contradicted(member, claim) !== null)) {
+      this.#fired('claimsWaitForFall');
+      return;
+    }
     for (const claim of claims) {
       const key = objectKey(claim.class, claim.object);
       // Where the table never lost its trust, it knows better: a grant may be on its way.
       if (!this.#ownership.owns(key) || this.#ownership.trusts(key)) continue;
-      this.#importClaim(member, key, claim.range, claim.mode, Math.min(claim.seq, this.#seq));
+      this.#fired('claimTaken');
+      const seq = Math.min(claim.seq, this.#seq);
+      const { start, end } = claim.range;
+      this.#table.assign(key, member.index, start, end, claim.mode, seq, member.seenSeq);
     }
+    member.answer = null;
     this.#ownership.waitFor.delete(member);
-    this.#settle();
   }
 
-  #importClaim(member: Member, key: ObjectKey, at: ByteRange, mode: TokenMode, seq: number): void {
+  /** Who holds what the claim conflicts with, in words, or null. */
+  #contradicted(member: Member, claim: ClaimItem): string | null {
+    const key = objectKey(claim.class, claim.object);
+    if (!this.#ownership.owns(key) || this.#ownership.trusts(key)) return null;
     const hits: number[] = [];
-    this.#table.collect(key, at.start, at.end, hits);
+    this.#table.collect(key, claim.range.start, claim.range.end, hits);
     for (let i = 0; i < hits.length; i += HIT_STRIDE) {
-      if (hits[i] === member.index || !conflicts(mode, hits[i + 1]! as TokenMode)) continue;
-      this.#fired('claimConflict');
-      const other = this.#members.at(hits[i]!).identity.nodeId;
-      const detail = `node ${member.identity.nodeId} claims what node ${other} holds, object ${objectOfKey(key)}`;
-      this.#violations.push({ type: 'violation', by: member.identity, detail });
-      const queue = this.#queues.get(key) ?? { requests: [], revokes: [] };
-      this.#queues.set(key, queue);
-      this.#sendRevoke(key, queue, member.index, at, at, TokenMode.none, null);
-      return;
+      if (hits[i] === member.index || !conflicts(claim.mode, hits[i + 1]! as TokenMode)) continue;
+      const { nodeId: other, incarnation } = this.#members.at(hits[i]!).identity;
+      const what = `class ${claim.class} object ${claim.object} [${hits[i + 2]!}, ${hits[i + 3]!})`;
+      return `node ${member.identity.nodeId} claims what node ${other} in life ${incarnation} holds: ${what}`;
     }
-    this.#fired('claimTaken');
-    this.#table.assign(key, member.index, at.start, at.end, mode, seq, member.seenSeq);
+    return null;
+  }
+
+  #reportContradictions(): void {
+    this.#contradictionDueMs = Number.POSITIVE_INFINITY;
+    for (const member of this.#ownership.waitFor) {
+      const { answer } = member;
+      if (answer === null || answer.reported) continue;
+      const dueMs = answer.sinceMs + this.#settings.contradictionMs;
+      if (dueMs > this.#nowMs) {
+        this.#contradictionDueMs = Math.min(this.#contradictionDueMs, dueMs);
+        continue;
+      }
+      answer.reported = true;
+      this.#fired('claimConflict');
+      for (const claim of answer.claims) {
+        const detail = this.#contradicted(member, claim);
+        if (detail !== null) this.#violations.push({ type: 'violation', by: member.identity, detail });
+      }
+    }
   }
 
   #settle(): void {
