@@ -81,7 +81,7 @@ export async function takeAlive(
   full: boolean,
   lease: StoreLease,
 ): Promise<boolean> {
-  const record: AliveRecord = { state: 'alive', incarnation: life, full };
+  const record: AliveRecord = { incarnation: life, full };
   try {
     if ((await store.compareAndSwap(StoreKey.alive(id), 0, JSON.stringify(record), lease)).ok) return true;
   } catch (error) {

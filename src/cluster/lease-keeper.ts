@@ -69,7 +69,7 @@ export class LeaseKeeper {
     this.#nextMs = sentAtMs + this.settings.renewEveryMs;
   }
 
-  /** A view read after the lease was regained still has us. */
+  /** No expulsion can come in between any more. */
   confirm(): void {
     if (this.#gone) return;
     this.#deadlineMs = Math.max(this.#deadlineMs, this.#unconfirmedMs);

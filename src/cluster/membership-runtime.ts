@@ -1,7 +1,6 @@
 import type { Timer } from '../common/clock.js';
 import { type Deferred, deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
-import { incarnation as incarnationOf, type NodeId } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { NodeIdentity } from '../fabric/fabric.js';
 import type { StoreLease, StoreWatch } from './cluster-store.js';
@@ -284,21 +283,9 @@ export class MembershipRuntime implements Membership {
         );
         break;
       }
-      case 'refuse': {
-        const { target } = effect;
-        const value = JSON.stringify({ state: 'refused', incarnation: target.incarnation, full: false });
-        logger.warn({ node: target.nodeId, incarnation: target.incarnation }, 'vanished: its return is refused');
-        void this.#swap(StoreKey.alive(target.nodeId), 0, value).then(() =>
-          this.#dispatch({ type: 'refused', target }),
-        );
-        break;
-      }
       case 'fence':
       case 'tokensFall':
         void this.#act(effect.type, effect.server, effect.target);
-        break;
-      case 'lift':
-        void this.#lift(effect.target, effect.revision);
         break;
       case 'wake':
         this.#timer?.cancel();
@@ -340,7 +327,7 @@ export class MembershipRuntime implements Membership {
     try {
       const entry = await store.get(StoreKey.alive(nodeId));
       const owner = entry === null ? null : parseAlive(entry.value);
-      if (entry !== null && owner?.state === 'alive' && owner.incarnation === incarnation) {
+      if (entry !== null && owner?.incarnation === incarnation) {
         // From an attempt of ours whose answer was lost, under a lease that we don't know.
         await store.delete(entry.key, entry.revision);
       } else if (entry !== null) {
@@ -348,7 +335,7 @@ export class MembershipRuntime implements Membership {
         return;
       }
       const lease = await store.grantLease(settings.ttlMs);
-      const taken = await takeAlive(store, nodeId, incarnationOf(incarnation), full, lease);
+      const taken = await takeAlive(store, nodeId, incarnation, full, lease);
       if (taken) this.#lease = lease;
       this.#dispatch({ type: 'regained', sentAtMs, outcome: taken ? 'kept' : 'taken' });
     } catch {
@@ -368,10 +355,5 @@ export class MembershipRuntime implements Membership {
     }
     const event = type === 'fence' ? 'fenceAnswered' : 'fallAnswered';
     this.#dispatch({ type: event, target, server, done });
-  }
-
-  async #lift(target: NodeId, revision: number): Promise<void> {
-    await this.options.store.delete(StoreKey.alive(target), revision).catch(() => false);
-    this.#dispatch({ type: 'lifted', target });
   }
 }

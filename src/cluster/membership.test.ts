@@ -302,11 +302,17 @@ describe('membership', () => {
             expect(node.runtime?.view.epoch).toBe(lab.view.epoch);
           }
           for (const [key, value] of lab.store.snapshot())
-            if (key.startsWith(ALIVE_PREFIX)) expect(JSON.parse(value)).toMatchObject({ state: 'alive' });
+            if (key.startsWith(ALIVE_PREFIX))
+              expect(lab.view.nodes).toContainEqual(
+                expect.objectContaining({
+                  nodeId: Number(key.slice(ALIVE_PREFIX.length)),
+                  incarnation: JSON.parse(value).incarnation,
+                }),
+              );
           for (const id of lab.nodes.keys()) lab.crash(id);
         },
       ),
-      { numRuns: 150 },
+      { numRuns: 400 },
     );
   });
 });

@@ -11,8 +11,9 @@ import { type MirrorChange, StoreMirror } from './store-mirror.js';
  * A pure machine: (state, event, now) -> effects; `membership-runtime.ts` carries them out.
  *
  * Invariants: the lease's deadline counts from when the renewal was sent (F2); between a deadline that passed and an effect
- * `resumed` no deadline in the future is told; a lease regained after its key had vanished counts only when a view read
- * afterwards still has this incarnation; `fenced` and `left` are final.
+ * `resumed` no deadline in the future is told; a lease regained after its key had vanished counts only when the view, still
+ * with this incarnation, has been written again behind it: that makes every expulsion prepared on the vanished key fail its
+ * swap, so of a return and an expulsion exactly one succeeds; `fenced` and `left` are final.
  * Fault model: every answer may be late, lost or "unknown"; the watch may lag or have gaps; any node, this one too, may stop
  * for any time and go on. Clocks run at the same rate within the lease's margin.
  */
@@ -51,8 +52,6 @@ export type MembershipEvent =
   | { type: 'renewed'; sentAtMs: number; outcome: LeaseOutcome }
   | { type: 'regained'; sentAtMs: number; outcome: LeaseOutcome }
   | { type: 'viewSwapped'; done: boolean }
-  | { type: 'refused'; target: Life }
-  | { type: 'lifted'; target: NodeId }
   | { type: 'fenceAnswered' | 'fallAnswered'; target: Life; server: Life; done: boolean }
   | { type: 'tick' };
 
@@ -102,8 +101,10 @@ export class MembershipMachine {
   #lastRead = 0;
   #readNotBeforeMs = 0;
   #readWanted = false;
-  /** A read with at least this number confirms a regained lease. */
-  #confirmingRead = 0;
+  /** A regained lease waits for the view to be written again. */
+  #confirming = false;
+  /** The swap in flight was sent behind the regained lease, and so confirms it. */
+  #swapConfirms = false;
 
   /** `claimedAtMs`: when the request for the first lease was sent. */
   constructor(
@@ -148,10 +149,6 @@ export class MembershipMachine {
       case 'listed':
         if (event.read === this.#reading) this.#reading = 0;
         this.#learned(this.#mirror.applyList(event.entries, event.revision));
-        if (this.#confirmingRead !== 0 && event.read >= this.#confirmingRead) {
-          this.#confirmingRead = 0;
-          this.#lease.confirm();
-        }
         break;
       case 'listFailed':
         if (event.read === this.#reading) this.#reading = 0;
@@ -176,17 +173,19 @@ export class MembershipMachine {
         break;
       case 'renewed':
         this.#lease.renewed(event.sentAtMs, event.outcome, nowMs);
+        if (event.outcome === 'gone') this.#confirming = false;
         break;
       case 'regained':
         this.#lease.regained(event.sentAtMs, event.outcome, nowMs);
-        if (event.outcome === 'kept') {
-          this.#confirmingRead = this.#lastRead + 1;
-          this.#readWanted = true;
-          this.#readNotBeforeMs = 0;
-        }
+        this.#confirming = event.outcome === 'kept';
+        this.#swapConfirms = false;
         break;
       case 'viewSwapped':
         this.#swapping = false;
+        if (event.done && this.#confirming && this.#swapConfirms) {
+          this.#confirming = false;
+          this.#lease.confirm();
+        }
         // Lost, or nobody knows: what is true now is in the store, and the watch may be the thing that is broken.
         if (!event.done) {
           this.#swapNotBeforeMs = nowMs + this.settings.retryMs;
@@ -267,13 +266,17 @@ export class MembershipMachine {
 
   /** One swap at a time carries everything that we want changed. */
   #reconcileView(nowMs: number, drives: boolean): void {
-    if (this.#swapping || nowMs < this.#swapNotBeforeMs || !this.#lease.valid(nowMs)) return;
+    if (this.#swapping || nowMs < this.#swapNotBeforeMs) return;
     const before = this.#mirror.view;
-    let next = drives ? this.#driver.nextView(this.#mirror) : before;
-    if (this.#phase === 'joining') next = this.#withSelf(next);
-    if (this.#phase === 'leaving') next = this.#withoutSelf(next);
-    if (next === before) return;
+    let next = before;
+    if (this.#lease.valid(nowMs)) {
+      if (drives) next = this.#driver.nextView(this.#mirror, nowMs);
+      if (this.#phase === 'joining') next = this.#withSelf(next);
+      if (this.#phase === 'leaving') next = this.#withoutSelf(next);
+    }
+    if (next === before && !this.#confirming) return;
     this.#swapping = true;
+    this.#swapConfirms = this.#confirming;
     this.#effects.push({ type: 'swapView', expectedRevision: this.#mirror.viewRevision, record: next });
   }
 
@@ -304,7 +307,7 @@ export class MembershipMachine {
 
   #wakeMs(nowMs: number): number {
     const times = [this.#lease.wakeMs(), this.#driver.wakeMs(nowMs)];
-    if (this.#readWanted) times.push(this.#readNotBeforeMs);
+    if (this.#readWanted && this.#reading === 0) times.push(this.#readNotBeforeMs);
     if (this.#swapNotBeforeMs > nowMs) times.push(this.#swapNotBeforeMs);
     return Math.max(nowMs, Math.min(...times));
   }

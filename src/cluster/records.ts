@@ -11,7 +11,7 @@ export const StoreKey = {
   cluster: 'cluster',
   /** ViewRecord: who is in the cluster. Moved by compare-and-swap only. */
   view: 'view',
-  /** AliveRecord, attached to the node's lease; without a lease while the node is refused. */
+  /** AliveRecord, attached to the node's lease. */
   alive: (id: NodeId): string => `${ALIVE_PREFIX}${id}`,
   /** The last incarnation given to this node, as a decimal number. */
   incarnation: (id: NodeId): string => `incarnations/${id}`,
@@ -51,12 +51,8 @@ export interface ViewRecord {
   readonly expelling: readonly ExpellingRecord[];
 }
 
-/**
- * Who owns a node's identity. `alive`: the incarnation that holds the lease. `refused`: nobody may come back as this
- * incarnation; put there before the view moves on, so that a regained lease and an expulsion can't both succeed.
- */
+/** Who owns a node's identity: the incarnation that holds the lease. */
 export interface AliveRecord {
-  readonly state: 'alive' | 'refused';
   readonly incarnation: Incarnation;
   /** Full nodes can drive an expulsion. */
   readonly full: boolean;
@@ -86,7 +82,7 @@ const viewSchema = z.object({
   tokenServers: z.array(id),
   expelling: z.array(z.object({ nodeId: id, incarnation: life, epoch: epochNumber, clean: z.boolean() })),
 });
-const aliveSchema = z.object({ state: z.enum(['alive', 'refused']), incarnation: life, full: z.boolean() });
+const aliveSchema = z.object({ incarnation: life, full: z.boolean() });
 const nsdSchema = z.object({
   uuid: z.string(),
   name: z.string(),

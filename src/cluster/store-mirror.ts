@@ -78,6 +78,8 @@ export class StoreMirror {
       this.#seen.set(key, { value, revision });
       let good = true;
       if (key === StoreKey.view) {
+        // Written again as it was: that confirms a lease, and is no news.
+        if (known?.value === value) continue;
         view = true;
         good = this.#setView(value);
       } else if (key.startsWith(NSD_PREFIX)) {
