@@ -2,7 +2,7 @@ import { FsError, type Reason } from '../common/errors.js';
 
 /**
  * The frame: what every message and every piece of a one-sided transfer is wrapped in on a stream. This file is the layout's
- * one source; native/tcp/src/frame.h repeats the numbers and a test compares the two (src/native/tcp.test.ts).
+ * one source; native/tcp/src/frame.h repeats the numbers and a test compares the two (src/fabric/tcp-link.test.ts).
  *
  * Header, 48 bytes, little-endian; the body follows:
  *

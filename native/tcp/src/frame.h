@@ -1,4 +1,4 @@
-// The frame layout, as src/protocol/frame.ts documents it; src/native/tcp.test.ts compares the numbers.
+// The frame layout, as src/protocol/frame.ts documents it; src/fabric/tcp-link.test.ts compares the numbers.
 // Nothing here allocates or fails: a header is a sequence of bytes to be judged.
 #pragma once
 
