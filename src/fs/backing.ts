@@ -1,0 +1,179 @@
+/**
+ * The file system below the page cache: which sectors of which NSD a file's pages are.
+ *
+ * Metadata that lives in the cache (directories, the two maps) is sealed here, just before it goes to a device, and verified here, when it
+ * comes from one: nothing above ever sees an unverified sector.
+ * Takes no token. An inode that is not valid any more (read-ahead that outlived its status token) is refused with `busy`.
+ */
+
+import type { BackingStore, FilePiece } from '../cache/backing-store.js';
+import type { ByteRange } from '../common/byte-range.js';
+import { FsError } from '../common/errors.js';
+import type { InodeNumber } from '../common/ids.js';
+import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
+import type { SectorIo } from '../nsd/nsd-api.js';
+import { findPointer, loadPointers } from './block-map.js';
+import { isReserved, reserve } from './file-space.js';
+import type { Inode } from './inode.js';
+import { AREA_BYTES } from './inode-format.js';
+import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
+import { leafFault } from './leaf-format.js';
+import { regionFault, segmentFault } from './map-formats.js';
+import { corrupt, getU32, sealSector } from './sector.js';
+import type { Volume } from './volume.js';
+
+export class FileBacking implements BackingStore {
+  #volume: Volume | null = null;
+
+  /** Before the first call: the cache is made before the file system can be. */
+  bind(volume: Volume): void {
+    this.#volume = volume;
+  }
+  get #bound(): Volume {
+    if (this.#volume === null) throw new FsError('internal', { op: 'cache', detail: 'nothing is mounted yet' });
+    return this.#volume;
+  }
+
+  async #inode(ino: InodeNumber, op: string): Promise<Inode> {
+    const volume = this.#bound;
+    const inode = volume.systemFiles.get(ino) ?? (await volume.inodes.getOrReload(ino));
+    if (inode !== undefined) return inode;
+    throw new FsError('busy', { op, object: `inode ${ino}`, detail: 'its status token is not held any more' });
+  }
+
+  async read(ino: InodeNumber, pieces: readonly FilePiece[], signal?: AbortSignal): Promise<void> {
+    const inode = await this.#inode(ino, 'read');
+    await inode.transfer(async () => {
+      const ios = await this.#map(inode, pieces, 'read');
+      if (ios.length > 0) await this.#bound.parts.nsds.read(ios, { signal });
+      if (isMetadata(inode)) this.#verify(inode, pieces);
+    });
+  }
+
+  async write(ino: InodeNumber, pieces: readonly FilePiece[]): Promise<void> {
+    const inode = await this.#inode(ino, 'write');
+    await inode.transfer(async () => {
+      if (inode.isInline) {
+        this.#writeInline(inode, pieces);
+        return;
+      }
+      if (isMetadata(inode)) this.#seal(pieces);
+      const ios = await this.#map(inode, pieces, 'write');
+      for (const io of ios) inode.unflushed.add(io.nsd);
+      if (ios.length > 0) await this.#bound.parts.nsds.write(ios);
+    });
+  }
+
+  async reserve(ino: InodeNumber, range: ByteRange): Promise<void> {
+    if (this.#bound.systemFiles.has(ino)) return;
+    await reserve(this.#bound, await this.#inode(ino, 'reserve'), range);
+  }
+
+  isReserved(ino: InodeNumber, range: ByteRange): boolean {
+    if (this.#bound.systemFiles.has(ino)) return true;
+    const inode = this.#bound.inodes.get(ino);
+    return inode !== undefined && isReserved(inode, range);
+  }
+
+  /** Pieces cut at block boundaries and turned into sectors; reads of holes are answered with zeros at once. */
+  async #map(inode: Inode, pieces: readonly FilePiece[], op: 'read' | 'write'): Promise<SectorIo[]> {
+    const { bytes } = this.#bound.parts.pool;
+    const ios: SectorIo[] = [];
+    if (inode.isInline) {
+      for (const { offsetBytes, lengthBytes, poolOffsetBytes } of pieces) {
+        bytes.fill(0, poolOffsetBytes, poolOffsetBytes + lengthBytes);
+        const inline = inode.area.subarray(0, inode.sizeBytes).subarray(offsetBytes, offsetBytes + lengthBytes);
+        bytes.set(inline, poolOffsetBytes);
+      }
+      return ios;
+    }
+    for (const piece of pieces) {
+      const end = piece.offsetBytes + piece.lengthBytes;
+      for (let at = piece.offsetBytes; at < end; ) {
+        const block = Math.floor(at / BLOCK_BYTES);
+        let pointer = findPointer(inode, block);
+        if (pointer === undefined) {
+          await loadPointers(this.#bound, inode, block);
+          pointer = findPointer(inode, block);
+        }
+        const blockStart = block * BLOCK_BYTES;
+        const blockEnd = Math.min(end, blockStart + BLOCK_BYTES);
+        const presentEnd = Math.min(blockEnd, blockStart + (pointer?.count ?? 0) * SECTOR_BYTES);
+        const poolAt = piece.poolOffsetBytes + (at - piece.offsetBytes);
+        if (pointer && at < presentEnd) {
+          ios.push({
+            nsd: pointer.nsd,
+            sector: pointer.sector + (at - blockStart) / SECTOR_BYTES,
+            memory: { offsetBytes: poolAt, lengthBytes: presentEnd - at },
+          });
+        }
+        const holeStart = Math.max(at, presentEnd);
+        if (holeStart < blockEnd) {
+          if (op === 'read') bytes.fill(0, poolAt + (holeStart - at), poolAt + (blockEnd - at));
+          else this.#checkBehindEnd(inode, holeStart);
+        }
+        at = blockEnd;
+      }
+    }
+    return ios;
+  }
+
+  /** Dirty sectors without space are those that a truncation has just cut off; anything else would be lost silently. */
+  #checkBehindEnd(inode: Inode, offsetBytes: number): void {
+    if (offsetBytes >= Math.ceil(inode.sizeBytes / PAGE_BYTES) * PAGE_BYTES) return;
+    throw new FsError('internal', {
+      op: 'write',
+      object: `inode ${inode.ino}`,
+      detail: `no space was reserved for offset ${offsetBytes}`,
+    });
+  }
+
+  #writeInline(inode: Inode, pieces: readonly FilePiece[]): void {
+    this.#bound.inodes.refresh(inode);
+    const area = new Uint8Array(Math.min(inode.sizeBytes, AREA_BYTES));
+    area.set(inode.area.subarray(0, area.length));
+    for (const { offsetBytes, lengthBytes, poolOffsetBytes } of pieces) {
+      if (offsetBytes >= area.length) continue;
+      const length = Math.min(lengthBytes, area.length - offsetBytes);
+      area.set(this.#bound.parts.pool.bytes.subarray(poolOffsetBytes, poolOffsetBytes + length), offsetBytes);
+    }
+    inode.area = area;
+    this.#bound.inodes.markDirty(inode, true);
+  }
+
+  #sectors(pieces: readonly FilePiece[], use: (sector: Uint8Array, index: number) => void): void {
+    const { bytes } = this.#bound.parts.pool;
+    for (const { offsetBytes, lengthBytes, poolOffsetBytes } of pieces)
+      for (let at = 0; at < lengthBytes; at += SECTOR_BYTES) {
+        const start = poolOffsetBytes + at;
+        use(bytes.subarray(start, start + SECTOR_BYTES), (offsetBytes + at) / SECTOR_BYTES);
+      }
+  }
+
+  #seal(pieces: readonly FilePiece[]): void {
+    this.#sectors(pieces, (sector) => {
+      if (getU32(sector, 0) !== 0) sealSector(sector, this.#bound.checksums);
+    });
+  }
+
+  #verify(inode: Inode, pieces: readonly FilePiece[]): void {
+    const { fsId, checksums, geometry } = this.#bound;
+    this.#sectors(pieces, (sector, index) => {
+      if (inode.ino === ALLOCATION_MAP) {
+        if (index >= geometry.regionCount * geometry.nsdCount) return;
+        const fault = regionFault(sector, index, geometry, fsId, checksums);
+        if (fault !== null) throw corrupt('read', `allocation map sector ${index}`, fault);
+      } else if (inode.ino === INODE_MAP) {
+        if (index >= geometry.segmentCount) return;
+        const fault = segmentFault(sector, index, fsId, checksums);
+        if (fault !== null) throw corrupt('read', `inode map segment ${index}`, fault);
+      } else {
+        const fault = leafFault(sector, inode.ino, index, fsId, checksums);
+        if (fault !== null) throw corrupt('read', `directory ${inode.ino} leaf ${index}`, fault);
+      }
+    });
+  }
+}
+
+const isMetadata = (inode: Inode): boolean =>
+  inode.isDirectory || inode.ino === ALLOCATION_MAP || inode.ino === INODE_MAP;

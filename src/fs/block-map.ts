@@ -1,0 +1,260 @@
+/**
+ * From a block of a file to its pointer, and back to nothing: the tree of pointers below an inode, in memory as it is on the
+ * device. Indirect blocks are read when first needed (a device read, never a token) and written with the inode.
+ *
+ * Invariant: a new or changed indirect block is `dirty` until it has been written, and its inode is dirty as long.
+ */
+import { invariant } from '../common/assert.js';
+import { FsError } from '../common/errors.js';
+import type { Epoch, InodeNumber, NsdIndex } from '../common/ids.js';
+import type { Checksums } from '../nsd/checksums.js';
+import {
+  type BlockPointer,
+  blockPointer,
+  POINTER_BYTES,
+  pointerCount,
+  readPointer,
+  writePointer,
+} from './block-pointer.js';
+import {
+  checkIndirect,
+  FILE_BLOCKS_MAX,
+  formatIndirect,
+  INDIRECT_POINTERS,
+  INDIRECT_POINTERS_AT,
+  type PointerPlace,
+  pointerPlace,
+  span,
+} from './indirect-format.js';
+import type { IndirectNode, Inode } from './inode.js';
+import { AREA_BYTES, AREA_POINTERS, DIRECT_POINTERS } from './inode-format.js';
+import type { Extent, Geometry } from './layout.js';
+
+/** What the tree of pointers needs around it: a mounted file system, or mkfs. */
+export interface PointerHost {
+  readonly fsId: bigint;
+  readonly geometry: Geometry;
+  readonly checksums: Checksums;
+  readonly parts: { readonly epoch: () => Epoch };
+  readonly allocator: { allocate(ino: InodeNumber, block: number, count: number): Promise<Extent> };
+  readSectors<T>(nsd: NsdIndex, sector: number, count: number, use: (bytes: Uint8Array) => T): Promise<T>;
+}
+
+const NOT_LOADED = undefined;
+const entryOffset = (slot: number): number => INDIRECT_POINTERS_AT + slot * POINTER_BYTES;
+const rootIndex = (root: number): number => root - (AREA_POINTERS - 3);
+const slotOf = (node: { level: number; firstBlock: number }, block: number): number =>
+  Math.floor((block - node.firstBlock) / span(node.level));
+
+function areaPointer(inode: Inode, entry: number): BlockPointer | null {
+  const at = entry * POINTER_BYTES;
+  return inode.isInline || at + POINTER_BYTES > inode.area.length ? null : readPointer(inode.area, at);
+}
+
+/** The area grows by doubling: most files need one pointer. */
+function setAreaPointer(inode: Inode, entry: number, pointer: BlockPointer | null): void {
+  invariant(!inode.isInline, 'inline data has no pointers');
+  const end = (entry + 1) * POINTER_BYTES;
+  if (end > inode.area.length) {
+    if (pointer === null) return;
+    const grown = new Uint8Array(Math.min(AREA_BYTES, Math.max(end, inode.area.length * 2)));
+    grown.set(inode.area);
+    inode.area = grown;
+  }
+  writePointer(inode.area, entry * POINTER_BYTES, pointer);
+}
+
+/** Null is a hole, undefined: an indirect block on the way has to be loaded first. */
+export function findPointer(inode: Inode, block: number): BlockPointer | null | undefined {
+  const place = pointerPlace(block);
+  if (place.level === 0) return areaPointer(inode, place.root);
+  if (areaPointer(inode, place.root) === null) return null;
+  let node = inode.roots[rootIndex(place.root)];
+  while (node) {
+    const slot = slotOf(node, block);
+    if (node.level === 1) return readPointer(node.sector, entryOffset(slot));
+    if (pointerCount(node.sector, entryOffset(slot)) === 0) return null;
+    node = node.children.get(slot) ?? null;
+  }
+  return NOT_LOADED;
+}
+
+async function readIndirect(
+  volume: PointerHost,
+  inode: Inode,
+  level: number,
+  firstBlock: number,
+  home: BlockPointer,
+): Promise<IndirectNode> {
+  const sector = await volume.readSectors(home.nsd, home.sector, 1, (bytes) => bytes.slice());
+  checkIndirect(inode.ino, level, firstBlock, sector, volume.fsId, volume.geometry, volume.checksums);
+  return { level, firstBlock, home, sector, dirty: false, children: new Map() };
+}
+
+/** The root's node, loaded; null when the root is a hole. */
+async function loadRoot(volume: PointerHost, inode: Inode, place: PointerPlace): Promise<IndirectNode | null> {
+  const index = rootIndex(place.root);
+  const home = areaPointer(inode, place.root);
+  if (home === null) return null;
+  const present = inode.roots[index];
+  if (present) return present;
+  const node = await readIndirect(volume, inode, place.level, place.firstBlock, home);
+  // Somebody else may have loaded (and changed) it while we read.
+  return (inode.roots[index] ??= node);
+}
+
+async function loadChild(
+  volume: PointerHost,
+  inode: Inode,
+  parent: IndirectNode,
+  slot: number,
+): Promise<IndirectNode | null> {
+  const present = parent.children.get(slot);
+  if (present !== undefined) return present;
+  const home = readPointer(parent.sector, entryOffset(slot));
+  if (home === null) return null;
+  const level = parent.level - 1;
+  const node = await readIndirect(volume, inode, level, parent.firstBlock + slot * span(parent.level), home);
+  const raced = parent.children.get(slot);
+  if (raced !== undefined) return raced;
+  parent.children.set(slot, node);
+  return node;
+}
+
+/** Afterwards `findPointer(block)` knows. */
+export async function loadPointers(volume: PointerHost, inode: Inode, block: number): Promise<void> {
+  const place = pointerPlace(block);
+  if (place.level === 0) return;
+  let node = await loadRoot(volume, inode, place);
+  while (node !== null && node.level > 1) node = await loadChild(volume, inode, node, slotOf(node, block));
+}
+
+async function newIndirect(
+  volume: PointerHost,
+  inode: Inode,
+  level: number,
+  firstBlock: number,
+): Promise<IndirectNode> {
+  const extent = await volume.allocator.allocate(inode.ino, firstBlock, 1);
+  const sector = formatIndirect(inode.ino, level, firstBlock, inode.generation, volume.fsId);
+  const home = blockPointer(extent, volume.parts.epoch());
+  inode.allocatedSubBlocks += 1;
+  return { level, firstBlock, home, sector, dirty: true, children: new Map() };
+}
+
+/** Loads or makes the indirect blocks above a block, so that `setPointer` can't fail. Under `inode.structure`. */
+export async function preparePointer(volume: PointerHost, inode: Inode, block: number): Promise<void> {
+  if (block >= FILE_BLOCKS_MAX)
+    throw new FsError('fileTooBig', { op: 'write', object: `inode ${inode.ino}`, detail: `block ${block}` });
+  const place = pointerPlace(block);
+  if (place.level === 0) return;
+  let node = await loadRoot(volume, inode, place);
+  if (node === null) {
+    node = await newIndirect(volume, inode, place.level, place.firstBlock);
+    setAreaPointer(inode, place.root, node.home);
+    inode.roots[rootIndex(place.root)] = node;
+  }
+  while (node.level > 1) {
+    const slot = slotOf(node, block);
+    let child: IndirectNode | null = await loadChild(volume, inode, node, slot);
+    if (child === null) {
+      child = await newIndirect(volume, inode, node.level - 1, node.firstBlock + slot * span(node.level));
+      writePointer(node.sector, entryOffset(slot), child.home);
+      node.children.set(slot, child);
+      node.dirty = true;
+    }
+    node = child;
+  }
+}
+
+/** `preparePointer` has been called for the block. Counts what is allocated; the caller marks the inode dirty. */
+export function setPointer(inode: Inode, block: number, pointer: BlockPointer | null): void {
+  const before = findPointer(inode, block);
+  invariant(before !== NOT_LOADED, 'a pointer is set where its indirect block is known');
+  inode.allocatedSubBlocks += (pointer?.count ?? 0) - (before?.count ?? 0);
+  const place = pointerPlace(block);
+  if (place.level === 0) {
+    setAreaPointer(inode, place.root, pointer);
+    return;
+  }
+  let node = inode.roots[rootIndex(place.root)]!;
+  while (node.level > 1) node = node.children.get(slotOf(node, block))!;
+  writePointer(node.sector, entryOffset(slotOf(node, block)), pointer);
+  node.dirty = true;
+}
+
+async function loadBelow(volume: PointerHost, inode: Inode, node: IndirectNode, fromBlock: number): Promise<void> {
+  if (node.level === 1) return;
+  for (let slot = 0; slot < INDIRECT_POINTERS; slot++) {
+    if (node.firstBlock + (slot + 1) * span(node.level) <= fromBlock) continue;
+    const child = await loadChild(volume, inode, node, slot);
+    if (child !== null) await loadBelow(volume, inode, child, fromBlock);
+  }
+}
+
+/** Loads every indirect block that a cut from `fromBlock` on will look at. */
+export async function loadForCut(volume: PointerHost, inode: Inode, fromBlock: number): Promise<void> {
+  if (inode.isInline) return;
+  for (let level = 1 as 1 | 2 | 3; level <= 3; level++) {
+    const root = AREA_POINTERS - 4 + level;
+    let firstBlock = DIRECT_POINTERS;
+    for (let l = 1; l < level; l++) firstBlock += INDIRECT_POINTERS ** l;
+    const node = await loadRoot(volume, inode, { level, root, firstBlock });
+    if (node !== null) await loadBelow(volume, inode, node, fromBlock);
+  }
+}
+
+function cutNode(node: IndirectNode, fromBlock: number, freed: Extent[]): boolean {
+  let left = false;
+  for (let slot = 0; slot < INDIRECT_POINTERS; slot++) {
+    const pointer = readPointer(node.sector, entryOffset(slot));
+    if (pointer === null) continue;
+    const first = node.firstBlock + slot * span(node.level);
+    if (first + span(node.level) <= fromBlock) {
+      left = true;
+      continue;
+    }
+    if (node.level > 1) {
+      if (cutNode(node.children.get(slot)!, fromBlock, freed)) {
+        left = true;
+        continue;
+      }
+      node.children.delete(slot);
+    }
+    freed.push(pointer);
+    writePointer(node.sector, entryOffset(slot), null);
+    node.dirty = true;
+  }
+  return left;
+}
+
+/** Takes away every pointer from a block on, indirect blocks that are empty then included. After `loadForCut`, in one turn. */
+export function cutPointers(inode: Inode, fromBlock: number): Extent[] {
+  const freed: Extent[] = [];
+  if (inode.isInline) return freed;
+  for (let entry = Math.min(fromBlock, DIRECT_POINTERS); entry < DIRECT_POINTERS; entry++) {
+    const pointer = areaPointer(inode, entry);
+    if (pointer === null) continue;
+    freed.push(pointer);
+    setAreaPointer(inode, entry, null);
+  }
+  for (let index = 0; index < 3; index++) {
+    const node = inode.roots[index];
+    if (!node || cutNode(node, fromBlock, freed)) continue;
+    freed.push(node.home);
+    setAreaPointer(inode, DIRECT_POINTERS + index, null);
+    inode.roots[index] = null;
+  }
+  for (const extent of freed) inode.allocatedSubBlocks -= extent.count;
+  return freed;
+}
+
+export function dirtyIndirects(inode: Inode): IndirectNode[] {
+  const found: IndirectNode[] = [];
+  const visit = (node: IndirectNode): void => {
+    if (node.dirty) found.push(node);
+    for (const child of node.children.values()) visit(child);
+  };
+  for (const root of inode.roots) if (root !== null && root !== undefined) visit(root);
+  return found;
+}

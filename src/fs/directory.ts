@@ -1,0 +1,256 @@
+/**
+ * Directories: extensible hashing (Fagin et al., 1979) over the sectors of a sparse file, as in GPFS.
+ *
+ * The leaf of a name has the index (hash & (2^d - 1)) for the greatest d, up to the directory's depth, whose leaf exists; a leaf that
+ * was never written is zeros. A full leaf of local depth d splits into its index and index + 2^d. There is no table to double.
+ * Invariant: a change is made in one synchronous turn, under the exclusive data and status tokens of the directory; so operations of this node
+ * need no lock among themselves, they look again in the turn in which they change.
+ */
+
+import type { CachedFile } from '../cache/page-cache-api.js';
+import { invariant } from '../common/assert.js';
+import { FsError } from '../common/errors.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import { reserve } from './file-space.js';
+import type { Inode } from './inode.js';
+import { DIRECTORY_DEPTH_MAX } from './inode-format.js';
+import {
+  appendEntry,
+  entryAt,
+  entryBytes,
+  findEntry,
+  formatLeaf,
+  hashName,
+  LEAF_CAPACITY_BYTES,
+  type LeafEntry,
+  leafDepth,
+  leafEntries,
+  leafExists,
+  leafUsedBytes,
+  type NamedEntry,
+  removeEntry,
+  setEntryAt,
+} from './leaf-format.js';
+import { MetadataTransaction } from './transaction.js';
+import type { Volume } from './volume.js';
+
+/** A name, with what every step of an operation needs of it. */
+export interface HashedName {
+  readonly text: string;
+  readonly bytes: Uint8Array;
+}
+export const hashedName = (text: string): HashedName => ({ text, bytes: Buffer.from(text, 'utf8') });
+
+/** What has to happen (with waiting) before a change can be tried again. */
+export type Needed =
+  | { readonly kind: 'load'; readonly index: number; readonly mode: 'shared' | 'exclusive' }
+  | { readonly kind: 'split'; readonly index: number };
+
+/** Leaves loaded at once when a directory is listed. */
+const LIST_CHUNK_LEAVES = 64;
+const ABSENT = -1;
+
+const leafRange = (index: number) => ({ start: index * SECTOR_BYTES, end: (index + 1) * SECTOR_BYTES });
+
+export class Directory {
+  readonly #volume: Volume;
+  readonly #file: CachedFile;
+
+  /** With the status and data tokens pinned, for as long as they are. */
+  constructor(
+    volume: Volume,
+    readonly inode: Inode,
+  ) {
+    this.#volume = volume;
+    this.#file = volume.inodes.attach(inode);
+  }
+
+  async lookup(name: HashedName): Promise<LeafEntry | null> {
+    for (;;) {
+      const found = this.tryLookup(name);
+      if (found === null || !('kind' in found)) return found;
+      await this.advance(found);
+    }
+  }
+
+  tryLookup(name: HashedName): LeafEntry | null | Needed {
+    if (this.inode.directoryEntries === 0) return null;
+    const hash = hashName(name.bytes, this.inode.directorySeed);
+    for (let depth = this.inode.directoryDepth; depth >= 0; depth--) {
+      const index = indexAt(hash, depth);
+      const found = this.#tryLeaf(index, 'shared', (leaf) => {
+        if (!leafExists(leaf)) return ABSENT;
+        const at = findEntry(leaf, hash, name.bytes);
+        return at < 0 ? null : entryAt(leaf, at);
+      });
+      if (found === undefined) return { kind: 'load', index, mode: 'shared' };
+      if (found.value !== ABSENT) return found.value;
+    }
+    return null;
+  }
+
+  /** Null: done. The name is not there (the caller has just looked, in this turn). */
+  tryInsert(name: HashedName, entry: LeafEntry, transaction: MetadataTransaction): Needed | null {
+    const hash = hashName(name.bytes, this.inode.directorySeed);
+    const place = this.#tryPlace(hash);
+    if (typeof place !== 'number') return place;
+    const index = place === ABSENT ? 0 : place;
+    const done = this.#tryLeaf(index, 'exclusive', (leaf, changed) => {
+      if (!leafExists(leaf)) formatLeaf(leaf, this.inode.ino, 0, 0, this.inode.generation, this.#volume.fsId);
+      if (leafUsedBytes(leaf) + entryBytes(name.bytes.length) > LEAF_CAPACITY_BYTES) return false;
+      appendEntry(leaf, hash, name.bytes, entry);
+      changed();
+      return true;
+    });
+    if (done === undefined) return { kind: 'load', index, mode: 'exclusive' };
+    if (!done.value) return { kind: 'split', index };
+    this.inode.directoryEntries++;
+    this.inode.sizeBytes = Math.max(this.inode.sizeBytes, SECTOR_BYTES);
+    this.#changed(transaction, index);
+    return null;
+  }
+
+  /** Null: done. The name is there. */
+  tryRemove(name: HashedName, transaction: MetadataTransaction): Needed | null {
+    const needed = this.#tryChange(name, transaction, (leaf, at) => {
+      removeEntry(leaf, at);
+    });
+    if (needed === null) this.inode.directoryEntries--;
+    return needed;
+  }
+
+  /** Null: done. The name is there, and names something else from now on. */
+  tryReplace(name: HashedName, entry: LeafEntry, transaction: MetadataTransaction): Needed | null {
+    return this.#tryChange(name, transaction, (leaf, at) => {
+      setEntryAt(leaf, at, entry);
+    });
+  }
+
+  /** Everything in it, in no order. Changes of this node meanwhile are in it or not; nothing is twice. */
+  async list(): Promise<NamedEntry[]> {
+    const found = new Map<string, NamedEntry>();
+    for (let index = 0; index * SECTOR_BYTES < this.inode.sizeBytes; index++) {
+      const leaf = this.#tryLeaf(index, 'shared', (bytes) => (leafExists(bytes) ? leafEntries(bytes) : []));
+      if (leaf === undefined) {
+        const end = Math.min(this.inode.sizeBytes, (index + LIST_CHUNK_LEAVES) * SECTOR_BYTES);
+        await this.#file.withBytes({ start: index * SECTOR_BYTES, end }, 'shared', () => undefined);
+        index--;
+        continue;
+      }
+      for (const entry of leaf.value) found.set(Buffer.from(entry.name).toString('latin1'), entry);
+    }
+    return [...found.values()];
+  }
+
+  /** The waiting part: what was found to be missing is there afterwards, most likely; the caller tries again. */
+  async advance(needed: Needed): Promise<void> {
+    if (needed.kind === 'split') return this.#split(needed.index);
+    const range = leafRange(needed.index);
+    if (needed.mode === 'exclusive') await this.#reserve(needed.index);
+    await this.#file.withBytes(range, needed.mode, () => undefined);
+  }
+
+  #reserve(index: number): Promise<void> {
+    return reserve(this.#volume, this.inode, leafRange(index));
+  }
+
+  /** The index of the leaf that a hash belongs to, ABSENT in a directory without leaves. */
+  #tryPlace(hash: number): number | Needed {
+    for (let depth = this.inode.directoryDepth; depth >= 0; depth--) {
+      const index = indexAt(hash, depth);
+      const exists = this.#tryLeaf(index, 'shared', leafExists);
+      if (exists === undefined) return { kind: 'load', index, mode: 'shared' };
+      if (exists.value) return index;
+    }
+    return ABSENT;
+  }
+
+  #tryChange(
+    name: HashedName,
+    transaction: MetadataTransaction,
+    change: (leaf: Uint8Array, at: number) => void,
+  ): Needed | null {
+    const hash = hashName(name.bytes, this.inode.directorySeed);
+    const index = this.#tryPlace(hash);
+    if (typeof index !== 'number') return index;
+    invariant(index !== ABSENT, 'a name that was found is in a leaf');
+    const done = this.#tryLeaf(index, 'exclusive', (leaf, changed) => {
+      const at = findEntry(leaf, hash, name.bytes);
+      invariant(at >= 0, 'a name that was found in this turn is there');
+      change(leaf, at);
+      changed();
+    });
+    if (done === undefined) return { kind: 'load', index, mode: 'exclusive' };
+    this.#changed(transaction, index);
+    return null;
+  }
+
+  #changed(transaction: MetadataTransaction, index: number): void {
+    this.inode.mtimeNs = transaction.nowNs;
+    this.inode.ctimeNs = transaction.nowNs;
+    transaction.inode(this.inode);
+    transaction.sector(this.inode.ino, index * SECTOR_BYTES);
+  }
+
+  #tryLeaf<T>(
+    index: number,
+    mode: 'shared' | 'exclusive',
+    use: (leaf: Uint8Array, changed: () => void) => T,
+  ): { value: T } | undefined {
+    const range = leafRange(index);
+    return this.#file.tryWithBytes(range, mode, (view) =>
+      use(view.bytes(range.start, SECTOR_BYTES), () => view.changed(range.start, SECTOR_BYTES)),
+    );
+  }
+
+  async #split(index: number): Promise<void> {
+    for (;;) {
+      await this.#file.withBytes(leafRange(index), 'exclusive', () => undefined);
+      const before = this.#tryLeaf(index, 'shared', (leaf) => leaf.slice());
+      if (before === undefined) continue;
+      const depth = leafDepth(before.value);
+      if (depth >= DIRECTORY_DEPTH_MAX)
+        throw new FsError('noSpace', { op: 'create', object: `directory ${this.inode.ino}`, detail: 'too many names' });
+      const sibling = index + 2 ** depth;
+      await this.#reserve(sibling);
+      await this.#file.withBytes(leafRange(sibling), 'exclusive', () => undefined);
+      if (this.#trySplit(index, sibling, depth)) return;
+    }
+  }
+
+  /** Both leaves in one turn. True also when somebody else was faster. */
+  #trySplit(index: number, sibling: number, depth: number): boolean {
+    const now = this.#tryLeaf(index, 'shared', (leaf) => leaf.slice());
+    if (now === undefined) return false;
+    if (leafDepth(now.value) !== depth) return true;
+    const { ino, generation } = this.inode;
+    const low = new Uint8Array(SECTOR_BYTES);
+    const high = new Uint8Array(SECTOR_BYTES);
+    formatLeaf(low, ino, index, depth + 1, generation, this.#volume.fsId);
+    formatLeaf(high, ino, sibling, depth + 1, generation, this.#volume.fsId);
+    for (const entry of leafEntries(now.value))
+      appendEntry((entry.hash >>> depth) & 1 ? high : low, entry.hash, entry.name, entry);
+    const put = (at: number, bytes: Uint8Array): boolean =>
+      this.#tryLeaf(at, 'exclusive', (leaf, changed) => {
+        leaf.set(bytes);
+        changed();
+      }) !== undefined;
+    if (!put(sibling, high)) return false;
+    if (!put(index, low)) {
+      put(sibling, new Uint8Array(SECTOR_BYTES));
+      return false;
+    }
+    const transaction = new MetadataTransaction(this.#volume);
+    this.inode.directoryDepth = Math.max(this.inode.directoryDepth, depth + 1);
+    this.inode.sizeBytes = Math.max(this.inode.sizeBytes, (sibling + 1) * SECTOR_BYTES);
+    transaction.inode(this.inode);
+    transaction.sector(ino, index * SECTOR_BYTES);
+    transaction.sector(ino, sibling * SECTOR_BYTES);
+    transaction.commit();
+    this.#volume.counters.add('fs.leafSplits');
+    return true;
+  }
+}
+
+/** 24 bits of the hash at most pick a leaf. */
+const indexAt = (hash: number, depth: number): number => hash & ((1 << depth) - 1);

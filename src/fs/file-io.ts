@@ -1,0 +1,258 @@
+/**
+ * Reads, writes and truncation of an open regular file, on the engine: what hits can't do.
+ *
+ * Every operation holds status and data tokens pinned from its look at the size to its end; writes share `contents`, appends and
+ * truncations own it. Nothing waits for a file's token while it owns `contents` (a write may wait there for an allocation region, whose
+ * holders wait for nobody).
+ */
+import { WHOLE } from '../common/byte-range.js';
+import { FsError } from '../common/errors.js';
+import type { NsdIndex } from '../common/ids.js';
+import { RANGE_END } from '../common/units.js';
+import { TokenMode, type TokenPins } from '../token-manager/token.js';
+import { cutSpace, FILE_BYTES_MAX, reserve } from './file-space.js';
+import type { Credentials, OpOptions } from './file-system-api.js';
+import type { Inode } from './inode.js';
+import { AREA_BYTES } from './inode-format.js';
+import { strippedOfSetId } from './permissions.js';
+import { type InodeRef, loadRef } from './pinning.js';
+import { publishStatus, withSettledState } from './publishing.js';
+import { MetadataTransaction } from './transaction.js';
+import type { Volume } from './volume.js';
+
+/** What one copy into the cache may be: more is written piece by piece, under the same tokens. */
+const WRITE_PIECE_BYTES = 4 << 20;
+
+/** The open file's inode object: it is kept in the table as long as the handle is. */
+export interface FileHandle extends InodeRef {
+  readonly inode: Inode;
+  readonly credentials: Credentials;
+}
+
+const named = (handle: FileHandle): string => `inode ${handle.ino}`;
+
+async function pinFile(
+  volume: Volume,
+  handle: FileHandle,
+  status: TokenMode,
+  data: { start: number; end: number } | null,
+  mode: TokenMode,
+  options: OpOptions | undefined,
+): Promise<TokenPins> {
+  const items = [volume.inodes.statusItem(handle.ino, status)];
+  if (data !== null) items.push(volume.inodes.attach(handle.inode).dataItem(data, mode));
+  return volume.pin(items, options);
+}
+
+export async function readFile(
+  volume: Volume,
+  handle: FileHandle,
+  offsetBytes: number,
+  target: Uint8Array,
+  options: OpOptions | undefined,
+): Promise<number> {
+  checkOffset('read', handle, offsetBytes);
+  if (target.length === 0 || offsetBytes >= RANGE_END) return 0;
+  const wanted = { start: offsetBytes, end: Math.min(RANGE_END, offsetBytes + target.length) };
+  const pins = await pinFile(volume, handle, TokenMode.shared, wanted, TokenMode.shared, options);
+  try {
+    const inode = await loadRef(volume, handle, 'read');
+    await inode.contents.share();
+    try {
+      volume.inodes.refresh(inode);
+      const length = Math.min(target.length, inode.sizeBytes - offsetBytes);
+      if (length <= 0) return 0;
+      const file = volume.inodes.attach(inode);
+      await file.read(offsetBytes, target.subarray(0, length), { signal: options?.signal });
+      file.publish();
+      publishStatus(volume, handle.ino);
+      return length;
+    } finally {
+      inode.contents.unshare();
+    }
+  } finally {
+    pins.release();
+  }
+}
+
+export async function writeFile(
+  volume: Volume,
+  handle: FileHandle,
+  offsetBytes: number | null,
+  source: Uint8Array,
+  options: OpOptions | undefined,
+): Promise<{ offsetBytes: number; lengthBytes: number }> {
+  if (offsetBytes === null) return appendFile(volume, handle, source, options);
+  checkOffset('write', handle, offsetBytes);
+  const end = offsetBytes + source.length;
+  if (end > FILE_BYTES_MAX) throw new FsError('fileTooBig', { op: 'write', object: named(handle) });
+  if (source.length === 0) return { offsetBytes, lengthBytes: 0 };
+  const pins = await pinFile(
+    volume,
+    handle,
+    TokenMode.exclusive,
+    { start: offsetBytes, end },
+    TokenMode.exclusive,
+    options,
+  );
+  try {
+    const inode = await loadRef(volume, handle, 'write');
+    await inode.contents.share();
+    try {
+      await copyIn(volume, handle, inode, offsetBytes, source, options);
+    } finally {
+      inode.contents.unshare();
+    }
+  } finally {
+    publishStatus(volume, handle.ino);
+    pins.release();
+  }
+  return { offsetBytes, lengthBytes: source.length };
+}
+
+/** At the end of file: the size is known once status is pinned exclusively, then the data token from there on is asked for. */
+async function appendFile(
+  volume: Volume,
+  handle: FileHandle,
+  source: Uint8Array,
+  options: OpOptions | undefined,
+): Promise<{ offsetBytes: number; lengthBytes: number }> {
+  const pins = await pinFile(volume, handle, TokenMode.exclusive, null, TokenMode.none, options);
+  try {
+    for (;;) {
+      const inode = await loadRef(volume, handle, 'write');
+      volume.inodes.refresh(inode);
+      const sizeThen = inode.sizeBytes;
+      const item = volume.inodes.attach(inode).dataItem({ start: sizeThen, end: RANGE_END }, TokenMode.exclusive);
+      const dataPins = await volume.pin([item], options);
+      try {
+        const written = await inode.contents.runExclusive(async () => {
+          // No hit appends from here on; what hits and other operations of this node wrote meanwhile is counted.
+          const offsetBytes = withSettledState(volume, inode, () => inode.sizeBytes);
+          if (offsetBytes < sizeThen) return null;
+          if (offsetBytes + source.length > FILE_BYTES_MAX)
+            throw new FsError('fileTooBig', { op: 'write', object: named(handle) });
+          if (source.length > 0) await copyIn(volume, handle, inode, offsetBytes, source, options);
+          return { offsetBytes, lengthBytes: source.length };
+        });
+        // Null: it was truncated while we waited; the token from the new end on may not be ours.
+        if (written !== null) return written;
+      } finally {
+        dataPins.release();
+      }
+    }
+  } finally {
+    publishStatus(volume, handle.ino);
+    pins.release();
+  }
+}
+
+async function copyIn(
+  volume: Volume,
+  handle: FileHandle,
+  inode: Inode,
+  offsetBytes: number,
+  source: Uint8Array,
+  options: OpOptions | undefined,
+): Promise<void> {
+  const file = volume.inodes.attach(inode);
+  for (let at = 0; at < source.length; at += WRITE_PIECE_BYTES) {
+    const piece = source.subarray(at, at + WRITE_PIECE_BYTES);
+    const end = offsetBytes + at + piece.length;
+    await file.write(offsetBytes + at, piece, {
+      signal: options?.signal,
+      onCopied: () => {
+        withSettledState(volume, inode, () => {
+          const transaction = new MetadataTransaction(volume);
+          inode.mtimeNs = transaction.nowNs;
+          inode.ctimeNs = transaction.nowNs;
+          if (end > inode.sizeBytes) {
+            inode.sizeBytes = end;
+            transaction.inode(inode);
+          }
+          if (handle.credentials.uid !== 0 && strippedOfSetId(inode.mode) !== inode.mode) {
+            inode.mode = strippedOfSetId(inode.mode);
+            transaction.inode(inode);
+          }
+          transaction.times(inode);
+          transaction.commit();
+        });
+      },
+    });
+  }
+  file.publish();
+}
+
+export async function truncateFile(
+  volume: Volume,
+  handle: FileHandle,
+  sizeBytes: number,
+  options: OpOptions | undefined,
+): Promise<void> {
+  checkOffset('truncate', handle, sizeBytes);
+  if (sizeBytes > FILE_BYTES_MAX) throw new FsError('fileTooBig', { op: 'truncate', object: named(handle) });
+  const range = { start: sizeBytes, end: WHOLE.end };
+  const pins = await pinFile(volume, handle, TokenMode.exclusive, range, TokenMode.exclusive, options);
+  try {
+    const inode = await loadRef(volume, handle, 'truncate');
+    await inode.contents.runExclusive(() => setSize(volume, handle, inode, sizeBytes));
+  } finally {
+    publishStatus(volume, handle.ino);
+    pins.release();
+  }
+}
+
+async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeBytes: number): Promise<void> {
+  const before = withSettledState(volume, inode, () => inode.sizeBytes);
+  // A hole at the end of an inline file is kept in the inode as zeros, as long as there is room.
+  if (inode.isInline && sizeBytes > AREA_BYTES) await reserve(volume, inode, { start: 0, end: AREA_BYTES + 1 });
+  const file = volume.inodes.attach(inode);
+  if (sizeBytes < before) {
+    // The rest of the last page becomes zeros on the way out as well: growing again must show zeros.
+    await file.discard({ start: sizeBytes, end: WHOLE.end });
+    if (!inode.isInline) await file.zero({ start: sizeBytes, end: before });
+  }
+  const transaction = new MetadataTransaction(volume);
+  inode.sizeBytes = sizeBytes;
+  if (inode.isInline && inode.area.length > sizeBytes) inode.area = inode.area.slice(0, sizeBytes);
+  inode.mtimeNs = transaction.nowNs;
+  inode.ctimeNs = transaction.nowNs;
+  if (handle.credentials.uid !== 0) inode.mode = strippedOfSetId(inode.mode);
+  transaction.inode(inode);
+  transaction.commit();
+  if (sizeBytes < before) await cutSpace(volume, inode, sizeBytes);
+}
+
+/** Durable: dirty data, the inode, then the devices' own flush. `dataOnly` passes over an inode of which only times changed. */
+export async function syncFile(
+  volume: Volume,
+  inode: Inode,
+  dataOnly: boolean,
+  options: OpOptions | undefined,
+): Promise<void> {
+  volume.inodes.refresh(inode);
+  // Errors of earlier write-behind come out here, dirty or not.
+  const file = inode.file ?? volume.cache.get(inode.ino);
+  await file?.flush();
+  if (inode.valid && (inode.dirtyCore || (inode.dirty && !dataOnly))) await volume.inodes.writeOut([inode]);
+  else if (inode.writing !== null) await inode.writing;
+  // The map of what is allocated has to survive with what points into it.
+  const written = [inode.unflushed, ...[...volume.systemFiles.values()].map((map) => map.unflushed)];
+  const nsds = new Set<NsdIndex>();
+  for (const set of written) {
+    for (const nsd of set) nsds.add(nsd);
+    set.clear();
+  }
+  if (nsds.size === 0) return;
+  try {
+    await volume.parts.nsds.flush([...nsds], { signal: options?.signal });
+  } catch (error) {
+    for (const set of written) for (const nsd of nsds) set.add(nsd);
+    throw error;
+  }
+}
+
+function checkOffset(op: string, handle: FileHandle, offsetBytes: number): void {
+  if (!Number.isSafeInteger(offsetBytes) || offsetBytes < 0)
+    throw new FsError('invalidArgument', { op, object: named(handle), detail: `offset ${offsetBytes}` });
+}

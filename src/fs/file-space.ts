@@ -1,0 +1,190 @@
+/**
+ * A file's space: reserving it before pages become dirty, growing fragments, cutting.
+ *
+ * A regular file begins in its inode (inline), goes on as a fragment of 1 to 255 sub-blocks when it outgrows that, and in whole
+ * blocks from its first megabyte on. Sub-blocks behind a pointer's count are a hole.
+ *
+ * Moving a fragment copies it from device to device, with no transfer of the file in flight: what this node has dirty goes to
+ * the new place later; what others may have cached clean is the same bytes; and dirty bytes elsewhere can't be, because changing
+ * pointers takes the exclusive status token. So it needs no data token beyond the caller's.
+ */
+import { invariant } from '../common/assert.js';
+import type { ByteRange } from '../common/byte-range.js';
+import { FsError } from '../common/errors.js';
+import { BLOCK_BYTES, PAGE_BYTES, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { cutPointers, findPointer, loadForCut, loadPointers, preparePointer, setPointer } from './block-map.js';
+import { type BlockPointer, blockPointer } from './block-pointer.js';
+import { FILE_BLOCKS_MAX } from './indirect-format.js';
+import type { Inode } from './inode.js';
+import { AREA_BYTES, EMPTY_AREA, InodeFlag } from './inode-format.js';
+import type { Extent } from './layout.js';
+import { MetadataTransaction } from './transaction.js';
+import type { Volume } from './volume.js';
+
+export const FILE_BYTES_MAX = FILE_BLOCKS_MAX * BLOCK_BYTES;
+
+/** Sub-blocks of a block that a range up to `end` (a file offset) needs. */
+const subBlocksNeeded = (block: number, end: number): number =>
+  Math.min(SUB_BLOCKS_PER_BLOCK, Math.ceil((end - block * BLOCK_BYTES) / SUB_BLOCK_BYTES));
+
+export function isReserved(inode: Inode, range: ByteRange): boolean {
+  if (inode.isInline) return range.end <= AREA_BYTES;
+  for (let block = Math.floor(range.start / BLOCK_BYTES); block * BLOCK_BYTES < range.end; block++) {
+    const pointer = findPointer(inode, block);
+    if (!pointer || pointer.count < subBlocksNeeded(block, range.end)) return false;
+  }
+  return true;
+}
+
+/** Exclusive status is held by whoever writes. @throws {FsError} noSpace, fileTooBig */
+export async function reserve(volume: Volume, inode: Inode, range: ByteRange): Promise<void> {
+  if (range.end > FILE_BYTES_MAX)
+    throw new FsError('fileTooBig', { op: 'write', object: `inode ${inode.ino}`, detail: `ends at ${range.end}` });
+  await inode.structure.run(async () => {
+    invariant(inode.valid, `space is reserved for inode ${inode.ino} under its status token`);
+    if (isReserved(inode, range)) return;
+    try {
+      if (inode.isInline) await leaveInline(volume, inode);
+      for (let block = Math.floor(range.start / BLOCK_BYTES); block * BLOCK_BYTES < range.end; block++)
+        await reserveBlock(volume, inode, block, subBlocksNeeded(block, range.end));
+    } finally {
+      // Also after a failure: indirect blocks and the blocks before it are there.
+      volume.inodes.markDirty(inode, true);
+    }
+  });
+}
+
+async function reserveBlock(volume: Volume, inode: Inode, block: number, need: number): Promise<void> {
+  await preparePointer(volume, inode, block);
+  const present = findPointer(inode, block);
+  invariant(present !== undefined, 'prepared');
+  if (present === null) {
+    const extent = await allocateUpTo(volume, inode, block, block === 0 ? need : SUB_BLOCKS_PER_BLOCK, need);
+    setPointer(inode, block, blockPointer(extent, volume.parts.epoch(), inode.placementClass));
+  } else if (present.count < need) await grow(volume, inode, block, present, need);
+}
+
+/** The wish, or when space has become scarce or scattered, what is needed. */
+async function allocateUpTo(volume: Volume, inode: Inode, block: number, wish: number, need: number): Promise<Extent> {
+  try {
+    return await volume.allocator.allocate(inode.ino, block, wish);
+  } catch (error) {
+    if (wish === need || !FsError.is(error) || error.reason !== 'noSpace') throw error;
+    return volume.allocator.allocate(inode.ino, block, need);
+  }
+}
+
+async function grow(volume: Volume, inode: Inode, block: number, from: BlockPointer, need: number): Promise<void> {
+  const wish = Math.min(SUB_BLOCKS_PER_BLOCK, Math.max(need, from.count * 2));
+  for (const count of wish === need ? [need] : [wish, need]) {
+    if (!volume.allocator.tryExtend(from, count)) continue;
+    setPointer(inode, block, { ...from, count });
+    return;
+  }
+  const extent = await allocateUpTo(volume, inode, block, wish, need);
+  volume.counters.add('fs.fragmentMoves');
+  await copyInto(
+    volume,
+    inode,
+    extent,
+    from.count,
+    async (bytes, memory) => {
+      await volume.parts.nsds.read([{ nsd: from.nsd, sector: from.sector, memory }]);
+      return bytes;
+    },
+    () => {
+      setPointer(inode, block, blockPointer(extent, volume.parts.epoch(), inode.placementClass));
+      inode.pendingFrees.push(from);
+    },
+  );
+}
+
+/** From the inode's area into a fragment. */
+async function leaveInline(volume: Volume, inode: Inode): Promise<void> {
+  const bytesInline = Math.min(inode.area.length, AREA_BYTES);
+  if (bytesInline === 0) {
+    inode.flags &= ~InodeFlag.inline;
+    inode.area = EMPTY_AREA;
+    return;
+  }
+  const extent = await volume.allocator.allocate(inode.ino, 0, 1);
+  await copyInto(
+    volume,
+    inode,
+    extent,
+    1,
+    async (bytes) => {
+      bytes.fill(0);
+      bytes.set(inode.area.subarray(0, AREA_BYTES));
+      return bytes;
+    },
+    () => {
+      inode.flags &= ~InodeFlag.inline;
+      inode.area = EMPTY_AREA;
+      setPointer(inode, 0, blockPointer(extent, volume.parts.epoch(), inode.placementClass));
+    },
+  );
+}
+
+async function copyInto(
+  volume: Volume,
+  inode: Inode,
+  extent: Extent,
+  count: number,
+  fill: (bytes: Uint8Array, memory: { offsetBytes: number; lengthBytes: number }) => Promise<Uint8Array>,
+  swap: () => void,
+): Promise<void> {
+  try {
+    // The staging first: with transfers held up nothing may be waited for but devices.
+    await volume.withStaging(count * SUB_BLOCK_BYTES, (bytes, segment) =>
+      inode.withoutTransfers(async () => {
+        const memory = { offsetBytes: segment.offsetBytes, lengthBytes: count * SUB_BLOCK_BYTES };
+        await fill(bytes, memory);
+        await volume.parts.nsds.write([{ nsd: extent.nsd, sector: extent.sector, memory }]);
+        inode.unflushed.add(extent.nsd);
+        swap();
+      }),
+    );
+  } catch (error) {
+    // It was never pointed to by anything.
+    volume.frees.add([extent]);
+    throw error;
+  }
+}
+
+/**
+ * Gives up what lies behind `sizeBytes`, rounded up to `unitBytes`: a page while hits may still write to the page of the last byte, a sub-block when
+ * nobody has the file open. Pages behind it have been discarded by the caller. Exclusive status and data held.
+ */
+export async function cutSpace(volume: Volume, inode: Inode, sizeBytes: number, unitBytes = PAGE_BYTES): Promise<void> {
+  await inode.structure.run(async () => {
+    if (inode.isInline) return;
+    const end = Math.ceil(sizeBytes / unitBytes) * unitBytes;
+    const keptBlock = Math.floor(end / BLOCK_BYTES);
+    const keptCount = Math.ceil((end % BLOCK_BYTES) / SUB_BLOCK_BYTES);
+    const cutFrom = keptBlock + (keptCount > 0 ? 1 : 0);
+    await loadForCut(volume, inode, cutFrom);
+    if (keptCount > 0) await loadPointers(volume, inode, keptBlock);
+    const transaction = new MetadataTransaction(volume);
+    const freed = cutPointers(inode, cutFrom);
+    const tail = keptCount > 0 ? findPointer(inode, keptBlock) : null;
+    if (tail && tail.count > keptCount) {
+      freed.push({ nsd: tail.nsd, sector: tail.sector + keptCount, count: tail.count - keptCount });
+      setPointer(inode, keptBlock, { ...tail, count: keptCount });
+    }
+    if (freed.length === 0) return;
+    inode.pendingFrees.push(...freed);
+    transaction.inode(inode);
+    transaction.commit();
+  });
+}
+
+/** Whether closing it would give space back. */
+export function hasTail(inode: Inode): boolean {
+  if (inode.isInline || inode.sizeBytes === 0) return !inode.isInline && inode.allocatedSubBlocks > 0;
+  const last = Math.floor((inode.sizeBytes - 1) / BLOCK_BYTES);
+  const pointer = findPointer(inode, last);
+  return pointer != null && pointer.count > subBlocksNeeded(last, inode.sizeBytes);
+}
+
+export { AREA_BYTES as INLINE_BYTES_MAX };

@@ -1,0 +1,106 @@
+/**
+ * Sub-blocks on their way back to the allocation map.
+ *
+ * An extent comes here after the inode that pointed to it has been written without it, and after the last transfer to or from it has
+ * ended. Then, in this order: discarded on its NSD (so that a free sub-block reads as zeros, and an unwritten part of a block that is
+ * allocated later never shows what somebody else had there), then its bits are cleared under the region's token. Until then
+ * nobody can allocate it. What a dying node has in this queue stays allocated: lost space, which a check finds, never shared space.
+ */
+import { SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { groupBy } from './group.js';
+import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange } from './layout.js';
+import { countBits, fillBits, regionFree, setRegionFree } from './map-formats.js';
+import { Mutex } from './mutex.js';
+import type { Volume } from './volume.js';
+
+const DISCARD_EXTENTS_MAX = 256;
+
+export class FreeQueue {
+  readonly #volume: Volume;
+  #extents: Extent[] = [];
+  readonly #draining = new Mutex();
+
+  constructor(volume: Volume) {
+    this.#volume = volume;
+  }
+
+  get length(): number {
+    return this.#extents.length;
+  }
+
+  add(extents: readonly Extent[]): void {
+    for (const extent of extents) this.#extents.push(extent);
+  }
+
+  /** Gives back what waits. Regions that can't be had in time keep their extents in the queue; they are tried again. */
+  async drain(): Promise<number> {
+    return this.#draining.run(async () => {
+      const extents = this.#extents;
+      this.#extents = [];
+      let freed = 0;
+      const { regionCount } = this.#volume.geometry;
+      // Per NSD and region: each group is one sector of the map, changed in one moment, so a group is freed wholly or not at all.
+      for (const some of groupBy(
+        extents,
+        (e) => e.nsd * regionCount + regionOf(this.#volume.geometry, e.sector),
+      ).values()) {
+        try {
+          for (let at = 0; at < some.length; at += DISCARD_EXTENTS_MAX)
+            await this.#volume.parts.nsds.discard(
+              some
+                .slice(at, at + DISCARD_EXTENTS_MAX)
+                .map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count })),
+            );
+          freed += await this.#clear(some);
+        } catch (error) {
+          this.#extents.push(...some);
+          this.#volume.counters.add('fs.freesDelayed', some.length);
+          this.#volume.parts.logger.warn({ error: String(error) }, 'freed space could not be given back yet');
+        }
+      }
+      return freed;
+    });
+  }
+
+  /** Before "no space" is said: whatever this node has freed goes back now. True when that made room. */
+  async reclaim(): Promise<boolean> {
+    await this.#volume.inodes.writeOutFreeing();
+    return this.#extents.length > 0 && (await this.drain()) > 0;
+  }
+
+  async #clear(extents: readonly Extent[]): Promise<number> {
+    const volume = this.#volume;
+    const { nsd } = extents[0]!;
+    const region = regionOf(volume.geometry, extents[0]!.sector);
+    const item = volume.dataItem(ALLOCATION_MAP, regionRange(volume.geometry, region));
+    const pins =
+      volume.parts.tokens.tryPin([item]) ??
+      (await volume.parts.tokens.acquire([item], { timeoutMs: volume.settings.regionTimeoutMs }));
+    let freed = 0;
+    try {
+      const range = regionSectorRange(volume.geometry, region, nsd);
+      await volume.mapFile(ALLOCATION_MAP).withBytes(range, 'exclusive', (view) => {
+        const sector = view.bytes(range.start, range.end - range.start);
+        for (const extent of extents) freed += this.#clearOne(sector, region, extent);
+        view.changed(range.start, range.end - range.start);
+      });
+    } finally {
+      pins.release();
+    }
+    volume.counters.add('fs.subBlocksFreed', freed);
+    return freed;
+  }
+
+  #clearOne(sector: Uint8Array, region: number, extent: Extent): number {
+    const block = Math.floor(extent.sector / SUB_BLOCKS_PER_BLOCK) % this.#volume.geometry.regionBlocks;
+    const first = extent.sector % SUB_BLOCKS_PER_BLOCK;
+    const used = countBits(sector, block, first, extent.count, 1);
+    if (used !== extent.count)
+      // A pointer and the map disagreed: a check of the file system finds who is right. Going on loses nothing.
+      this.#volume.parts.logger.error({ ...extent, used }, 'sub-blocks to be freed are free already');
+    fillBits(sector, block, first, extent.count, 0);
+    setRegionFree(sector, regionFree(sector) + used);
+    this.#volume.allocator.freed(region, extent.nsd, block, used);
+    return used;
+  }
+}

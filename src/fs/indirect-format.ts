@@ -1,0 +1,67 @@
+/** An indirect block: one sub-block of pointers, to blocks (level 1) or to indirect blocks one level below. */
+import type { InodeNumber } from '../common/ids.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import type { Checksums } from '../nsd/checksums.js';
+import { POINTER_BYTES, pointersFault } from './block-pointer.js';
+import { AREA_POINTERS, DIRECT_POINTERS } from './inode-format.js';
+import type { Geometry } from './layout.js';
+import { corrupt, Magic, sectorFault, writeHeader } from './sector.js';
+
+export const INDIRECT_POINTERS_AT = 64;
+export const INDIRECT_POINTERS = (SECTOR_BYTES - INDIRECT_POINTERS_AT) / POINTER_BYTES;
+
+/** Blocks below one pointer of an indirect block of this level. */
+export const span = (level: number): number => INDIRECT_POINTERS ** (level - 1);
+
+/** Blocks that a file can have. */
+export const FILE_BLOCKS_MAX = DIRECT_POINTERS + INDIRECT_POINTERS + INDIRECT_POINTERS ** 2 + INDIRECT_POINTERS ** 3;
+
+/** Where a block's pointer is: in the area (level 0), or below the area's entry `root`, `level` levels down. */
+export interface PointerPlace {
+  readonly level: 0 | 1 | 2 | 3;
+  readonly root: number;
+  /** First block below the root entry. */
+  readonly firstBlock: number;
+}
+
+export function pointerPlace(block: number): PointerPlace {
+  if (block < DIRECT_POINTERS) return { level: 0, root: block, firstBlock: block };
+  let firstBlock = DIRECT_POINTERS;
+  for (let level = 1 as 1 | 2 | 3; ; level++) {
+    const blocks = INDIRECT_POINTERS ** level;
+    if (block < firstBlock + blocks || level === 3)
+      return { level: level as 1 | 2 | 3, root: AREA_POINTERS - 4 + level, firstBlock };
+    firstBlock += blocks;
+  }
+}
+
+export function formatIndirect(
+  ino: InodeNumber,
+  level: number,
+  firstBlock: number,
+  generation: number,
+  fsId: bigint,
+): Uint8Array {
+  const sector = new Uint8Array(SECTOR_BYTES);
+  writeHeader(sector, { magic: Magic.indirect, fsId, owner: ino, index: firstBlock, generation });
+  sector[40] = level;
+  return sector;
+}
+
+/** @throws {FsError} corrupt, naming the file and the place. */
+export function checkIndirect(
+  ino: InodeNumber,
+  level: number,
+  firstBlock: number,
+  sector: Uint8Array,
+  fsId: bigint,
+  geometry: Geometry,
+  checksums: Checksums,
+): void {
+  const fault =
+    sectorFault(sector, { magic: Magic.indirect, fsId, owner: ino, index: firstBlock }, checksums) ??
+    (sector[40] === level ? null : `level ${sector[40]} instead of ${level}`) ??
+    pointersFault(sector, INDIRECT_POINTERS_AT, INDIRECT_POINTERS, geometry);
+  if (fault !== null)
+    throw corrupt('inode.read', `inode ${ino}, indirect block of level ${level} from block ${firstBlock} on`, fault);
+}

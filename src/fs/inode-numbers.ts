@@ -1,0 +1,165 @@
+/**
+ * Inode numbers: a batch from this node's own segment at a time, taken under the exclusive data token of the segment's sector of
+ * the inode map, in an operation of its own, and then handed out without asking anybody.
+ *
+ * Each batch has a generation greater than any that its numbers had before: a handle or a directory entry of an earlier life of the
+ * number is recognised by it. Numbers given back wait until their inode has been written as free, then go back in batches, never
+ * straight to the next create: their next life needs a new generation.
+ * Fault model: a node that dies takes the rest of its batch with it (numbers marked used, inodes free); a check finds them.
+ */
+import { FsError } from '../common/errors.js';
+import { type InodeNumber, inodeNumber, type NsdIndex } from '../common/ids.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import { INODES_PER_SEGMENT } from '../token-manager/token.js';
+import { groupBy } from './group.js';
+import { INODE_MAP, segmentOf, segmentRange } from './layout.js';
+import {
+  inodeUsed,
+  segmentFree,
+  segmentGeneration,
+  setInodeUsed,
+  setSegmentFree,
+  setSegmentGeneration,
+} from './map-formats.js';
+import { Mutex } from './mutex.js';
+import type { Volume } from './volume.js';
+
+export interface InodeTicket {
+  readonly ino: InodeNumber;
+  readonly generation: number;
+  /** Where the inode will be; known before anything names the number. */
+  readonly home: { readonly nsd: NsdIndex; readonly sector: number };
+}
+
+export class InodeNumbers {
+  readonly #volume: Volume;
+  /** Descending, so that `pop` gives neighbours in ascending order. */
+  #free: InodeTicket[] = [];
+  #returned: InodeNumber[] = [];
+  readonly #mutex = new Mutex();
+  #segment: number;
+
+  constructor(volume: Volume) {
+    this.#volume = volume;
+    const { segmentCount } = volume.geometry;
+    // Segment 0 is everybody's: the root is in it.
+    this.#segment = segmentCount === 1 ? 0 : 1 + ((volume.parts.nodeId - 1) % (segmentCount - 1));
+  }
+
+  /** The segment in which this node creates. */
+  get segment(): number {
+    return this.#segment;
+  }
+
+  tryTake(): InodeTicket | null {
+    return this.#free.pop() ?? null;
+  }
+
+  /** @throws {FsError} noInodes; noSpace when the inode file can't grow. */
+  async take(): Promise<InodeTicket> {
+    for (;;) {
+      const ticket = this.tryTake();
+      if (ticket !== null) return ticket;
+      await this.#mutex.run(async () => {
+        if (this.#free.length === 0) await this.#refill();
+      });
+    }
+  }
+
+  /** An unused ticket: its generation was not seen by anybody. */
+  putBack(ticket: InodeTicket): void {
+    this.#free.push(ticket);
+  }
+
+  /** The inode has been written as free. */
+  giveBack(ino: InodeNumber): void {
+    this.#returned.push(ino);
+  }
+
+  get returnedCount(): number {
+    return this.#returned.length;
+  }
+
+  async #refill(): Promise<void> {
+    const { segmentCount } = this.#volume.geometry;
+    await this.#volume.inodes.writeOutFreeing();
+    await this.#returnNow();
+    for (let i = 0; i < segmentCount; i++) {
+      const segment = (this.#segment + i) % segmentCount;
+      const batch = await this.#takeBatch(segment);
+      if (batch.length === 0) continue;
+      this.#segment = segment;
+      try {
+        const homes = await this.#volume.inodes.ensureMapped(batch.map(({ ino }) => ino));
+        this.#free = batch.map((ticket, index) => ({ ...ticket, home: homes[index]! })).reverse();
+      } catch (error) {
+        this.#returned.push(...batch.map(({ ino }) => ino));
+        throw error;
+      }
+      return;
+    }
+    throw new FsError('noInodes', { op: 'create', detail: 'every inode of the file system is in use' });
+  }
+
+  async #takeBatch(segment: number): Promise<Omit<InodeTicket, 'home'>[]> {
+    const batch: Omit<InodeTicket, 'home'>[] = [];
+    await this.#change(segment, (sector) => {
+      const free = segmentFree(sector);
+      if (free === 0) return false;
+      const generation = segmentGeneration(sector);
+      for (let slot = 0; slot < INODES_PER_SEGMENT && batch.length < this.#volume.settings.inodeBatch; slot++) {
+        if (inodeUsed(sector, slot)) continue;
+        setInodeUsed(sector, slot, true);
+        batch.push({ ino: inodeNumber(segment * INODES_PER_SEGMENT + slot), generation });
+      }
+      setSegmentFree(sector, free - batch.length);
+      setSegmentGeneration(sector, generation + 1);
+      return true;
+    });
+    return batch;
+  }
+
+  async #change(segment: number, use: (sector: Uint8Array) => boolean): Promise<void> {
+    const volume = this.#volume;
+    const range = segmentRange(segment);
+    const pins = await volume.pin([volume.dataItem(INODE_MAP, range)], undefined);
+    try {
+      await volume.mapFile(INODE_MAP).withBytes(range, 'exclusive', (view) => {
+        if (use(view.bytes(range.start, SECTOR_BYTES))) view.changed(range.start, SECTOR_BYTES);
+      });
+    } finally {
+      pins.release();
+    }
+  }
+
+  async #returnNow(): Promise<void> {
+    const returned = this.#returned;
+    this.#returned = [];
+    for (const [segment, inos] of groupBy(returned, segmentOf)) {
+      try {
+        await this.#change(segment, (sector) => {
+          for (const ino of inos) setInodeUsed(sector, ino % INODES_PER_SEGMENT, false);
+          setSegmentFree(sector, segmentFree(sector) + inos.length);
+          return true;
+        });
+      } catch (error) {
+        this.#returned.push(...inos);
+        this.#volume.parts.logger.warn({ segment, error: String(error) }, 'inode numbers could not be given back yet');
+      }
+    }
+  }
+
+  /** Freed numbers go back to the map. */
+  async returnNumbers(): Promise<void> {
+    if (this.#returned.length > 0) await this.#mutex.run(() => this.#returnNow());
+  }
+
+  /** Before unmounting: unused numbers too. */
+  async close(): Promise<void> {
+    await this.#mutex.run(async () => {
+      this.#returned.push(...this.#free.map((ticket) => ticket.ino));
+      this.#free = [];
+      await this.#returnNow();
+    });
+  }
+}

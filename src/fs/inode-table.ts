@@ -1,0 +1,409 @@
+/**
+ * Inodes in memory, and the status class of tokens on this node.
+ *
+ * Owns: which inodes are valid (their status token is held), reading them in runs of neighbours, serving status revokes, and
+ * where inodes lie in the inode file. Writing them out is inode-writer.ts.
+ * Invariant: a revoke is answered when every inode of its range is clean on the devices, with its data (decision 4 in
+ * docs/architecture.md); serving it asks for no token.
+ * Fault model: sectors that don't decode are reported for the inode that was asked for, and ignored for its neighbours.
+ */
+
+import type { CachedFile } from '../cache/page-cache-api.js';
+import { FsError } from '../common/errors.js';
+import type { InodeNumber } from '../common/ids.js';
+import { inodeNumber, nsdIndex } from '../common/ids.js';
+import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
+import { INODES_PER_SEGMENT, type Revocation, TokenClass, type TokenItem, TokenMode } from '../token-manager/token.js';
+import { findPointer, loadPointers, preparePointer, setPointer } from './block-map.js';
+import { blockPointer } from './block-pointer.js';
+import { FileType } from './file-system-api.js';
+import { Inode } from './inode.js';
+import { decodeInode, FREE_INODE, type InodeFields } from './inode-format.js';
+import { InodeWriter } from './inode-writer.js';
+import { INODE_FILE, INODES_PER_BLOCK, inodeBlockOf, segmentOf } from './layout.js';
+import { Mutex } from './mutex.js';
+import type { Volume } from './volume.js';
+
+/** Inodes read at once around the one that is wanted. */
+const READ_RUN = 16;
+
+interface RunRead {
+  readonly first: number;
+  readonly end: number;
+  /** Something in the run was written, created or given up since the read began: what it brings may be old. */
+  stale: boolean;
+}
+
+export class InodeTable {
+  readonly #volume: Volume;
+  readonly #inodes = new Map<InodeNumber, Inode>();
+  readonly #reads = new Set<RunRead>();
+  readonly #growing = new Mutex();
+  /** The inode file itself: its pointers only grow, so those in memory stay right without a token. */
+  readonly #file = new Inode(INODE_FILE);
+  readonly #writer: InodeWriter;
+  #round = 0;
+
+  constructor(volume: Volume) {
+    this.#volume = volume;
+    this.#writer = new InodeWriter(volume, this);
+    volume.parts.tokens.setRevokeHandler(TokenClass.status, {
+      revoke: (revocation) => this.#revoke(revocation),
+      working: () => null,
+    });
+  }
+
+  /** Reads the inode file's own inode, from where the superblock says. */
+  async start(): Promise<void> {
+    const { nsd, sector } = this.#volume.superblock.inodeFile;
+    this.#file.home = { nsd, sector: sector + INODE_FILE };
+    await this.#readInodeFile();
+    // Read without a token: good for its pointers, no more.
+    this.#file.valid = false;
+  }
+
+  get size(): number {
+    return this.#inodes.size;
+  }
+  all(): IterableIterator<Inode> {
+    return this.#inodes.values();
+  }
+
+  /** The inode when its fields may be believed, else undefined: load it, with its status token pinned. */
+  get(ino: InodeNumber): Inode | undefined {
+    const inode = this.#inodes.get(ino);
+    if (!inode?.valid) return undefined;
+    inode.usedRound = this.#round;
+    return inode;
+  }
+
+  /**
+   * For the page cache's calls, which come from operations that have the status token pinned, and from read-ahead, which has
+   * not: the inode, unless its token is gone. An inode that only fell out of memory is read again.
+   */
+  async getOrReload(ino: InodeNumber): Promise<Inode | undefined> {
+    const present = this.get(ino);
+    if (present !== undefined) return present;
+    const pins = this.#volume.parts.tokens.tryPin([this.statusItem(ino, TokenMode.shared)]);
+    if (pins === null) return undefined;
+    try {
+      return await this.load(ino);
+    } finally {
+      pins.release();
+    }
+  }
+
+  /** The token request for one inode. `wide`: the whole segment, for a node that creates in it. */
+  statusItem(ino: InodeNumber, mode: TokenMode, wide = false): TokenItem {
+    const start = ino * SECTOR_BYTES;
+    const required = { start, end: start + SECTOR_BYTES };
+    const run = wide ? INODES_PER_SEGMENT : ino < 16 ? 1 : this.#volume.settings.inodeRun;
+    const first = Math.floor(ino / run) * run;
+    const desired = { start: first * SECTOR_BYTES, end: (first + run) * SECTOR_BYTES };
+    return { class: TokenClass.status, object: segmentOf(ino), mode, required, desired };
+  }
+
+  /** With the status token pinned (shared at least). A free or never written inode has type FREE_INODE. */
+  async load(ino: InodeNumber): Promise<Inode> {
+    for (;;) {
+      const present = this.get(ino);
+      if (present !== undefined) return present;
+      await this.#readRun(ino);
+    }
+  }
+
+  /** A number from InodeNumbers becomes an inode, in memory; exclusive status pinned. The caller fills it in and commits. */
+  create(ino: InodeNumber, home: Inode['home']): Inode {
+    let inode = this.#inodes.get(ino);
+    if (inode === undefined) {
+      inode = new Inode(ino);
+      this.#inodes.set(ino, inode);
+    }
+    inode.home = home;
+    inode.roots.fill(null);
+    inode.valid = true;
+    inode.onDevice = false;
+    inode.usedRound = this.#round;
+    this.#spoilReads(ino);
+    return inode;
+  }
+
+  markDirty(inode: Inode, core: boolean): void {
+    if (!inode.dirty) inode.dirtySinceMs = this.#volume.clock.nowMs();
+    inode.dirty = true;
+    inode.dirtyCore ||= core;
+    inode.dirtySequence++;
+  }
+
+  /** What hits did to an attached file, merged into its inode, and remembered as dirty. */
+  refresh(inode: Inode): void {
+    if (inode.mergeState()) this.markDirty(inode, true);
+  }
+
+  /** The page cache's side of an inode; attached as long as it is open, directories as long as they are in the table. */
+  attach(inode: Inode): CachedFile {
+    if (inode.file !== null) return inode.file;
+    const { sizeBytes, mtimeNs, ctimeNs } = inode;
+    inode.file = this.#volume.cache.attach(inode.ino, { sizeBytes, mtimeNs, ctimeNs });
+    inode.seenChanges = inode.file.state.changes;
+    if (inode.valid) inode.pushState();
+    return inode.file;
+  }
+  detach(inode: Inode): void {
+    if (inode.file === null) return;
+    this.refresh(inode);
+    inode.file.setStatusMode(TokenMode.none);
+    inode.file.detach();
+    inode.file = null;
+  }
+
+  /** Whether the cache holds something of the inode that the devices don't. */
+  hasDirtyData(inode: Inode): boolean {
+    return (inode.file ?? this.#volume.cache.get(inode.ino))?.dirty ?? false;
+  }
+
+  writeOut(inodes: Iterable<Inode>): Promise<void> {
+    return this.#writer.writeOut(inodes);
+  }
+  /** Those whose write-out gives space or numbers back. */
+  writeOutFreeing(): Promise<void> {
+    const freeing: Inode[] = [];
+    for (const inode of this.#inodes.values())
+      if (inode.dirty && (inode.pendingFrees.length > 0 || (inode.type === FREE_INODE && inode.openCount === 0)))
+        freeing.push(inode);
+    return this.#writer.writeOut(freeing);
+  }
+  async writeOutAll(): Promise<void> {
+    await this.writeOutOlderThan(Number.POSITIVE_INFINITY);
+  }
+  /** Dirty since before `ms` on the clock. */
+  async writeOutOlderThan(ms: number): Promise<void> {
+    const due: Inode[] = [];
+    for (const inode of this.#inodes.values()) {
+      if (!inode.valid) continue;
+      this.refresh(inode);
+      if (inode.dirty && inode.dirtySinceMs <= ms) due.push(inode);
+    }
+    await this.#writer.writeOut(due);
+  }
+
+  /** Written as free, or not worth its memory: out of the table. */
+  drop(inode: Inode): void {
+    inode.valid = false;
+    this.#spoilReads(inode.ino);
+    if (inode.openCount > 0) return;
+    this.detach(inode);
+    this.#inodes.delete(inode.ino);
+  }
+
+  /** Clean inodes that nobody used for three rounds, the longest in the table first, until there are few enough. */
+  trim(): void {
+    this.#round++;
+    let excess = this.#inodes.size - this.#volume.settings.inodesCachedMax;
+    if (excess <= 0) return;
+    for (const inode of this.#inodes.values()) {
+      if (excess <= 0) return;
+      if (inode.dirty || inode.openCount > 0 || inode.writing !== null || inode.structure.busy) continue;
+      if (this.hasDirtyData(inode)) continue;
+      if (this.#round - inode.usedRound < 3) continue;
+      this.drop(inode);
+      excess--;
+    }
+  }
+
+  // Where inodes are
+
+  /** Null: its block of the inode file doesn't exist; undefined: not known here, `find` asks. */
+  locate(ino: InodeNumber): Inode['home'] | null | undefined {
+    const pointer = findPointer(this.#file, inodeBlockOf(ino));
+    return pointer ? { nsd: pointer.nsd, sector: pointer.sector + (ino % INODES_PER_BLOCK) } : pointer;
+  }
+
+  /**
+   * To be called with nothing pinned, before the status token of an inode never met is asked for: it may need the inode
+   * file's own status token, which comes before all others in the order.
+   */
+  async find(ino: InodeNumber): Promise<Inode['home'] | null> {
+    const block = inodeBlockOf(ino);
+    if (!(ino >= 1 && segmentOf(ino) < this.#volume.geometry.segmentCount)) return null;
+    if (this.locate(ino) === undefined) await loadPointers(this.#volume, this.#file, block);
+    const known = this.locate(ino);
+    if (known) return known;
+    await this.#growing.run(async () => {
+      const pins = await this.#volume.pin([this.statusItem(INODE_FILE, TokenMode.shared)], undefined);
+      try {
+        if (!this.#file.valid) await this.#readInodeFile();
+        await loadPointers(this.#volume, this.#file, block);
+      } finally {
+        pins.release();
+      }
+    });
+    return this.locate(ino) ?? null;
+  }
+
+  /** The blocks of the inode file that these numbers lie in exist afterwards, written so that others find them. */
+  async ensureMapped(inos: readonly InodeNumber[]): Promise<Inode['home'][]> {
+    const missing = new Set<number>();
+    for (const ino of inos) if ((await this.find(ino)) === null) missing.add(inodeBlockOf(ino));
+    if (missing.size > 0) await this.#growing.run(() => this.#growInodeFile(missing));
+    const homes: Inode['home'][] = [];
+    for (const ino of inos) {
+      const home = await this.find(ino);
+      if (home === null)
+        throw new FsError('internal', {
+          op: 'create',
+          object: `inode ${ino}`,
+          detail: 'has no place in the inode file',
+        });
+      homes.push(home);
+    }
+    return homes;
+  }
+
+  async #growInodeFile(blocks: ReadonlySet<number>): Promise<void> {
+    const pins = await this.#volume.pin([this.statusItem(INODE_FILE, TokenMode.exclusive)], undefined);
+    try {
+      if (!this.#file.valid) await this.#readInodeFile();
+      try {
+        for (const block of blocks) await this.#growBy(block);
+      } finally {
+        // Before anybody can hear of a number in it: another node finds the block as soon as it asks.
+        if (this.#file.dirty) await this.#writer.writeOut([this.#file]);
+      }
+    } finally {
+      pins.release();
+    }
+  }
+
+  async #growBy(block: number): Promise<void> {
+    const file = this.#file;
+    await loadPointers(this.#volume, file, block);
+    if (findPointer(file, block)) return;
+    const extent = await this.#volume.allocator.allocate(INODE_FILE, block, INODES_PER_BLOCK);
+    try {
+      await preparePointer(this.#volume, file, block);
+    } catch (error) {
+      this.#volume.frees.add([extent]);
+      throw error;
+    } finally {
+      this.markDirty(file, true);
+    }
+    setPointer(file, block, blockPointer(extent, this.#volume.parts.epoch()));
+    file.sizeBytes = Math.max(file.sizeBytes, (block + 1) * INODES_PER_BLOCK * SECTOR_BYTES);
+    this.markDirty(file, true);
+    this.#volume.counters.add('fs.inodeBlocksAdded');
+  }
+
+  async #readInodeFile(): Promise<void> {
+    const { nsd, sector } = this.#file.home;
+    const fields = await this.#volume.readSectors(nsd, sector, 1, (bytes) => this.#decode(INODE_FILE, bytes));
+    if (fields === null || fields.type !== FileType.regular)
+      throw new FsError('corrupt', { op: 'mount', object: 'inode 1', detail: 'is not the inode file' });
+    this.#file.assign(fields);
+    this.#file.valid = true;
+  }
+
+  #decode(ino: InodeNumber, sector: Uint8Array): InodeFields | null {
+    return decodeInode(ino, sector, this.#volume.fsId, this.#volume.geometry, this.#volume.checksums);
+  }
+
+  // Reading
+
+  async #readRun(ino: InodeNumber): Promise<void> {
+    if (this.locate(ino) === undefined) await loadPointers(this.#volume, this.#file, inodeBlockOf(ino));
+    const home = this.locate(ino);
+    if (!home) throw new FsError('staleHandle', { op: 'inode.read', object: `inode ${ino}`, detail: 'does not exist' });
+    const held = this.#volume.parts.tokens.heldRange(
+      TokenClass.status,
+      segmentOf(ino),
+      ino * SECTOR_BYTES,
+      TokenMode.shared,
+    );
+    const aligned = Math.floor(ino / READ_RUN) * READ_RUN;
+    // Pinned but being revoked: the token client does not show it as held; the pinned one alone is safe.
+    const first = held === null ? ino : Math.max(aligned, Math.ceil(held.start / SECTOR_BYTES));
+    const end = held === null ? ino + 1 : Math.min(aligned + READ_RUN, Math.floor(held.end / SECTOR_BYTES));
+    const run: RunRead = { first, end, stale: false };
+    this.#reads.add(run);
+    try {
+      const fields = await this.#volume.readSectors(home.nsd, home.sector - (ino - first), end - first, (bytes) =>
+        run.stale ? null : this.#decodeRun(ino, run, bytes),
+      );
+      if (fields === null || run.stale) return;
+      for (const [number, value] of fields) this.#install(inodeNumber(number), value, home, ino);
+      this.#volume.counters.add('fs.inodeReads');
+    } finally {
+      this.#reads.delete(run);
+    }
+  }
+
+  #decodeRun(wanted: InodeNumber, run: RunRead, bytes: Uint8Array): Map<number, InodeFields | null> {
+    const decoded = new Map<number, InodeFields | null>();
+    for (let number = run.first; number < run.end; number++) {
+      const sector = bytes.subarray((number - run.first) * SECTOR_BYTES, (number - run.first + 1) * SECTOR_BYTES);
+      try {
+        const fields = this.#decode(inodeNumber(number), sector);
+        // Free neighbours are not worth the memory.
+        if (number === wanted || (fields !== null && fields.type !== FREE_INODE)) decoded.set(number, fields);
+      } catch (error) {
+        if (number === wanted) throw error;
+      }
+    }
+    return decoded;
+  }
+
+  #install(ino: InodeNumber, fields: InodeFields | null, near: Inode['home'], wanted: InodeNumber): void {
+    if (ino === INODE_FILE) return;
+    let inode = this.#inodes.get(ino);
+    if (inode?.valid) return;
+    if (inode === undefined) {
+      inode = new Inode(ino);
+      this.#inodes.set(ino, inode);
+    }
+    if (fields === null) inode.type = FREE_INODE;
+    else inode.assign(fields);
+    inode.onDevice = true;
+    inode.home = { nsd: nsdIndex(near.nsd), sector: near.sector + (ino - wanted) };
+    inode.valid = true;
+    inode.pushState();
+  }
+
+  /** An inode in a run that is being read changed: the read begins anew. */
+  #spoilReads(ino: InodeNumber): void {
+    for (const run of this.#reads) if (run.first <= ino && ino < run.end) run.stale = true;
+  }
+  wasWritten(ino: InodeNumber): void {
+    this.#spoilReads(ino);
+  }
+
+  // Revokes
+
+  async #revoke({ object, range, keep }: Revocation): Promise<void> {
+    const base = object * INODES_PER_SEGMENT;
+    const first = Math.max(base, Math.floor(range.start / SECTOR_BYTES));
+    const end = Math.min(base + INODES_PER_SEGMENT, Math.ceil(Math.min(range.end, RANGE_END) / SECTOR_BYTES));
+    const concerned: Inode[] = [];
+    for (const run of this.#reads) if (run.first < end && first < run.end) run.stale = true;
+    for (let number = first; number < end; number++) {
+      const inode = number === INODE_FILE ? this.#file : this.#inodes.get(inodeNumber(number));
+      if (inode?.valid) concerned.push(inode);
+    }
+    for (const inode of concerned)
+      inode.file?.setStatusMode(keep < TokenMode.shared ? TokenMode.none : TokenMode.shared);
+    // Nothing new can become dirty now; what is dirty goes out, with its data first.
+    for (;;) {
+      for (const inode of concerned) this.refresh(inode);
+      const unclean = concerned.filter((inode) => inode.dirty || inode.writing !== null || this.hasDirtyData(inode));
+      if (unclean.length === 0) break;
+      await this.#writer.writeOut(unclean);
+    }
+    if (keep !== TokenMode.none) return;
+    // Read-ahead may still be using the pointers; it needs no token and ends by itself.
+    for (const inode of concerned) await inode.transfersEnded();
+    for (const inode of concerned) {
+      if (inode === this.#file) inode.valid = false;
+      else this.drop(inode);
+    }
+    this.#volume.counters.add('fs.statusRevokes');
+  }
+}

@@ -1,0 +1,179 @@
+/**
+ * An inode in memory.
+ *
+ * Invariants
+ * - `valid` exactly while this node holds its status token (shared at least): only then are the fields believed.
+ * - Dirty data, dirty pointers or dirty fields => this node holds the exclusive status token.
+ * - One object per inode number and life of the table entry: what must outlive the status token while a file is open (open
+ *   count, the cached file, locks between operations of this node) is kept here, the fields are read again.
+ */
+
+import type { CachedFile } from '../cache/page-cache-api.js';
+import { deferred } from '../common/deferred.js';
+import type { InodeNumber, NsdIndex } from '../common/ids.js';
+import { inodeNumber, nsdIndex } from '../common/ids.js';
+import { SUB_BLOCK_BYTES } from '../common/units.js';
+import type { BlockPointer } from './block-pointer.js';
+import { type Attributes, FileType } from './file-system-api.js';
+import { EMPTY_AREA, FREE_INODE, type InodeFields, InodeFlag } from './inode-format.js';
+import type { Extent } from './layout.js';
+import { Mutex, SharedMutex } from './mutex.js';
+
+/** An indirect block in memory; `sector` is its image, sealed at write-out. */
+export interface IndirectNode {
+  readonly level: number;
+  readonly firstBlock: number;
+  readonly home: BlockPointer;
+  readonly sector: Uint8Array;
+  dirty: boolean;
+  readonly children: Map<number, IndirectNode>;
+}
+
+export class Inode implements InodeFields {
+  type: FileType | typeof FREE_INODE = FREE_INODE;
+  mode = 0;
+  uid = 0;
+  gid = 0;
+  nlink = 0;
+  sizeBytes = 0;
+  atimeNs = 0n;
+  mtimeNs = 0n;
+  ctimeNs = 0n;
+  birthtimeNs = 0n;
+  rdev = 0;
+  flags = 0;
+  placementClass = 0;
+  generation = 0;
+  allocatedSubBlocks = 0;
+  parent: InodeNumber = inodeNumber(0);
+  directoryDepth = 0;
+  directorySeed = 0;
+  directoryEntries = 0;
+  projectId = 0;
+  area: Uint8Array = EMPTY_AREA;
+
+  valid = false;
+  /** Its sector holds this life of it; false from creation to the first write-out. */
+  onDevice = true;
+  /** Something must be written; `dirtyCore`: more than times (fdatasync asks). */
+  dirty = false;
+  dirtyCore = false;
+  dirtySinceMs = 0;
+  /** Counted up at every change: a write-out makes clean only what it has seen. */
+  dirtySequence = 0;
+  /** Set while a write-out of this inode runs: the next one waits for it, or an older image could land last. */
+  writing: Promise<void> | null = null;
+
+  /** The page cache's side, while attached. */
+  file: CachedFile | null = null;
+  /** What of `file.state.changes` has been merged into the fields. */
+  seenChanges = 0;
+  openCount = 0;
+  /** This node took its last name while it was open here: the last close frees it. */
+  orphan = false;
+  /** The table's round in which it was last asked for. */
+  usedRound = 0;
+  /** Where its sector is; set before it is ever valid. */
+  home: { readonly nsd: NsdIndex; readonly sector: number } = { nsd: nsdIndex(0), sector: 0 };
+  /** Indirect blocks in memory, below the area's last three entries. */
+  readonly roots: (IndirectNode | null)[] = [null, null, null];
+  /** No longer pointed to by the fields; free once a write-out of them is done. */
+  pendingFrees: Extent[] = [];
+  /** NSDs that this node wrote to for the file since their last flush. */
+  readonly unflushed = new Set<NsdIndex>();
+
+  /** Growth, moves and cuts of its blocks, one at a time. */
+  readonly structure = new Mutex();
+  /** Writes share, truncation owns. */
+  readonly contents = new SharedMutex();
+  /** Appends of this node, one at a time: each begins where the last ended. */
+  readonly appends = new Mutex();
+
+  readonly #transfers = new Set<Promise<void>>();
+  #gate: Promise<void> | null = null;
+
+  constructor(readonly ino: InodeNumber) {}
+
+  get isDirectory(): boolean {
+    return this.type === FileType.directory;
+  }
+  get isInline(): boolean {
+    return (this.flags & InodeFlag.inline) !== 0;
+  }
+
+  assign(fields: InodeFields): void {
+    Object.assign(this, fields);
+    this.roots.fill(null);
+  }
+
+  /** Device transfers of the file's bytes pass here, so that a move of a fragment can wait for them and hold up new ones. */
+  async transfer(body: () => Promise<void>): Promise<void> {
+    while (this.#gate !== null) await this.#gate;
+    const running = body();
+    this.#transfers.add(running);
+    try {
+      await running;
+    } finally {
+      this.#transfers.delete(running);
+    }
+  }
+
+  /** Resolves when every transfer that runs now has ended, well or not. */
+  async transfersEnded(): Promise<void> {
+    if (this.#transfers.size > 0) await Promise.allSettled([...this.#transfers]);
+  }
+
+  /** No transfer runs while `body` does. It may wait for devices, never for a token. */
+  async withoutTransfers<T>(body: () => Promise<T>): Promise<T> {
+    while (this.#gate !== null) await this.#gate;
+    const gate = deferred<void>();
+    this.#gate = gate.promise;
+    try {
+      await this.transfersEnded();
+      return await body();
+    } finally {
+      this.#gate = null;
+      gate.resolve();
+    }
+  }
+
+  /** Takes over what write hits did to size and times. True when that changed something. */
+  mergeState(): boolean {
+    if (this.file === null || !this.valid) return false;
+    const state = this.file.state;
+    if (state.changes === this.seenChanges) return false;
+    this.seenChanges = state.changes;
+    if (state.sizeBytes === this.sizeBytes && state.mtimeNs === this.mtimeNs && state.ctimeNs === this.ctimeNs)
+      return false;
+    this.sizeBytes = state.sizeBytes;
+    this.mtimeNs = state.mtimeNs;
+    this.ctimeNs = state.ctimeNs;
+    return true;
+  }
+
+  /** Tells the cache map what the fields say. No write hit may run: the status mode published is below exclusive. */
+  pushState(): void {
+    if (this.file === null) return;
+    this.file.setState({ sizeBytes: this.sizeBytes, mtimeNs: this.mtimeNs, ctimeNs: this.ctimeNs });
+    this.seenChanges = this.file.state.changes;
+  }
+
+  attributes(): Attributes {
+    return {
+      ino: this.ino,
+      generation: this.generation,
+      type: this.type as FileType,
+      mode: this.mode,
+      nlink: this.nlink,
+      uid: this.uid,
+      gid: this.gid,
+      rdev: this.rdev,
+      sizeBytes: this.sizeBytes,
+      allocatedBytes: this.allocatedSubBlocks * SUB_BLOCK_BYTES,
+      atimeNs: this.atimeNs,
+      mtimeNs: this.mtimeNs,
+      ctimeNs: this.ctimeNs,
+      birthtimeNs: this.birthtimeNs,
+    };
+  }
+}

@@ -1,0 +1,84 @@
+/**
+ * The fixed numbers of disk format 1, and the arithmetic between inode numbers, segments, regions and sectors.
+ * docs/disk-format.md describes every structure byte by byte; a number changed here is another format.
+ */
+import { type InodeNumber, inodeNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
+import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { INODES_PER_SEGMENT } from '../token-manager/token.js';
+
+export const FORMAT_VERSION = 1;
+
+/** The inode file: inode N is its sector N. */
+export const INODE_FILE = inodeNumber(1);
+export const ROOT_DIRECTORY = inodeNumber(2);
+/** One sector per (region, NSD). */
+export const ALLOCATION_MAP = inodeNumber(3);
+/** One sector per segment. */
+export const INODE_MAP = inodeNumber(4);
+/** Nothing is stored under it: its exclusive data token lets a node move directories between directories. */
+export const RENAME_LOCK = inodeNumber(5);
+export const FIRST_USER_INODE = inodeNumber(16);
+
+/** Whole blocks at the start of every NSD's data space: the superblock copy, and room for log descriptors. */
+export const RESERVED_BLOCKS = 1;
+/** Inodes in one block of the inode file, and so the step in which it grows. */
+export const INODES_PER_BLOCK = SUB_BLOCKS_PER_BLOCK;
+export const BLOCKS_PER_SEGMENT = INODES_PER_SEGMENT / INODES_PER_BLOCK;
+
+/** What a superblock can list in one sector. */
+export const NSD_COUNT_MAX = 96;
+/** Bitmaps of 32 bytes behind a 64-byte header. */
+export const REGION_BLOCKS_MAX = (SECTOR_BYTES - 64) / 32;
+export const SEGMENT_COUNT_MAX = 1 << 24;
+export const NAME_BYTES_MAX = 255;
+export const PATH_BYTES_MAX = 4096;
+export const SYMLINKS_MAX = 40;
+export const LINK_COUNT_MAX = 65_000;
+
+export const segmentOf = (ino: InodeNumber): number => Math.floor(ino / INODES_PER_SEGMENT);
+export const inodeBlockOf = (ino: InodeNumber): number => Math.floor(ino / INODES_PER_BLOCK);
+export const isSystemFile = (ino: InodeNumber): boolean => ino === ALLOCATION_MAP || ino === INODE_MAP;
+
+/** A run of sub-blocks inside one block of one NSD. */
+export interface Extent {
+  readonly nsd: NsdIndex;
+  /** First sector of the NSD's data space. */
+  readonly sector: number;
+  /** 1 to 256 sub-blocks. */
+  readonly count: number;
+}
+
+/** What mkfs decided once and the superblock tells everyone. */
+export interface Geometry {
+  readonly nsdCount: number;
+  /** Blocks of each NSD, the reserved one included. */
+  readonly nsdBlocks: readonly number[];
+  /** Blocks per region on each NSD. */
+  readonly regionBlocks: number;
+  readonly regionCount: number;
+  readonly segmentCount: number;
+}
+
+export const regionCountFor = (nsdBlocks: readonly number[], regionBlocks: number): number =>
+  Math.ceil(Math.max(...nsdBlocks) / regionBlocks);
+
+/** The region that an NSD's sector belongs to. */
+export const regionOf = (geometry: Geometry, sector: number): number =>
+  Math.floor(sector / SUB_BLOCKS_PER_BLOCK / geometry.regionBlocks);
+
+/** A region's sectors in the allocation map file. */
+export const regionRange = (geometry: Geometry, region: number) => ({
+  start: region * geometry.nsdCount * SECTOR_BYTES,
+  end: (region + 1) * geometry.nsdCount * SECTOR_BYTES,
+});
+export const regionSectorRange = (geometry: Geometry, region: number, nsd: NsdIndex) => {
+  const start = (region * geometry.nsdCount + nsd) * SECTOR_BYTES;
+  return { start, end: start + SECTOR_BYTES };
+};
+export const segmentRange = (segment: number) => ({
+  start: segment * SECTOR_BYTES,
+  end: (segment + 1) * SECTOR_BYTES,
+});
+
+export const allNsds = (geometry: Geometry): NsdIndex[] =>
+  Array.from({ length: geometry.nsdCount }, (_, index) => nsdIndex(index));

@@ -1,0 +1,219 @@
+/** The FileSystem of one node's engine: paths in, operations out. Owns the background and the order of unmounting. */
+
+import { WHOLE } from '../common/byte-range.js';
+import type { Timer } from '../common/clock.js';
+import { FsError } from '../common/errors.js';
+import type { InodeNumber } from '../common/ids.js';
+import { TokenClass } from '../token-manager/token.js';
+import type {
+  AttributeChanges,
+  Attributes,
+  Credentials,
+  DirectoryEntry,
+  FileSystem,
+  FsStatistics,
+  OpenFile,
+  OpOptions,
+} from './file-system-api.js';
+import { FileType } from './file-system-api.js';
+import { ALLOCATION_MAP, allNsds, INODE_MAP, RENAME_LOCK } from './layout.js';
+import { access, onPath, setInodeAttributes, statInode } from './operations/attributes.js';
+import { link } from './operations/link.js';
+import { mkdir, symlink } from './operations/make.js';
+import { open } from './operations/open.js';
+import { readDirectory } from './operations/read-directory.js';
+import { rename } from './operations/rename.js';
+import { remove } from './operations/unlink.js';
+import { readLink, walkToExisting } from './path-walk.js';
+import { Statistics } from './statistics.js';
+import type { Superblock } from './superblock.js';
+import type { Volume } from './volume.js';
+
+export interface MountedFileSystem extends FileSystem {
+  readonly superblock: Superblock;
+  /** Fenced (F3): nothing is written any more; the inodes whose changes are lost. The cache tells about data. */
+  abandon(): InodeNumber[];
+  /** For status pages. */
+  usage(): { inodes: number; dirtyInodes: number; regionsHeld: number; extentsToFree: number; openFiles: number };
+}
+
+export class MountedFs implements MountedFileSystem {
+  readonly #volume: Volume;
+  readonly #statistics: Statistics;
+  #timer: Timer | null = null;
+  #working: Promise<void> | null = null;
+
+  constructor(volume: Volume) {
+    this.#volume = volume;
+    this.#statistics = new Statistics(volume);
+    this.#schedule();
+  }
+
+  get superblock(): Superblock {
+    return this.#volume.superblock;
+  }
+
+  open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpOptions): Promise<OpenFile> {
+    return open(this.#volume, path, flags, mode, credentials, options);
+  }
+  stat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes> {
+    return onPath(this.#volume, path, { op: 'stat', credentials, followLast: true, options }, (ref) =>
+      statInode(this.#volume, ref, 'stat', options),
+    );
+  }
+  lstat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes> {
+    return onPath(this.#volume, path, { op: 'lstat', credentials, followLast: false, options }, (ref) =>
+      statInode(this.#volume, ref, 'lstat', options),
+    );
+  }
+  access(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void> {
+    return access(this.#volume, path, mode, credentials, options);
+  }
+  mkdir(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void> {
+    return mkdir(this.#volume, path, mode, credentials, options);
+  }
+  rmdir(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
+    return remove(this.#volume, 'rmdir', path, credentials, options);
+  }
+  unlink(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
+    return remove(this.#volume, 'unlink', path, credentials, options);
+  }
+  rename(from: string, to: string, credentials: Credentials, options?: OpOptions): Promise<void> {
+    return rename(this.#volume, from, to, credentials, options);
+  }
+  link(existing: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
+    return link(this.#volume, existing, path, credentials, options);
+  }
+  symlink(target: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
+    return symlink(this.#volume, target, path, credentials, options);
+  }
+  async readlink(path: string, credentials: Credentials, options?: OpOptions): Promise<string> {
+    const op = 'readlink';
+    const { target } = await walkToExisting(this.#volume, path, { op, credentials, followLast: false, options });
+    if (target.type !== FileType.symlink)
+      throw new FsError('invalidArgument', { op, object: path, detail: 'not a symbolic link' });
+    return readLink(this.#volume, target, op, path, options);
+  }
+  async realpath(path: string, credentials: Credentials, options?: OpOptions): Promise<string> {
+    const walked = await walkToExisting(this.#volume, path, { op: 'realpath', credentials, followLast: true, options });
+    return `/${walked.names.join('/')}`;
+  }
+  readdir(path: string, credentials: Credentials, options?: OpOptions): Promise<DirectoryEntry[]> {
+    return readDirectory(this.#volume, path, credentials, options);
+  }
+  setAttributes(
+    path: string,
+    changes: AttributeChanges,
+    followLinks: boolean,
+    credentials: Credentials,
+    options?: OpOptions,
+  ): Promise<Attributes> {
+    const request = { op: 'setAttributes', credentials, followLast: followLinks, options };
+    return onPath(this.#volume, path, request, (ref) =>
+      setInodeAttributes(this.#volume, ref, changes, credentials, path, options),
+    );
+  }
+  async truncate(path: string, sizeBytes: number, credentials: Credentials, options?: OpOptions): Promise<void> {
+    const file = await open(this.#volume, path, 1, 0, credentials, options);
+    try {
+      await file.truncate(sizeBytes, options);
+    } finally {
+      await file.close();
+    }
+  }
+  async statfs(): Promise<FsStatistics> {
+    this.#volume.checkOpen('statfs');
+    return this.#statistics.read();
+  }
+
+  async sync(): Promise<void> {
+    this.#volume.checkOpen('sync');
+    await this.#writeEverything();
+    await this.#volume.parts.nsds.flush(allNsds(this.#volume.geometry));
+  }
+
+  async #writeEverything(): Promise<void> {
+    await this.#volume.cache.flushAll();
+    await this.#volume.inodes.writeOutAll();
+    await this.#volume.cache.flushAll();
+  }
+
+  async unmount(): Promise<void> {
+    const volume = this.#volume;
+    if (volume.closed) return;
+    for (const file of [...volume.openFiles]) await file.close();
+    volume.closed = true;
+    this.#timer?.cancel();
+    if (this.#working !== null) await this.#working;
+    await this.#writeEverything();
+    await volume.frees.drain();
+    await volume.numbers.close();
+    await this.#writeEverything();
+    await volume.parts.nsds.flush(allNsds(volume.geometry));
+    await this.#giveBack();
+    await volume.cache.close();
+  }
+
+  /** Regions and segments first: others may be waiting for them. */
+  async #giveBack(): Promise<void> {
+    const { tokens } = this.#volume.parts;
+    for (const ino of [ALLOCATION_MAP, INODE_MAP, RENAME_LOCK]) await tokens.release(TokenClass.data, ino, WHOLE);
+    const segments = new Set<number>([0, this.#volume.numbers.segment]);
+    for (const inode of [...this.#volume.inodes.all()]) {
+      segments.add(Math.floor(inode.ino / 4096));
+      if (this.#volume.cache.get(inode.ino) !== undefined) await tokens.release(TokenClass.data, inode.ino, WHOLE);
+    }
+    for (const segment of segments) await tokens.release(TokenClass.status, segment, WHOLE);
+  }
+
+  abandon(): InodeNumber[] {
+    const volume = this.#volume;
+    volume.closed = true;
+    this.#timer?.cancel();
+    const lost: InodeNumber[] = [];
+    for (const inode of volume.inodes.all()) {
+      if (inode.dirty) lost.push(inode.ino);
+      inode.valid = false;
+      inode.dirty = false;
+    }
+    return lost;
+  }
+
+  usage() {
+    const { inodes, allocator, frees, openFiles } = this.#volume;
+    let dirtyInodes = 0;
+    for (const inode of inodes.all()) if (inode.dirty) dirtyInodes++;
+    return {
+      inodes: inodes.size,
+      dirtyInodes,
+      regionsHeld: allocator.regionsHeld,
+      extentsToFree: frees.length,
+      openFiles: openFiles.size,
+    };
+  }
+
+  // Background
+
+  #schedule(): void {
+    const { clock, settings } = this.#volume;
+    this.#timer = clock.after(settings.backgroundIntervalMs, () => {
+      this.#working = this.#work()
+        .catch((error: unknown) => {
+          this.#volume.parts.logger.warn({ error: String(error) }, 'write-behind of inodes failed; tried again');
+        })
+        .finally(() => {
+          this.#working = null;
+          if (!this.#volume.closed) this.#schedule();
+        });
+    });
+  }
+
+  /** Old dirty inodes go out, what was freed goes back, what is not used is forgotten. */
+  async #work(): Promise<void> {
+    const { clock, settings, inodes, frees, numbers } = this.#volume;
+    await inodes.writeOutOlderThan(clock.nowMs() - settings.inodeWriteBehindMs);
+    if (frees.length > 0) await frees.drain();
+    if (numbers.returnedCount > 0) await numbers.returnNumbers();
+    inodes.trim();
+  }
+}

@@ -1,0 +1,174 @@
+/**
+ * An open file, directory included, on this node. Keeps its inode object in the table and its entry in the cache; the inode's fields
+ * come and go with the status token. A handle whose inode was removed and reused elsewhere answers ESTALE.
+ */
+import { constants } from 'node:fs';
+import type { EntryId } from '../cache/cache-map.js';
+import { FsError } from '../common/errors.js';
+import { PAGE_BYTES, RANGE_END, SECTOR_BYTES } from '../common/units.js';
+import { TokenMode } from '../token-manager/token.js';
+import { type FileHandle, readFile, syncFile, truncateFile, writeFile } from './file-io.js';
+import { cutSpace, hasTail } from './file-space.js';
+import {
+  type AttributeChanges,
+  type Attributes,
+  type Credentials,
+  FileType,
+  type OpenFile,
+  type OpOptions,
+} from './file-system-api.js';
+import type { Inode } from './inode.js';
+import { setInodeAttributes, statInode } from './operations/attributes.js';
+import { freeOrphan } from './operations/free-inode.js';
+import { publishStatus } from './publishing.js';
+import type { Volume } from './volume.js';
+
+const SYNC = constants.O_SYNC & ~constants.O_DSYNC;
+
+export class FsOpenFile implements OpenFile {
+  readonly ino;
+  readonly #volume: Volume;
+  readonly #handle: FileHandle;
+  readonly #type: FileType;
+  #closed = false;
+
+  /** In the turn in which the inode was found or made, its status token pinned: from here on it is open. */
+  constructor(
+    volume: Volume,
+    inode: Inode,
+    readonly flags: number,
+    credentials: Credentials,
+  ) {
+    this.ino = inode.ino;
+    this.#volume = volume;
+    this.#type = inode.type as FileType;
+    this.#handle = { ino: inode.ino, generation: inode.generation, inode, credentials };
+    inode.openCount++;
+    volume.openFiles.add(this);
+    if (this.#type === FileType.regular) volume.inodes.attach(inode);
+    publishStatus(volume, inode.ino);
+  }
+
+  /** Synchronous and direct handles don't hit: their writes have more to do than to copy. */
+  get entry(): EntryId | null {
+    if (
+      this.#type !== FileType.regular ||
+      (this.flags & (constants.O_SYNC | constants.O_DSYNC | constants.O_DIRECT)) !== 0
+    )
+      return null;
+    return this.#handle.inode.file?.entry ?? null;
+  }
+
+  get #readable(): boolean {
+    return (this.flags & 3) !== constants.O_WRONLY;
+  }
+  get #writable(): boolean {
+    return (this.flags & 3) !== constants.O_RDONLY;
+  }
+
+  #check(op: string): void {
+    this.#volume.checkOpen(op);
+    if (this.#closed) throw new FsError('badHandle', { op, object: `inode ${this.ino}`, detail: 'closed' });
+  }
+
+  async read(offsetBytes: number, target: Uint8Array, options?: OpOptions): Promise<number> {
+    this.#check('read');
+    if (this.#type === FileType.directory)
+      throw new FsError('isDirectory', { op: 'read', object: `inode ${this.ino}` });
+    if (!this.#readable)
+      throw new FsError('badHandle', { op: 'read', object: `inode ${this.ino}`, detail: 'write only' });
+    return readFile(this.#volume, this.#handle, offsetBytes, target, options);
+  }
+
+  async write(
+    offsetBytes: number | null,
+    source: Uint8Array,
+    options?: OpOptions,
+  ): Promise<{ offsetBytes: number; lengthBytes: number }> {
+    this.#checkWritable('write');
+    const at = (this.flags & constants.O_APPEND) !== 0 ? null : offsetBytes;
+    const written = await writeFile(this.#volume, this.#handle, at, source, options);
+    if ((this.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
+      await this.sync((this.flags & SYNC) === 0, options);
+    return written;
+  }
+
+  async truncate(sizeBytes: number, options?: OpOptions): Promise<void> {
+    this.#checkWritable('truncate');
+    await truncateFile(this.#volume, this.#handle, sizeBytes, options);
+  }
+
+  #checkWritable(op: string): void {
+    this.#check(op);
+    const object = `inode ${this.ino}`;
+    if (!this.#writable) throw new FsError('badHandle', { op, object, detail: 'read only' });
+    if (this.#type !== FileType.regular) throw new FsError('invalidArgument', { op, object, detail: 'not a file' });
+  }
+
+  async stat(options?: OpOptions): Promise<Attributes> {
+    this.#check('stat');
+    return statInode(this.#volume, this.#handle, 'stat', options);
+  }
+
+  async setAttributes(changes: AttributeChanges, credentials: Credentials, options?: OpOptions): Promise<Attributes> {
+    this.#check('setAttributes');
+    return setInodeAttributes(this.#volume, this.#handle, changes, credentials, `inode ${this.ino}`, options);
+  }
+
+  async sync(dataOnly: boolean, options?: OpOptions): Promise<void> {
+    this.#check('sync');
+    await syncFile(this.#volume, this.#handle.inode, dataOnly, options);
+  }
+
+  hint(
+    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal',
+    offsetBytes: number,
+    lengthBytes: number,
+  ): void {
+    this.#handle.inode.file?.hint(kind, { start: offsetBytes, end: offsetBytes + lengthBytes });
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    const { inode } = this.#handle;
+    this.#volume.openFiles.delete(this);
+    inode.openCount--;
+    if (inode.openCount > 0) return;
+    // No handle, no hits; what they did is merged.
+    inode.file?.setStatusMode(TokenMode.none);
+    this.#volume.inodes.refresh(inode);
+    const gone = inode.orphan;
+    if (inode.valid && inode.nlink > 0 && this.#writable) await this.#trimTail(inode);
+    if (inode.openCount > 0) {
+      publishStatus(this.#volume, this.ino);
+      return;
+    }
+    if (this.#type === FileType.regular) this.#volume.inodes.detach(inode);
+    if (!inode.valid) this.#volume.inodes.drop(inode);
+    if (gone) await freeOrphan(this.#volume, this.#handle, undefined);
+  }
+
+  /** What was reserved for growth and not used goes back, if the tokens for that are at hand; it is no reason to ask anybody. */
+  async #trimTail(inode: Inode): Promise<void> {
+    const volume = this.#volume;
+    if (!hasTail(inode)) return;
+    const file = volume.inodes.attach(inode);
+    const end = Math.ceil(inode.sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
+    const pageEnd = Math.ceil(inode.sizeBytes / PAGE_BYTES) * PAGE_BYTES;
+    const pins = volume.parts.tokens.tryPin([
+      volume.inodes.statusItem(this.ino, TokenMode.exclusive),
+      file.dataItem({ start: end, end: RANGE_END }, TokenMode.exclusive),
+    ]);
+    if (pins === null) return;
+    try {
+      await inode.contents.runExclusive(async () => {
+        if (inode.openCount > 0 || !inode.valid) return;
+        await file.discard({ start: end, end: Math.max(end, pageEnd) });
+        await cutSpace(volume, inode, inode.sizeBytes, SECTOR_BYTES);
+      });
+    } finally {
+      pins.release();
+    }
+  }
+}

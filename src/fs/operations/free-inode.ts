@@ -1,0 +1,65 @@
+/** The end of an inode: nobody names it, nobody on this node has it open. */
+import { WHOLE } from '../../common/byte-range.js';
+import { TokenMode } from '../../token-manager/token.js';
+import { cutPointers, loadForCut } from '../block-map.js';
+import type { OpOptions } from '../file-system-api.js';
+import type { Inode } from '../inode.js';
+import { EMPTY_AREA, FREE_INODE } from '../inode-format.js';
+import { type InodeRef, pinInodes } from '../pinning.js';
+import { MetadataTransaction } from '../transaction.js';
+import type { Volume } from '../volume.js';
+
+/** After its last name went, with exclusive status and data pinned: frees it, or leaves that to the last close. */
+export async function freeIfUnused(volume: Volume, inode: Inode): Promise<void> {
+  if (inode.nlink > 0 || inode.type === FREE_INODE) return;
+  if (inode.openCount > 0) {
+    inode.orphan = true;
+    return;
+  }
+  inode.file?.setStatusMode(TokenMode.none);
+  // Its pages go without being written.
+  const file = inode.file ?? volume.cache.get(inode.ino);
+  if (file !== undefined) await file.discard(WHOLE);
+  await inode.structure.run(async () => {
+    await loadForCut(volume, inode, 0);
+    if (inode.openCount > 0 || inode.type === FREE_INODE) return;
+    const transaction = new MetadataTransaction(volume);
+    inode.pendingFrees.push(...cutPointers(inode, 0));
+    inode.type = FREE_INODE;
+    inode.orphan = false;
+    inode.flags = 0;
+    inode.sizeBytes = 0;
+    inode.area = EMPTY_AREA;
+    inode.directoryDepth = 0;
+    inode.directoryEntries = 0;
+    transaction.inode(inode);
+    transaction.commit();
+    volume.counters.add('fs.inodesFreed');
+  });
+  if (inode.onDevice || inode.writing !== null || (inode.type as number) !== FREE_INODE) return;
+  // It never reached a device, so there is nothing to be written before its space and number are free.
+  await inode.transfersEnded();
+  if (inode.onDevice || inode.writing !== null) return;
+  volume.frees.add(inode.pendingFrees);
+  inode.pendingFrees = [];
+  inode.dirty = false;
+  inode.dirtyCore = false;
+  volume.numbers.giveBack(inode.ino);
+  volume.inodes.drop(inode);
+}
+
+/** At the last close of a file that has no name any more. */
+export async function freeOrphan(volume: Volume, ref: InodeRef, options: OpOptions | undefined): Promise<void> {
+  const pins = await pinInodes(
+    volume,
+    [{ ino: ref.ino, status: TokenMode.exclusive, data: TokenMode.exclusive }],
+    options,
+  );
+  try {
+    const inode = await volume.inodes.load(ref.ino);
+    if (inode.type === FREE_INODE || inode.generation !== ref.generation) return;
+    await freeIfUnused(volume, inode);
+  } finally {
+    pins.release();
+  }
+}

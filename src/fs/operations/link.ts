@@ -1,0 +1,74 @@
+/** link: a further name for a file. */
+import { FsError } from '../../common/errors.js';
+import { TokenMode } from '../../token-manager/token.js';
+import { Directory, hashedName } from '../directory.js';
+import { type Credentials, FileType, type OpOptions } from '../file-system-api.js';
+import { LINK_COUNT_MAX } from '../layout.js';
+import { walk, walkToExisting } from '../path-walk.js';
+import { checkAccess, EXECUTE, WRITE } from '../permissions.js';
+import { loadDirectory, pinInodes } from '../pinning.js';
+import { MetadataTransaction } from '../transaction.js';
+import type { Volume } from '../volume.js';
+
+export async function link(
+  volume: Volume,
+  existing: string,
+  path: string,
+  credentials: Credentials,
+  options: OpOptions | undefined,
+): Promise<void> {
+  const op = 'link';
+  const { target } = await walkToExisting(volume, existing, { op, credentials, followLast: false, options });
+  if (target.type === FileType.directory)
+    throw new FsError('notPermitted', { op, object: existing, detail: 'a directory has one name' });
+  const {
+    parent,
+    name,
+    target: present,
+    trailingSlash,
+  } = await walk(volume, path, {
+    op,
+    credentials,
+    followLast: false,
+    options,
+  });
+  if (present !== null || parent === null) throw new FsError('exists', { op, object: path });
+  if (trailingSlash) throw new FsError('notFound', { op, object: path });
+  const pins = await pinInodes(
+    volume,
+    [
+      { ino: parent.ino, status: TokenMode.exclusive, data: TokenMode.exclusive },
+      { ino: target.ino, status: TokenMode.exclusive },
+    ],
+    options,
+  );
+  try {
+    const hashed = hashedName(name);
+    for (;;) {
+      const inode = await volume.inodes.load(target.ino);
+      const directoryInode = await loadDirectory(volume, parent, op, path);
+      if (!inode.valid) continue;
+      if (inode.type === 0 || inode.generation !== target.generation || inode.nlink === 0)
+        throw new FsError('notFound', { op, object: existing });
+      checkAccess(directoryInode, credentials, WRITE | EXECUTE, op, path);
+      if (inode.nlink >= LINK_COUNT_MAX) throw new FsError('linkCountLimit', { op, object: existing });
+      const directory = new Directory(volume, directoryInode);
+      const found = directory.tryLookup(hashed);
+      if (found !== null && !('kind' in found)) throw new FsError('exists', { op, object: path });
+      const transaction = new MetadataTransaction(volume);
+      const needed = found ?? directory.tryInsert(hashed, target, transaction);
+      if (needed !== null) {
+        await directory.advance(needed);
+        continue;
+      }
+      volume.inodes.refresh(inode);
+      inode.nlink++;
+      inode.ctimeNs = transaction.nowNs;
+      transaction.inode(inode);
+      transaction.commit();
+      return;
+    }
+  } finally {
+    pins.release();
+  }
+}

@@ -1,0 +1,98 @@
+/** open, with everything that O_* asks for. */
+import { constants } from 'node:fs';
+import { FsError } from '../../common/errors.js';
+import { TokenMode } from '../../token-manager/token.js';
+import { truncateFile } from '../file-io.js';
+import { type Credentials, FileType, type OpenFile, type OpOptions } from '../file-system-api.js';
+import type { Inode } from '../inode.js';
+import type { LeafEntry } from '../leaf-format.js';
+import { FsOpenFile } from '../open-file.js';
+import { walk } from '../path-walk.js';
+import { checkAccess, READ, WRITE } from '../permissions.js';
+import { loadRef, pinInodes } from '../pinning.js';
+import type { Volume } from '../volume.js';
+import { createNode } from './create-node.js';
+
+const op = 'open';
+const { O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY } = constants;
+/** How often a file may be removed between finding and opening it before we say so. */
+const TRIES = 64;
+
+export async function open(
+  volume: Volume,
+  path: string,
+  flags: number,
+  mode: number,
+  credentials: Credentials,
+  options: OpOptions | undefined,
+): Promise<OpenFile> {
+  if ((flags & 3) === 3) throw new FsError('invalidArgument', { op, object: path, detail: 'no access mode' });
+  const exclusive = (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0;
+  const followLast = (flags & O_NOFOLLOW) === 0 && !exclusive;
+  for (let attempt = 1; ; attempt++) {
+    const { parent, name, target, trailingSlash } = await walk(volume, path, { op, credentials, followLast, options });
+    if (target !== null) {
+      if (exclusive) throw new FsError('exists', { op, object: path });
+      try {
+        return await openExisting(volume, target, path, flags, credentials, options);
+      } catch (error) {
+        if (!FsError.is(error) || error.reason !== 'staleHandle' || attempt >= TRIES) throw error;
+        continue;
+      }
+    }
+    if ((flags & O_CREAT) === 0 || parent === null) throw new FsError('notFound', { op, object: path });
+    if (trailingSlash) throw new FsError('isDirectory', { op, object: path });
+    if ((flags & O_DIRECTORY) !== 0)
+      throw new FsError('invalidArgument', { op, object: path, detail: 'O_CREAT with O_DIRECTORY' });
+    let opened: OpenFile | null = null;
+    const onCreated = (inode: Inode): void => {
+      opened = new FsOpenFile(volume, inode, flags, credentials);
+    };
+    const type = FileType.regular;
+    const existing = await createNode(volume, parent, name, { op, path, type, mode, credentials, options, onCreated });
+    if (opened !== null) return opened;
+    if (existing !== null && exclusive) throw new FsError('exists', { op, object: path });
+    // Somebody else made it between the look-up and our tokens: open theirs.
+  }
+}
+
+async function openExisting(
+  volume: Volume,
+  target: LeafEntry,
+  path: string,
+  flags: number,
+  credentials: Credentials,
+  options: OpOptions | undefined,
+): Promise<OpenFile> {
+  const writes = (flags & 3) !== O_RDONLY || (flags & O_TRUNC) !== 0;
+  if (target.type === FileType.symlink) throw new FsError('tooManyLinks', { op, object: path, detail: 'O_NOFOLLOW' });
+  if ((flags & O_DIRECTORY) !== 0 && target.type !== FileType.directory)
+    throw new FsError('notDirectory', { op, object: path });
+  if (target.type === FileType.directory && (writes || (flags & O_CREAT) !== 0))
+    throw new FsError('isDirectory', { op, object: path });
+  const pins = await pinInodes(volume, [{ ino: target.ino, status: TokenMode.shared }], options);
+  let file: FsOpenFile;
+  let truncates = false;
+  try {
+    const inode = await loadRef(volume, target, op);
+    // Its last name went while it stays open somewhere here: the path has to be walked again.
+    if (inode.nlink === 0) throw new FsError('staleHandle', { op, object: path });
+    const mask = ((flags & 3) !== O_WRONLY ? READ : 0) | (writes ? WRITE : 0);
+    checkAccess(inode, credentials, mask, op, path);
+    volume.inodes.refresh(inode);
+    file = new FsOpenFile(volume, inode, flags, credentials);
+    truncates = (flags & O_TRUNC) !== 0 && inode.type === FileType.regular;
+    if (truncates) {
+      try {
+        pins.release();
+        await truncateFile(volume, { ...target, inode, credentials }, 0, options);
+      } catch (error) {
+        await file.close();
+        throw error;
+      }
+    }
+  } finally {
+    if (!truncates) pins.release();
+  }
+  return file;
+}

@@ -1,0 +1,33 @@
+/** What an operator may set; the defaults suit a node with some GiB of page pool. */
+export interface FsSettings {
+  /** Age at which a dirty inode is written out. */
+  readonly inodeWriteBehindMs: number;
+  /** How often the background looks. */
+  readonly backgroundIntervalMs: number;
+  /** Inodes kept in memory beyond those in use. */
+  readonly inodesCachedMax: number;
+  /** Inode numbers taken from a segment at a time. */
+  readonly inodeBatch: number;
+  /** Inodes asked for around one that is read. */
+  readonly inodeRun: number;
+  /** How long a region's holder may take before another region is tried. */
+  readonly regionTimeoutMs: number;
+  /** How long "no space anywhere" is believed. */
+  readonly noSpaceMemoryMs: number;
+  /** Extents waiting to be freed before an operation helps out. */
+  readonly freeQueueMax: number;
+  /** How old the counts that statfs answers with may be. */
+  readonly statisticsAgeMs: number;
+}
+
+export const DEFAULT_FS_SETTINGS: FsSettings = {
+  inodeWriteBehindMs: 5_000,
+  backgroundIntervalMs: 1_000,
+  inodesCachedMax: 50_000,
+  inodeBatch: 128,
+  inodeRun: 64,
+  regionTimeoutMs: 2_000,
+  noSpaceMemoryMs: 200,
+  freeQueueMax: 16_384,
+  statisticsAgeMs: 2_000,
+};

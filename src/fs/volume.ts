@@ -1,0 +1,134 @@
+/** The parts of one mounted file system on one node, as they see each other. Made by mount.ts, and nowhere else. */
+
+import type { CachedFile, PageCacheApi } from '../cache/page-cache-api.js';
+import type { ByteRange } from '../common/byte-range.js';
+import type { Clock } from '../common/clock.js';
+import type { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
+import type { Epoch, Incarnation, InodeNumber, NodeId, NsdIndex } from '../common/ids.js';
+import type { Logger } from '../common/logger.js';
+import type { Random } from '../common/random.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import type { BufferArena, PagePool, PoolSegment } from '../native/page-pool.js';
+import type { Checksums } from '../nsd/checksums.js';
+import type { NsdClientApi } from '../nsd/nsd-api.js';
+import { compareItems, TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
+import type { TokenClientApi } from '../token-manager/token-client-api.js';
+import type { Allocator } from './allocator.js';
+import type { OpenFile, OpOptions } from './file-system-api.js';
+import type { FreeQueue } from './free-queue.js';
+import type { Inode } from './inode.js';
+import type { InodeNumbers } from './inode-numbers.js';
+import type { InodeTable } from './inode-table.js';
+import type { Geometry } from './layout.js';
+import type { FsSettings } from './settings.js';
+import type { Superblock } from './superblock.js';
+
+export interface VolumeParts {
+  readonly nodeId: NodeId;
+  readonly incarnation: Incarnation;
+  readonly epoch: () => Epoch;
+  readonly tokens: TokenClientApi;
+  readonly nsds: NsdClientApi;
+  readonly arena: BufferArena;
+  readonly pool: PagePool;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly logger: Logger;
+  readonly counters: Counters;
+  readonly checksums: Checksums;
+  readonly settings: FsSettings;
+}
+
+export class Volume {
+  cache!: PageCacheApi;
+  inodes!: InodeTable;
+  allocator!: Allocator;
+  frees!: FreeQueue;
+  numbers!: InodeNumbers;
+  /** The two maps: their blocks never move, so they need no status token. */
+  readonly systemFiles = new Map<InodeNumber, Inode>();
+  readonly geometry: Geometry;
+  /** Handles that have not been closed: unmounting closes them. */
+  readonly openFiles = new Set<OpenFile>();
+  closed = false;
+
+  constructor(
+    readonly parts: VolumeParts,
+    readonly superblock: Superblock,
+    readonly fsId: bigint,
+  ) {
+    this.geometry = superblock.geometry;
+  }
+
+  get settings(): FsSettings {
+    return this.parts.settings;
+  }
+  get clock(): Clock {
+    return this.parts.clock;
+  }
+  get counters(): Counters {
+    return this.parts.counters;
+  }
+  get checksums(): Checksums {
+    return this.parts.checksums;
+  }
+  now(): bigint {
+    return this.parts.clock.wallNs();
+  }
+
+  checkOpen(op: string): void {
+    if (this.closed) throw new FsError('closed', { op, detail: 'the file system is not mounted any more' });
+  }
+
+  /** An attached system file (allocation map, inode map). */
+  mapFile(ino: InodeNumber): CachedFile {
+    return this.systemFiles.get(ino)!.file!;
+  }
+
+  /**
+   * Pins all items in the total order (T4), one request per token server when not all is held. Status items of inodes never
+   * met get their place in the inode file looked up first: that may need the status token of the inode file itself.
+   */
+  async pin(items: TokenItem[], options: OpOptions | undefined): Promise<TokenPins> {
+    if (items.length > 1) items.sort(compareItems);
+    const pins = this.parts.tokens.tryPin(items);
+    if (pins !== null) return pins;
+    return this.parts.tokens.acquire(items, { timeoutMs: options?.timeoutMs, signal: options?.signal });
+  }
+
+  /** A data token on a system object, no more than named: regions and segments are handed over one by one. */
+  dataItem(ino: InodeNumber, range: ByteRange, mode: TokenMode = TokenMode.exclusive): TokenItem {
+    return { class: TokenClass.data, object: ino, mode, required: range, desired: range };
+  }
+
+  /** Staging space in the pool for the time of `body`. Not to be waited for with another piece of staging in hand. */
+  async withStaging<T>(lengthBytes: number, body: (bytes: Uint8Array, segment: PoolSegment) => Promise<T>): Promise<T> {
+    const segment = await this.parts.arena.allocate(lengthBytes);
+    try {
+      return await body(
+        this.parts.pool.bytes.subarray(segment.offsetBytes, segment.offsetBytes + lengthBytes),
+        segment,
+      );
+    } finally {
+      this.parts.arena.free(segment);
+    }
+  }
+
+  async readSectors<T>(nsd: NsdIndex, sector: number, count: number, use: (bytes: Uint8Array) => T): Promise<T> {
+    return this.withStaging(count * SECTOR_BYTES, async (bytes, memory) => {
+      await this.parts.nsds.read([
+        { nsd, sector, memory: { offsetBytes: memory.offsetBytes, lengthBytes: count * SECTOR_BYTES } },
+      ]);
+      return use(bytes);
+    });
+  }
+  async writeSectors(nsd: NsdIndex, sector: number, count: number, fill: (bytes: Uint8Array) => void): Promise<void> {
+    await this.withStaging(count * SECTOR_BYTES, async (bytes, memory) => {
+      fill(bytes);
+      await this.parts.nsds.write([
+        { nsd, sector, memory: { offsetBytes: memory.offsetBytes, lengthBytes: count * SECTOR_BYTES } },
+      ]);
+    });
+  }
+}
