@@ -11,6 +11,8 @@ import type { Link } from './link.js';
  */
 const SLAB_BYTES = 64 * 1024;
 const SPARE_SLABS_MAX = 4;
+/** Handed to the link and not yet acknowledged: beyond it the rest waits here instead of piling up in the link. */
+const IN_FLIGHT_BYTES_MAX = 16 * 1024 * 1024;
 
 interface Slab {
   readonly bytes: Uint8Array;
@@ -34,6 +36,8 @@ export class SendQueue {
   /** Index of the first slab with something unsent. */
   #sending = 0;
   #bytes = 0;
+  /** Sum of `sent` over the slabs. */
+  #bytesSent = 0;
   #last = 0;
   #sent = 0;
   /** Highest ever handed to any link: what the other side may rightly acknowledge. */
@@ -97,12 +101,12 @@ export class SendQueue {
     slab.last = sequence;
   }
 
-  /** Hands the link everything not yet sent up to `limit`, a sequence. False when the limit held something back. */
+  /** Hands the link everything not yet sent up to `limit`, a sequence. False when that, or the bytes under way, held something back. */
   flush(link: Link, limit: number): boolean {
     while (this.#sending < this.#slabs.length) {
       const slab = this.#slabs[this.#sending]!;
       if (slab.sent < slab.used) {
-        if (this.#sent >= limit) return false;
+        if (this.#sent >= limit || this.#bytesSent >= IN_FLIGHT_BYTES_MAX) return false;
         const start = slab.sent;
         let end = slab.used;
         let through = slab.last;
@@ -115,6 +119,7 @@ export class SendQueue {
           }
         }
         slab.sent = end;
+        this.#bytesSent += end - start;
         this.#sent = through;
         if (through > this.#sentEver) this.#sentEver = through;
         link.send(slab.bytes, start, end);
@@ -137,6 +142,7 @@ export class SendQueue {
     while (this.#slabs.length > 0) {
       const slab = this.#slabs[0]!;
       if (slab.last > sequence) return;
+      this.#bytesSent -= slab.sent;
       if (this.#slabs.length === 1) {
         if (slab.bytes.length === SLAB_BYTES) {
           slab.used = slab.sent = 0;
@@ -161,6 +167,7 @@ export class SendQueue {
   rewind(): void {
     this.#sending = 0;
     this.#sent = this.#acked;
+    this.#bytesSent = 0;
     for (const slab of this.#slabs) slab.sent = 0;
     const head = this.#slabs[0];
     if (head === undefined) return;
@@ -169,6 +176,7 @@ export class SendQueue {
       at += FRAME_HEADER_BYTES + head.view.getUint32(at + FRAME_AT.bodyBytes, true);
     }
     head.sent = at;
+    this.#bytesSent = at;
   }
 
   #addSlab(need: number): Slab {

@@ -333,7 +333,7 @@ export class Session implements LinkEvents {
   fail(error: FsError): void {
     if (this.#failure !== null) return;
     this.#failure = error;
-    const dropped = this.#queue.countUnacked - this.#pending.size;
+    const dropped = this.#queue.countUnacked;
     if (dropped > 0) this.#host.counters.add('fabric.messagesDropped', dropped);
     this.#dropLink();
     this.#deadlineTimer?.cancel();

@@ -1,5 +1,12 @@
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
+import ts from 'typescript';
 import { afterEach, expect, test } from 'vitest';
 import { FsError } from '../common/errors.js';
 import { nodeId } from '../common/ids.js';
@@ -163,6 +170,16 @@ test('large and small messages, one-way and requests, keep their order over TCP'
   });
 });
 
+test('more bytes of replies than may be under way at once all arrive', async () => {
+  const { one, two } = await pair();
+  two.fabric.handleRequests(MessageType.ping, ({ body }) => Buffer.alloc(256 * 1024, body[0]));
+  const peer = one.fabric.peer(nodeId(2));
+  const asked = Array.from({ length: 200 }, (_, i) => peer.request(MessageType.ping, Buffer.from([i]), ok));
+  const sums = (await Promise.all(asked)).map((reply) => [reply.length, reply[0], reply.at(-1)]);
+  expect(sums).toEqual(Array.from({ length: 200 }, (_, i) => [256 * 1024, i, i]));
+  expect(two.counters.get('fabric.linksAdopted')).toBe(1);
+});
+
 test('a connection killed in the midst of bulk is replaced, and the transfers end right', async () => {
   const { one, two, addresses } = await pair();
   const wire = await proxy(addresses.get(2)!);
@@ -300,6 +317,63 @@ test('a node is a peer of itself, with the same promises', async () => {
   expect((await failure(self.writeRemote(window.remote, 0, [{ offsetBytes: 0, lengthBytes: 1 }]))).reason).toBe(
     'wrongKeyWindow',
   );
+});
+
+/** This folder as JavaScript, for processes and threads that the test runner doesn't serve. */
+function compiled(): string {
+  const source = fileURLToPath(new URL('../', import.meta.url));
+  const root = mkdtempSync(path.join(tmpdir(), 'holdfast-fabric-'));
+  closers.push(() => rmSync(root, { recursive: true }));
+  writeFileSync(path.join(root, 'package.json'), '{"type":"module"}');
+  symlinkSync(path.join(source, '../native'), path.join(root, 'native'));
+  for (const folder of ['common', 'protocol', 'native', 'fabric']) {
+    mkdirSync(path.join(root, 'src', folder), { recursive: true });
+    for (const file of readdirSync(path.join(source, folder))) {
+      if (!file.endsWith('.ts') || file.endsWith('.test.ts')) continue;
+      const { outputText } = ts.transpileModule(readFileSync(path.join(source, folder, file), 'utf8'), {
+        compilerOptions: { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext },
+      });
+      writeFileSync(path.join(root, 'src', folder, file.replace(/\.ts$/, '.js')), outputText);
+    }
+  }
+  const main = path.join(root, 'peer.js');
+  writeFileSync(
+    main,
+    `import { parentPort } from 'node:worker_threads';
+     import { testNode } from './src/fabric/test-support.js';
+     const { fabric, pool } = testNode({ node: 2 });
+     pool.bytes.fill(0x33);
+     const read = fabric.expose(1, [{ offsetBytes: 0, lengthBytes: 1 << 20 }], 'read');
+     const write = fabric.expose(1, [{ offsetBytes: 1 << 20, lengthBytes: 1 << 20 }], 'write');
+     const hex = (window) => Buffer.from(window.remote).toString('hex');
+     fabric.handleRequests(30, ({ body }) => {
+       let sum = 0;
+       for (let i = 1 << 20; i < 2 << 20; i++) sum += pool.bytes[i];
+       return Buffer.from(String(sum) + ' ' + Buffer.from(body));
+     });
+     const { port } = await fabric.listen({ host: '127.0.0.1', port: 0 });
+     const message = { port, read: hex(read), write: hex(write) };
+     if (parentPort) parentPort.postMessage(message); else process.send(message);`,
+  );
+  return main;
+}
+
+test.each(['process', 'worker thread'])('two fabrics in different places talk: the other in a %s', async (place) => {
+  const file = compiled();
+  const other = place === 'process' ? fork(file, { execArgv: [] }) : new Worker(file);
+  closers.push(() => ('terminate' in other ? other.terminate() : other.kill()));
+  const [{ port, read, write }] = (await once(other, 'message')) as [{ port: number; read: string; write: string }];
+  const one = node({ node: 1, addresses: new Map([[2, { host: '127.0.0.1', port }]]) });
+  const peer = one.fabric.peer(nodeId(2));
+  await peer.readRemote(Buffer.from(read, 'hex'), 0, [{ offsetBytes: 4096, lengthBytes: 1 << 20 }]);
+  expect(one.pool.bytes.subarray(4096, 4096 + (1 << 20)).every((byte) => byte === 0x33)).toBe(true);
+  one.pool.bytes.fill(2);
+  await peer.writeRemote(Buffer.from(write, 'hex'), 0, [{ offsetBytes: 0, lengthBytes: 1 << 20 }]);
+  expect(str(await peer.request(MessageType.ping, text('bytes'), ok))).toBe(`${2 << 20} bytes`);
+  // It goes without a word; what is asked then fails at its deadline, and nothing else happens.
+  if ('terminate' in other) await other.terminate();
+  else other.kill('SIGKILL');
+  expect((await failure(peer.request(MessageType.ping, text('x'), { timeoutMs: 200 }))).reason).toBe('deadlinePassed');
 });
 
 test('a worker thread may end at any time with connections open', async () => {
