@@ -42,6 +42,16 @@ async function construct(stream: Readable | Writable, source: Source): Promise<F
   return handle;
 }
 
+/** Before the stream's own constructor, which already schedules the opening. */
+function checked<T extends ReadStreamOptions>(options: T): T {
+  const { start, end } = options;
+  if (start !== undefined) checkInteger(start, 'start', 0);
+  if (end !== undefined && end !== Number.POSITIVE_INFINITY) checkInteger(end, 'end', 0);
+  if (start !== undefined && end !== undefined && start > end)
+    throw outOfRange('start', `<= "end" (here: ${end})`, start);
+  return options;
+}
+
 const streamOptions = (options: CommonOptions): object => ({
   emitClose: options.emitClose ?? true,
   ...(options.highWaterMark === undefined ? {} : { highWaterMark: options.highWaterMark }),
@@ -62,12 +72,8 @@ export class ReadStream extends Readable {
     options: ReadStreamOptions = {},
     readonly path?: string,
   ) {
-    super({ highWaterMark: READ_CHUNK_BYTES, ...streamOptions(options) });
+    super({ highWaterMark: READ_CHUNK_BYTES, ...streamOptions(checked(options)) });
     const { start, end } = options;
-    if (start !== undefined) checkInteger(start, 'start', 0);
-    if (end !== undefined && end !== Number.POSITIVE_INFINITY) checkInteger(end, 'end', 0);
-    if (start !== undefined && end !== undefined && start > end)
-      throw outOfRange('start', `<= "end" (here: ${end})`, start);
     this.#source = source;
     this.#autoClose = options.autoClose ?? true;
     this.#end = end ?? Number.POSITIVE_INFINITY;
@@ -143,8 +149,7 @@ export class WriteStream extends Writable {
     options: WriteStreamOptions = {},
     readonly path?: string,
   ) {
-    super({ ...streamOptions(options), decodeStrings: true });
-    if (options.start !== undefined) checkInteger(options.start, 'start', 0);
+    super({ ...streamOptions(checked(options)), decodeStrings: true });
     this.#source = source;
     this.#autoClose = options.autoClose ?? true;
     this.#flush = options.flush ?? false;
