@@ -1,0 +1,117 @@
+import { z } from 'zod';
+
+/**
+ * What tools ask of a daemon, and its answers. One table for server, client and tests: names, arguments, results. Answers are
+ * plain JSON; times are milliseconds, sizes bytes, ranges half-open.
+ */
+export const ADMIN_METHODS = {
+  status: z.strictObject({}),
+  nodes: z.strictObject({}),
+  nsds: z.strictObject({}),
+  tokens: z.strictObject({ limit: z.int().min(1).max(1_000_000) }),
+  createFileSystem: z.strictObject({
+    name: z.string().regex(/^[A-Za-z0-9._-]{1,64}$/, 'a name of 1 to 64 letters, digits, dots, dashes or underscores'),
+    /** Names; undefined: every NSD that belongs to no file system. */
+    nsds: z.array(z.string()).min(1).max(1024).optional(),
+  }),
+  fileSystems: z.strictObject({}),
+  counters: z.strictObject({}),
+} as const;
+
+export type AdminMethod = keyof typeof ADMIN_METHODS;
+export type AdminParams<M extends AdminMethod> = z.output<(typeof ADMIN_METHODS)[M]>;
+
+export interface AdminResults {
+  status: NodeStatus;
+  nodes: NodeLine[];
+  nsds: NsdLine[];
+  tokens: TokenList;
+  createFileSystem: FileSystemInfo;
+  fileSystems: FileSystemInfo[];
+  counters: Record<string, number>;
+}
+
+/** The daemon's side: `AdminServer` calls it, `daemonAdmin` implements it over an engine. May throw FsError. */
+export interface AdminApi {
+  call<M extends AdminMethod>(method: M, params: AdminParams<M>): Promise<AdminResults[M]>;
+}
+
+export interface NodeStatus {
+  readonly clusterName: string;
+  readonly clusterId: string;
+  readonly nodeId: number;
+  readonly name: string;
+  readonly incarnation: number;
+  readonly epoch: number;
+  readonly phase: string;
+  readonly suspended: boolean;
+  /** Until the lease runs out; negative: since. */
+  readonly leaseLeftMs: number;
+  readonly uptimeMs: number;
+  readonly pid: number;
+  readonly socket: string;
+  readonly nodes: number;
+  readonly tokenServers: readonly number[];
+  /** Nodes out of the view that are not yet cleaned up after. */
+  readonly expelling: readonly number[];
+  readonly fileSystem: string | null;
+  readonly residentBytes: number;
+}
+
+export interface NodeLine {
+  readonly nodeId: number;
+  readonly name: string;
+  readonly incarnation: number;
+  /** host:port, or null for a library node. */
+  readonly address: string | null;
+  readonly tokenServer: boolean;
+  readonly nsds: readonly string[];
+  readonly self: boolean;
+}
+
+export interface NsdLine {
+  readonly name: string;
+  readonly uuid: string;
+  readonly lengthBytes: number;
+  readonly failureGroup: number;
+  /** Name of its file system, its UUID when that has no name, or null. */
+  readonly fileSystem: string | null;
+  readonly servers: readonly number[];
+  /** Servers that are in the cluster now. */
+  readonly serversUp: readonly number[];
+}
+
+export interface TokenLine {
+  readonly server: number;
+  readonly node: number;
+  readonly class: string;
+  readonly object: number;
+  readonly mode: string;
+  readonly start: number;
+  /** Null: to the end of the token space. */
+  readonly end: number | null;
+  readonly seq: number;
+}
+export interface TokenList {
+  readonly tokens: readonly TokenLine[];
+  /** There are more than were asked for. */
+  readonly more: boolean;
+}
+
+export interface FileSystemInfo {
+  readonly name: string;
+  readonly uuid: string;
+  readonly createdMs: number;
+  readonly nsds: readonly string[];
+  /** Of the mounted one, else null. */
+  readonly usage: {
+    readonly blockBytes: number;
+    readonly totalBytes: number;
+    readonly freeBytes: number;
+    readonly totalInodes: number;
+    readonly freeInodes: number;
+  } | null;
+}
+
+/** Where tools reach the daemon whose clients use `socket`. */
+export const adminSocketPath = (socket: string): string => `${socket}.admin`;

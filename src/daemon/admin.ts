@@ -1,0 +1,156 @@
+import type { FileSystemRecord } from '../cluster/records.js';
+import { FsError } from '../common/errors.js';
+import { type NodeId, nodeId } from '../common/ids.js';
+import { RANGE_END } from '../common/units.js';
+import { MessageType } from '../protocol/message-types.js';
+import { decodeListReply, encodeListRequest, LIST_ENTRIES_MAX } from '../protocol/token-messages.js';
+import { TokenClass, TokenMode } from '../token-manager/token.js';
+import type {
+  AdminApi,
+  AdminMethod,
+  AdminParams,
+  AdminResults,
+  FileSystemInfo,
+  NodeLine,
+  NodeStatus,
+  NsdLine,
+  TokenLine,
+  TokenList,
+} from './admin-api.js';
+import type { DaemonConfig } from './config-schema.js';
+import type { NodeEngine } from './engine.js';
+import { systemClock } from './system-clock.js';
+
+/** The admin calls, answered from a running engine. Owns nothing; everything it says is of the moment it was asked. */
+const TOKEN_LIST_TIMEOUT_MS = 5000;
+
+const nameOf = (table: Readonly<Record<string, number>>, value: number): string =>
+  Object.entries(table).find(([, number]) => number === value)?.[0] ?? String(value);
+
+type Handlers = { readonly [M in AdminMethod]: (params: AdminParams<M>) => Promise<AdminResults[M]> };
+
+export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi {
+  const startedMs = performance.now();
+  const handlers: Handlers = {
+    status: async () => status(engine, config, performance.now() - startedMs),
+    nodes: async () => nodes(engine),
+    nsds: () => nsds(engine),
+    tokens: ({ limit }) => tokens(engine, limit),
+    createFileSystem: async ({ name, nsds: wanted }) =>
+      describe(engine, name, await engine.createFileSystem(name, wanted)),
+    fileSystems: async () => {
+      const found = await engine.fileSystems();
+      return Promise.all(found.map(({ name, record }) => describe(engine, name, record)));
+    },
+    counters: async () => engine.counters(),
+  };
+  return { call: (method, params) => handlers[method](params) };
+}
+
+function status(engine: NodeEngine, config: DaemonConfig, uptimeMs: number): NodeStatus {
+  const { membership } = engine;
+  const { view, self } = membership;
+  return {
+    clusterName: config.clusterName,
+    clusterId: view.clusterId,
+    nodeId: self.nodeId,
+    name: config.name,
+    incarnation: self.incarnation,
+    epoch: view.epoch,
+    phase: membership.phase,
+    suspended: membership.suspended,
+    leaseLeftMs: Math.round(membership.leaseDeadlineMs - systemClock.nowMs()),
+    uptimeMs: Math.round(uptimeMs),
+    pid: process.pid,
+    socket: config.socket,
+    nodes: view.nodes.size,
+    tokenServers: view.tokenServers,
+    expelling: membership.expelling.map((entry) => entry.nodeId),
+    fileSystem: engine.node.mountedAs?.name ?? null,
+    residentBytes: process.memoryUsage.rss(),
+  };
+}
+
+function nodes({ membership }: NodeEngine): NodeLine[] {
+  const { view, self } = membership;
+  return [...view.nodes.values()].map((node) => ({
+    nodeId: node.nodeId,
+    name: node.name,
+    incarnation: node.incarnation,
+    address: node.address === null ? null : `${node.address.host}:${node.address.port}`,
+    tokenServer: node.tokenServer,
+    nsds: [...view.nsds.values()].filter((nsd) => nsd.servers.includes(node.nodeId)).map((nsd) => nsd.name),
+    self: node.nodeId === self.nodeId,
+  }));
+}
+
+async function nsds(engine: NodeEngine): Promise<NsdLine[]> {
+  const { view } = engine.membership;
+  const names = new Map((await engine.fileSystems()).map(({ name, record }) => [record.uuid, name]));
+  return [...view.nsds.values()]
+    .map((nsd) => ({
+      name: nsd.name,
+      uuid: nsd.uuid,
+      lengthBytes: nsd.lengthBytes,
+      failureGroup: nsd.failureGroup,
+      fileSystem: nsd.fsUuid === null ? null : (names.get(nsd.fsUuid) ?? nsd.fsUuid),
+      servers: nsd.servers,
+      serversUp: nsd.servers.filter((server) => view.nodes.has(server)),
+    }))
+    .sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+/** From every token server in turn, a page at a time, until there are enough. */
+async function tokens({ membership, fabric }: NodeEngine, limit: number): Promise<TokenList> {
+  const found: TokenLine[] = [];
+  for (const server of membership.view.tokenServers) {
+    for (let skip = 0; ; ) {
+      const wanted = Math.min(LIST_ENTRIES_MAX, limit + 1 - found.length);
+      if (wanted <= 0) return { tokens: found.slice(0, limit), more: true };
+      const page = await listPage(fabric, server, skip, wanted);
+      found.push(...page);
+      skip += page.length;
+      if (page.length < wanted) break;
+    }
+  }
+  return { tokens: found.slice(0, limit), more: found.length > limit };
+}
+
+async function listPage(
+  fabric: NodeEngine['fabric'],
+  server: NodeId,
+  skip: number,
+  limit: number,
+): Promise<TokenLine[]> {
+  const options = { timeoutMs: TOKEN_LIST_TIMEOUT_MS };
+  const body = await fabric
+    .peer(nodeId(server))
+    .request(MessageType.tokenList, encodeListRequest(skip, limit), options);
+  return decodeListReply(body).map((held) => ({
+    server,
+    node: held.by.nodeId,
+    class: nameOf(TokenClass, held.class),
+    object: held.object,
+    mode: nameOf(TokenMode, held.mode),
+    start: held.range.start,
+    end: held.range.end >= RANGE_END ? null : held.range.end,
+    seq: held.seq,
+  }));
+}
+
+async function describe(engine: NodeEngine, name: string, record: FileSystemRecord): Promise<FileSystemInfo> {
+  const { view } = engine.membership;
+  let usage: FileSystemInfo['usage'] = null;
+  const mounted = engine.node.mountedAs;
+  if (mounted === null || mounted.uuid === record.uuid) {
+    try {
+      const { blockBytes, totalBytes, freeBytes, totalInodes, freeInodes } = await engine.fileSystem.statfs();
+      usage = { blockBytes, totalBytes, freeBytes, totalInodes, freeInodes };
+    } catch (error) {
+      // Another one is configured here, or its NSDs are away: what the store knows is still true.
+      if (!FsError.is(error)) throw error;
+    }
+  }
+  const nsdNames = record.nsds.map((uuid) => view.nsds.get(uuid)?.name ?? uuid);
+  return { name, uuid: record.uuid, createdMs: record.createdMs, nsds: nsdNames, usage };
+}
