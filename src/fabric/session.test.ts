@@ -151,6 +151,72 @@ test('after both sides dialled at once one connection is left, and it is used', 
   expect(one.fabric.peer(nodeId(2)).connected && two.fabric.peer(nodeId(1)).connected).toBe(true);
 });
 
+test('transfers survive cuts: bytes land whole, and a message sent after them finds them', async () => {
+  await fc.assert(
+    fc.asyncProperty(fc.array(fc.integer({ min: 5, max: 60 }), { maxLength: 5 }), async (cuts) => {
+      const cutAt = new Set(cuts);
+      let crossings = 0;
+      const world = new World(() => (cutAt.has(crossings++) ? 'cut' : { delayMs: crossings % 3 }));
+      const [one, two] = [await world.node(1), await world.node(2)];
+      const size = 700_000;
+      one.pool.bytes.fill(1, 0, size);
+      const into = two.fabric.expose(nodeId(1), [{ offsetBytes: 10, lengthBytes: size }], 'write');
+      const from = two.fabric.expose(nodeId(1), [{ offsetBytes: 10, lengthBytes: size }], 'read');
+      let found = -1;
+      two.fabric.handleMessages(T.tokenToServer, () => {
+        found = two.pool.bytes.subarray(10, 10 + size).indexOf(0);
+        two.pool.bytes.fill(2, 10, 10 + size);
+      });
+      two.fabric.handleRequests(T.ping, ({ body }) => body);
+      const peer = one.fabric.peer(nodeId(2));
+      await world.finish(peer.writeRemote(into.remote, 0, [{ offsetBytes: 0, lengthBytes: size }]));
+      peer.send(T.tokenToServer, text('landed'));
+      await world.finish(peer.request(T.ping, text('handled'), ok));
+      expect(found).toBe(-1);
+      await into.close();
+      const late = failure(peer.writeRemote(into.remote, 0, [{ offsetBytes: 0, lengthBytes: size }]));
+      expect((await world.finish(late)).reason).toBe('wrongKeyWindow');
+      expect(two.pool.bytes.subarray(10, 10 + size).every((byte) => byte === 2)).toBe(true);
+      await world.finish(peer.readRemote(from.remote, 0, [{ offsetBytes: 1_000_000, lengthBytes: size }]));
+      expect(one.pool.bytes.subarray(1_000_000, 1_000_000 + size).every((byte) => byte === 2)).toBe(true);
+      for (const { fabric } of [one, two]) await fabric.close();
+    }),
+    { numRuns: 15 },
+  );
+});
+
+test('a transfer to a peer that stays away fails at its deadline, and touches nothing afterwards', async () => {
+  const world = new World();
+  const [one, two] = [await world.node(1, { limits: { transferTimeoutMs: 400 } }), await world.node(2)];
+  const window = two.fabric.expose(nodeId(1), [{ offsetBytes: 0, lengthBytes: 4096 }], 'read');
+  world.network.setReachable('node-1', 'node-2', false);
+  const moved = failure(
+    one.fabric.peer(nodeId(2)).readRemote(window.remote, 0, [{ offsetBytes: 0, lengthBytes: 4096 }]),
+  );
+  expect((await world.finish(moved)).reason).toBe('deadlinePassed');
+  two.pool.bytes.fill(4);
+  world.network.setReachable('node-1', 'node-2', true);
+  await world.run(10_000);
+  expect(one.pool.bytes.every((byte) => byte === 0)).toBe(true);
+});
+
+test('a link on which nothing is acknowledged any more is given up and replaced', async () => {
+  let stalling = false;
+  const world = new World(({ kind }) => ({ delayMs: stalling && kind === 'frame' ? Number.POSITIVE_INFINITY : 1 }));
+  const [one, two] = [await world.node(1), await world.node(2)];
+  two.fabric.handleRequests(T.ping, ({ body }) => body);
+  const peer = one.fabric.peer(nodeId(2));
+  await world.finish(peer.request(T.ping, text('x'), ok));
+  stalling = true;
+  const asked = peer.request(T.ping, text('y'), ok);
+  await world.run(100);
+  stalling = false;
+  expect(str(await world.finish(asked))).toBe('y');
+  // Whichever side misses an acknowledgement first.
+  const noticed = [one, two].map(({ counters }) => counters.get('fabric.linkStalled'));
+  expect(noticed[0]! + noticed[1]!).toBe(1);
+});
+
 describe('deadlines, aborts and bounds', () => {
   test('a request that nobody answers fails at its deadline', async () => {
     const world = new World();
