@@ -50,6 +50,8 @@ export interface WorldOptions {
   /** Probability per step that the list of servers changes. */
   readonly listChanges?: number;
   readonly minHoldMs?: number;
+  /** Bounds of every table: small ones make ranges move by themselves. */
+  readonly rangesMax?: number;
   readonly makeServer?: (options: TokenServerOptions) => TokenServerMachine;
   readonly makeClient?: (options: TokenClientMachineOptions) => TokenClientMachine;
   /** What the network does to a message on its way: the hook of mutations. */
@@ -117,14 +119,23 @@ export class World {
     let node: Node | undefined;
     const clientOptions: TokenClientMachineOptions = {
       self: identity,
-      settings: { ...TOKEN_CLIENT_DEFAULTS, minHoldMs: this.#options.minHoldMs ?? 0 },
+      settings: {
+        ...TOKEN_CLIENT_DEFAULTS,
+        minHoldMs: this.#options.minHoldMs ?? 0,
+        rangesMax: this.#options.rangesMax ?? TOKEN_CLIENT_DEFAULTS.rangesMax,
+      },
       fired,
       working: () => node!.working,
       onDrained: () => {
         node!.drained = true;
       },
     };
-    const serverOptions: TokenServerOptions = { self: identity, settings: TOKEN_SERVER_DEFAULTS, fired };
+    const rangesMax = this.#options.rangesMax ?? TOKEN_SERVER_DEFAULTS.rangesMax;
+    const serverOptions: TokenServerOptions = {
+      self: identity,
+      settings: { ...TOKEN_SERVER_DEFAULTS, rangesMax },
+      fired,
+    };
     const makeClient = this.#options.makeClient ?? ((o) => new TokenClientMachine(o));
     const makeServer = this.#options.makeServer ?? ((o) => new TokenServerMachine(o));
     node = {
@@ -196,6 +207,8 @@ export class World {
     if (victim.server !== null && alive.filter((n) => n.server !== null).length === 1) return;
     // F1: evidence, new epoch, fence; then, at each server in its own time, the fall.
     victim.alive = false;
+    this.#stepClient(victim, { type: 'fence' });
+    if (victim.ops.size > 0) throw new WorldError('F3: an operation outlives its node');
     this.#publish();
     const withLog = chance(this.#random, 0.3);
     for (const node of this.#alive) {
@@ -315,8 +328,10 @@ export class World {
     if (ready.length === 0) return false;
     const channel = pick(this.#random, ready);
     const { toServer, body } = channel.bodies.shift()!;
-    const { from, to } = channel;
-    if (!to.alive) return true;
+    const { from } = channel;
+    // What was meant for an older life may reach the new one; it must not count there.
+    const to = this.#alive.find((n) => n.identity.nodeId === channel.to.identity.nodeId);
+    if (to === undefined) return true;
     if (toServer) {
       if (to.server === null) return true;
       this.#stepServer(to, { type: 'message', from: from.identity, message: decodeToServer(body) });

@@ -193,7 +193,11 @@ export class TokenClientMachine {
         this.#receive(event.from, event.message);
         break;
       case 'acquire':
-        for (const op of event.ops) this.#progress(this.#enter(op));
+        for (const op of event.ops) {
+          const waiting = this.#enter(op);
+          this.#progress(waiting);
+          if (waiting.done) this.#fired('pinnedAtOnce');
+        }
         break;
       case 'abort': {
         const waiting = this.#ops.get(event.opId);

@@ -81,11 +81,15 @@ export const SERVER_TRANSITIONS = [
   'holderFallsMidRevoke',
   'rebuildBegun',
   'claimTaken',
-  'claimsWaitForFall',
   'claimsOfOtherList',
   'rebuildDone',
   'ownershipLost',
 ] as const;
+/** Needs a node to die between two servers' hearing of a third thing: scenarios show it, random runs seldom do. */
+export const SERVER_RARE_TRANSITIONS = ['claimsWaitForFall'] as const;
 /** Fire only when a peer breaks the protocol. */
 export const SERVER_FAULT_TRANSITIONS = ['requestInvalid', 'claimConflict', 'sequenceFromFuture'] as const;
-export type ServerTransition = (typeof SERVER_TRANSITIONS)[number] | (typeof SERVER_FAULT_TRANSITIONS)[number];
+export type ServerTransition =
+  | (typeof SERVER_TRANSITIONS)[number]
+  | (typeof SERVER_RARE_TRANSITIONS)[number]
+  | (typeof SERVER_FAULT_TRANSITIONS)[number];

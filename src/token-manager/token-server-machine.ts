@@ -13,7 +13,7 @@
  */
 import { type ByteRange, overlaps, range } from '../common/byte-range.js';
 import type { Reason } from '../common/errors.js';
-import { nodeId } from '../common/ids.js';
+import { type Incarnation, nodeId } from '../common/ids.js';
 import {
   type AnswerItem,
   BLOCKERS_MAX,
@@ -87,6 +87,10 @@ export class TokenServerMachine {
     this.#ownership = new Ownership(options.self);
   }
 
+  /** Which of this node's lives the machine serves in. */
+  get life(): Incarnation {
+    return this.#ownership.self.incarnation;
+  }
   /** When a `tick` is due, in milliseconds of the caller's clock; Infinity if never. */
   get nextWakeMs(): number {
     return Math.min(this.#deadlines.nextMs(), this.#contradictionDueMs);

@@ -26,6 +26,7 @@ import {
 import { OrderedSender } from './ordered-sender.js';
 import {
   SERVER_FAULT_TRANSITIONS,
+  SERVER_RARE_TRANSITIONS,
   SERVER_TRANSITIONS,
   type ServerEvent,
   TOKEN_SERVER_DEFAULTS,
@@ -59,7 +60,10 @@ export class TokenServer {
     this.#wiring = wiring;
     this.#sender = new OrderedSender(fabric, MessageType.tokenToClient, clock, counters, logger);
     const names = new Map<string, string>(
-      [...SERVER_TRANSITIONS, ...SERVER_FAULT_TRANSITIONS].map((t) => [t, `tokens.server.${t}`]),
+      [...SERVER_TRANSITIONS, ...SERVER_RARE_TRANSITIONS, ...SERVER_FAULT_TRANSITIONS].map((t) => [
+        t,
+        `tokens.server.${t}`,
+      ]),
     );
     this.machine = new TokenServerMachine({
       self: fabric.self,
