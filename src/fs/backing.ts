@@ -10,7 +10,7 @@ import type { BackingStore, FilePiece } from '../cache/backing-store.js';
 import type { ByteRange } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
-import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
+import { BLOCK_BYTES, SECTOR_BYTES } from '../common/units.js';
 import type { SectorIo } from '../nsd/nsd-api.js';
 import { findPointer, loadPointers } from './block-map.js';
 import { isReserved, reserve } from './file-space.js';
@@ -120,7 +120,7 @@ export class FileBacking implements BackingStore {
 
   /** Dirty sectors without space are those that a truncation has just cut off; anything else would be lost silently. */
   #checkBehindEnd(inode: Inode, offsetBytes: number): void {
-    if (offsetBytes >= Math.ceil(inode.sizeBytes / PAGE_BYTES) * PAGE_BYTES) return;
+    if (offsetBytes >= Math.ceil(inode.sizeBytes / SECTOR_BYTES) * SECTOR_BYTES) return;
     throw new FsError('internal', {
       op: 'write',
       object: `inode ${inode.ino}`,

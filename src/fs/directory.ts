@@ -11,7 +11,7 @@ import type { CachedFile } from '../cache/page-cache-api.js';
 import { invariant } from '../common/assert.js';
 import { FsError } from '../common/errors.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import { reserve } from './file-space.js';
+import { isReserved, reserve } from './file-space.js';
 import type { Inode } from './inode.js';
 import { DIRECTORY_DEPTH_MAX } from './inode-format.js';
 import {
@@ -95,6 +95,8 @@ export class Directory {
     const place = this.#tryPlace(hash);
     if (typeof place !== 'number') return place;
     const index = place === ABSENT ? 0 : place;
+    // The first leaf of a directory: it may be cached as the hole that it still is.
+    if (!isReserved(this.inode, leafRange(index))) return { kind: 'load', index, mode: 'exclusive' };
     const done = this.#tryLeaf(index, 'exclusive', (leaf, changed) => {
       if (!leafExists(leaf)) formatLeaf(leaf, this.inode.ino, 0, 0, this.inode.generation, this.#volume.fsId);
       if (leafUsedBytes(leaf) + entryBytes(name.bytes.length) > LEAF_CAPACITY_BYTES) return false;

@@ -8,7 +8,7 @@
 import { WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import type { NsdIndex } from '../common/ids.js';
-import { RANGE_END } from '../common/units.js';
+import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
 import { cutSpace, FILE_BYTES_MAX, reserve } from './file-space.js';
 import type { Credentials, OpOptions } from './file-system-api.js';
@@ -19,9 +19,6 @@ import { type InodeRef, loadRef } from './pinning.js';
 import { publishStatus, withSettledState } from './publishing.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
-
-/** What one copy into the cache may be: more is written piece by piece, under the same tokens. */
-const WRITE_PIECE_BYTES = 4 << 20;
 
 /** The open file's inode object: it is kept in the table as long as the handle is. */
 export interface FileHandle extends InodeRef {
@@ -156,30 +153,16 @@ async function copyIn(
   options: OpOptions | undefined,
 ): Promise<void> {
   const file = volume.inodes.attach(inode);
-  for (let at = 0; at < source.length; at += WRITE_PIECE_BYTES) {
-    const piece = source.subarray(at, at + WRITE_PIECE_BYTES);
-    const end = offsetBytes + at + piece.length;
-    await file.write(offsetBytes + at, piece, {
-      signal: options?.signal,
-      onCopied: () => {
-        withSettledState(volume, inode, () => {
-          const transaction = new MetadataTransaction(volume);
-          inode.mtimeNs = transaction.nowNs;
-          inode.ctimeNs = transaction.nowNs;
-          if (end > inode.sizeBytes) {
-            inode.sizeBytes = end;
-            transaction.inode(inode);
-          }
-          if (handle.credentials.uid !== 0 && strippedOfSetId(inode.mode) !== inode.mode) {
-            inode.mode = strippedOfSetId(inode.mode);
-            transaction.inode(inode);
-          }
-          transaction.times(inode);
-          transaction.commit();
-        });
-      },
-    });
-  }
+  await file.write(offsetBytes, source, {
+    signal: options?.signal,
+    onCopied: () => {
+      file.noteWrite(offsetBytes + source.length, volume.now());
+      volume.inodes.refresh(inode);
+      if (handle.credentials.uid === 0 || strippedOfSetId(inode.mode) === inode.mode) return;
+      inode.mode = strippedOfSetId(inode.mode);
+      volume.inodes.markDirty(inode, true);
+    },
+  });
   file.publish();
 }
 
@@ -202,25 +185,34 @@ export async function truncateFile(
   }
 }
 
+/**
+ * Order: hits off, the new size, the pointers behind it, then the pages behind it. Write-behind that meets a page without space finds it behind
+ * the end and passes over it; nothing prepares pages for write hits where no space is reserved any more.
+ */
 async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeBytes: number): Promise<void> {
-  const before = withSettledState(volume, inode, () => inode.sizeBytes);
-  // A hole at the end of an inline file is kept in the inode as zeros, as long as there is room.
-  if (inode.isInline && sizeBytes > AREA_BYTES) await reserve(volume, inode, { start: 0, end: AREA_BYTES + 1 });
-  const file = volume.inodes.attach(inode);
-  if (sizeBytes < before) {
-    // The rest of the last page becomes zeros on the way out as well: growing again must show zeros.
+  inode.settling++;
+  try {
+    const before = withSettledState(volume, inode, () => inode.sizeBytes);
+    // A hole at the end of an inline file is kept in the inode as zeros, as long as there is room.
+    if (inode.isInline && sizeBytes > AREA_BYTES) await reserve(volume, inode, { start: 0, end: AREA_BYTES + 1 });
+    const transaction = new MetadataTransaction(volume);
+    inode.sizeBytes = sizeBytes;
+    if (inode.isInline && inode.area.length > sizeBytes) inode.area = inode.area.slice(0, sizeBytes);
+    inode.mtimeNs = transaction.nowNs;
+    inode.ctimeNs = transaction.nowNs;
+    if (handle.credentials.uid !== 0) inode.mode = strippedOfSetId(inode.mode);
+    transaction.inode(inode);
+    transaction.commit();
+    if (sizeBytes >= before) return;
+    await cutSpace(volume, inode, sizeBytes);
+    const file = volume.inodes.attach(inode);
     await file.discard({ start: sizeBytes, end: WHOLE.end });
-    if (!inode.isInline) await file.zero({ start: sizeBytes, end: before });
+    // The rest of the last sector: growing again must show zeros.
+    const sectorEnd = Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
+    if (sizeBytes < sectorEnd) await file.zero({ start: sizeBytes, end: Math.min(before, sectorEnd) });
+  } finally {
+    inode.settling--;
   }
-  const transaction = new MetadataTransaction(volume);
-  inode.sizeBytes = sizeBytes;
-  if (inode.isInline && inode.area.length > sizeBytes) inode.area = inode.area.slice(0, sizeBytes);
-  inode.mtimeNs = transaction.nowNs;
-  inode.ctimeNs = transaction.nowNs;
-  if (handle.credentials.uid !== 0) inode.mode = strippedOfSetId(inode.mode);
-  transaction.inode(inode);
-  transaction.commit();
-  if (sizeBytes < before) await cutSpace(volume, inode, sizeBytes);
 }
 
 /** Durable: dirty data, the inode, then the devices' own flush. `dataOnly` passes over an inode of which only times changed. */

@@ -11,7 +11,7 @@
 import { invariant } from '../common/assert.js';
 import type { ByteRange } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
-import { BLOCK_BYTES, PAGE_BYTES, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { BLOCK_BYTES, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { cutPointers, findPointer, loadForCut, loadPointers, preparePointer, setPointer } from './block-map.js';
 import { type BlockPointer, blockPointer } from './block-pointer.js';
 import { FILE_BLOCKS_MAX } from './indirect-format.js';
@@ -153,13 +153,13 @@ async function copyInto(
 }
 
 /**
- * Gives up what lies behind `sizeBytes`, rounded up to `unitBytes`: a page while hits may still write to the page of the last byte, a sub-block when
- * nobody has the file open. Pages behind it have been discarded by the caller. Exclusive status and data held.
+ * Gives up what lies behind the sub-block of the last byte. Exclusive status and data held, write hits off; the caller discards the pages
+ * behind it afterwards, before hits come back.
  */
-export async function cutSpace(volume: Volume, inode: Inode, sizeBytes: number, unitBytes = PAGE_BYTES): Promise<void> {
+export async function cutSpace(volume: Volume, inode: Inode, sizeBytes: number): Promise<void> {
   await inode.structure.run(async () => {
     if (inode.isInline) return;
-    const end = Math.ceil(sizeBytes / unitBytes) * unitBytes;
+    const end = Math.ceil(sizeBytes / SUB_BLOCK_BYTES) * SUB_BLOCK_BYTES;
     const keptBlock = Math.floor(end / BLOCK_BYTES);
     const keptCount = Math.ceil((end % BLOCK_BYTES) / SUB_BLOCK_BYTES);
     const cutFrom = keptBlock + (keptCount > 0 ? 1 : 0);

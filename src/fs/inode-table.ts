@@ -137,7 +137,8 @@ export class InodeTable {
 
   /** What hits did to an attached file, merged into its inode, and remembered as dirty. */
   refresh(inode: Inode): void {
-    if (inode.mergeState()) this.markDirty(inode, true);
+    const merged = inode.mergeState();
+    if (merged !== 'nothing') this.markDirty(inode, merged === 'size');
   }
 
   /** The page cache's side of an inode; attached as long as it is open, directories as long as they are in the table. */

@@ -69,6 +69,8 @@ export class Inode implements InodeFields {
   /** What of `file.state.changes` has been merged into the fields. */
   seenChanges = 0;
   openCount = 0;
+  /** Operations that change the size in several turns: no write hit meanwhile, whoever publishes. */
+  settling = 0;
   /** This node took its last name while it was open here: the last close frees it. */
   orphan = false;
   /** The table's round in which it was last asked for. */
@@ -137,18 +139,18 @@ export class Inode implements InodeFields {
     }
   }
 
-  /** Takes over what write hits did to size and times. True when that changed something. */
-  mergeState(): boolean {
-    if (this.file === null || !this.valid) return false;
+  /** Takes over what writes did to size and times. */
+  mergeState(): 'nothing' | 'times' | 'size' {
+    if (this.file === null || !this.valid) return 'nothing';
     const state = this.file.state;
-    if (state.changes === this.seenChanges) return false;
+    if (state.changes === this.seenChanges) return 'nothing';
     this.seenChanges = state.changes;
-    if (state.sizeBytes === this.sizeBytes && state.mtimeNs === this.mtimeNs && state.ctimeNs === this.ctimeNs)
-      return false;
+    const grown = state.sizeBytes !== this.sizeBytes;
+    if (!grown && state.mtimeNs === this.mtimeNs && state.ctimeNs === this.ctimeNs) return 'nothing';
     this.sizeBytes = state.sizeBytes;
     this.mtimeNs = state.mtimeNs;
     this.ctimeNs = state.ctimeNs;
-    return true;
+    return grown ? 'size' : 'times';
   }
 
   /** Tells the cache map what the fields say. No write hit may run: the status mode published is below exclusive. */

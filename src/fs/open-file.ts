@@ -164,8 +164,8 @@ export class FsOpenFile implements OpenFile {
     try {
       await inode.contents.runExclusive(async () => {
         if (inode.openCount > 0 || !inode.valid) return;
+        await cutSpace(volume, inode, inode.sizeBytes);
         await file.discard({ start: end, end: Math.max(end, pageEnd) });
-        await cutSpace(volume, inode, inode.sizeBytes, SECTOR_BYTES);
       });
     } finally {
       pins.release();

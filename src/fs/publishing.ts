@@ -23,7 +23,8 @@ export function publishStatus(volume: Volume, ino: InodeNumber): void {
   const inode = volume.inodes.get(ino);
   if (inode?.file == null || inode.openCount === 0) return;
   let mode = heldStatus(volume, ino);
-  if (mode === TokenMode.exclusive && (inode.mode & (S_ISUID | S_ISGID)) !== 0) mode = TokenMode.shared;
+  const setId = (inode.mode & (S_ISUID | S_ISGID)) !== 0;
+  if (mode === TokenMode.exclusive && (setId || inode.settling > 0)) mode = TokenMode.shared;
   inode.file.setStatusMode(mode);
 }
 

@@ -1,0 +1,455 @@
+/**
+ * What the tests of the file system stand on: NSDs in memory, tokens that are granted by an arbiter in the same process and can be
+ * revoked on command, the real page cache over the twin of the cache map. Several nodes can mount the same NSDs. Not the simulator: no
+ * message is lost here and nobody dies.
+ */
+import { type ByteRange, intersect, overlaps, subtract } from '../common/byte-range.js';
+import type { Clock, Timer } from '../common/clock.js';
+import { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
+import { epoch, incarnation, nodeId, type NsdIndex } from '../common/ids.js';
+import { type Logger, silentLogger } from '../common/logger.js';
+import { SeededRandom } from '../common/random.js';
+import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
+import { TwinCacheMap } from '../cache/cache-map-twin.js';
+import { createPageCache, type PageCacheSettings } from '../cache/page-cache.js';
+import type { PageCacheApi } from '../cache/page-cache-api.js';
+import { SegmentArena } from '../native/buffer-arena.js';
+import { heapPagePool, type PagePool } from '../native/page-pool.js';
+import { checksumsJs } from '../nsd/checksum-js.js';
+import type { NsdClientApi, SectorIo } from '../nsd/nsd-api.js';
+import {
+  type Revocation,
+  TokenClass,
+  type TokenItem,
+  TokenMode,
+  type TokenObject,
+  type TokenPins,
+} from '../token-manager/token.js';
+import type { AcquireOptions, RevokeHandler, TokenClientApi } from '../token-manager/token-client-api.js';
+import { FileBacking } from './backing.js';
+import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
+import { type MountedFileSystem, mountFileSystem } from './mount.js';
+import type { FsSettings } from './settings.js';
+
+export const testChecksums = checksumsJs;
+
+/** Time that tests move; until then it stands still. */
+export class TestClock implements Clock {
+  #nowMs = 1000;
+  #timers: { atMs: number; fire: () => void }[] = [];
+  #wall = 1_700_000_000_000_000_000n;
+
+  nowMs(): number {
+    return this.#nowMs;
+  }
+  /** Never twice the same, so that tests see which of two times is later. */
+  wallNs(): bigint {
+    this.#wall += 1000n;
+    return this.#wall;
+  }
+  after(delayMs: number, fire: () => void): Timer {
+    const timer = { atMs: this.#nowMs + delayMs, fire };
+    this.#timers.push(timer);
+    return { cancel: () => void (this.#timers = this.#timers.filter((other) => other !== timer)) };
+  }
+  async advance(ms: number): Promise<void> {
+    const end = this.#nowMs + ms;
+    for (;;) {
+      const due = this.#timers.filter((timer) => timer.atMs <= end).sort((a, b) => a.atMs - b.atMs)[0];
+      if (due === undefined) break;
+      this.#timers = this.#timers.filter((timer) => timer !== due);
+      this.#nowMs = Math.max(this.#nowMs, due.atMs);
+      due.fire();
+      await turns();
+    }
+    this.#nowMs = end;
+    await turns();
+  }
+}
+
+/** Lets everything run that needs no time. */
+export const turns = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+/** NSDs in memory. Never written and discarded sectors are zeros; a write whose bytes change under way is an error of the caller (S2). */
+export class RamNsds implements NsdClientApi {
+  readonly #devices: Map<number, Uint8Array>[];
+  readonly #pools: PagePool;
+  readonly #shared: { reads: number; writes: number; failing: ((op: string, io: SectorIo) => boolean) | null };
+
+  constructor(
+    readonly blocks: readonly number[],
+    pool: PagePool,
+    other?: RamNsds,
+  ) {
+    this.#devices = other?.devices ?? blocks.map(() => new Map<number, Uint8Array>());
+    this.#pools = pool;
+    this.#shared = other?.shared ?? { reads: 0, writes: 0, failing: null };
+  }
+  get devices(): Map<number, Uint8Array>[] {
+    return this.#devices;
+  }
+  get shared() {
+    return this.#shared;
+  }
+  /** The same NSDs through another node's pool. */
+  from(pool: PagePool): RamNsds {
+    return new RamNsds(this.blocks, pool, this);
+  }
+  failWhen(failing: ((op: string, io: SectorIo) => boolean) | null): void {
+    this.#shared.failing = failing;
+  }
+  sector(nsd: NsdIndex, sector: number): Uint8Array {
+    return this.#devices[nsd]?.get(sector) ?? new Uint8Array(SECTOR_BYTES);
+  }
+  setSector(nsd: NsdIndex, sector: number, bytes: Uint8Array): void {
+    this.#devices[nsd]!.set(sector, bytes.slice());
+  }
+
+  #check(op: string, io: SectorIo): void {
+    const blocks = this.blocks[io.nsd];
+    const sectors = io.memory.lengthBytes / SECTOR_BYTES;
+    if (blocks === undefined || !Number.isInteger(sectors) || io.sector < 0 || io.sector + sectors > blocks * 256)
+      throw new FsError('outOfRange', { op, object: `nsd ${io.nsd} sector ${io.sector}`, detail: `${sectors} sectors` });
+    if (this.#shared.failing?.(op, io)) throw new FsError('deviceError', { op, object: `nsd ${io.nsd} sector ${io.sector}` });
+  }
+  #slices(io: SectorIo): [number, Uint8Array][] {
+    const slices: [number, Uint8Array][] = [];
+    for (let at = 0; at < io.memory.lengthBytes; at += SECTOR_BYTES) {
+      const start = io.memory.offsetBytes + at;
+      slices.push([io.sector + at / SECTOR_BYTES, this.#pools.bytes.subarray(start, start + SECTOR_BYTES)]);
+    }
+    return slices;
+  }
+
+  async read(ios: readonly SectorIo[]): Promise<void> {
+    this.#shared.reads++;
+    await turns();
+    for (const io of ios) {
+      this.#check('nsd.read', io);
+      for (const [sector, bytes] of this.#slices(io)) {
+        const stored = this.#devices[io.nsd]!.get(sector);
+        if (stored === undefined) bytes.fill(0);
+        else bytes.set(stored);
+      }
+    }
+  }
+  async write(ios: readonly SectorIo[]): Promise<void> {
+    this.#shared.writes++;
+    const before = ios.flatMap((io) => {
+      this.#check('nsd.write', io);
+      return this.#slices(io).map(([sector, bytes]) => ({ nsd: io.nsd, sector, bytes, copy: bytes.slice() }));
+    });
+    await turns();
+    for (const { nsd, sector, bytes, copy } of before) {
+      if (Buffer.compare(bytes, copy) !== 0) throw new Error(`nsd ${nsd} sector ${sector} changed while it was written`);
+      this.#devices[nsd]!.set(sector, copy);
+    }
+  }
+  async flush(): Promise<void> {
+    await turns();
+  }
+  async discard(extents: readonly { nsd: NsdIndex; sector: number; sectorCount: number }[]): Promise<void> {
+    await turns();
+    for (const { nsd, sector, sectorCount } of extents) {
+      const device = this.#devices[nsd]!;
+      if (sectorCount > device.size) {
+        for (const key of [...device.keys()]) if (key >= sector && key < sector + sectorCount) device.delete(key);
+      } else for (let at = sector; at < sector + sectorCount; at++) device.delete(at);
+    }
+  }
+}
+
+interface Held {
+  readonly range: ByteRange;
+  readonly mode: TokenMode;
+}
+const stronger = (mode: TokenMode, than: TokenMode): boolean => mode >= than;
+const conflicting = (a: TokenMode, b: TokenMode): boolean => a === TokenMode.exclusive || b === TokenMode.exclusive;
+
+/** Grants to its clients, one request per object at a time; takes from the others what conflicts. */
+export class TestArbiter {
+  readonly clients: TestTokens[] = [];
+  readonly #queues = new Map<string, Promise<void>>();
+  messages = 0;
+
+  async grant(client: TestTokens, item: TokenItem): Promise<ByteRange> {
+    const key = `${item.class}/${item.object}`;
+    const before = this.#queues.get(key) ?? Promise.resolve();
+    let leave!: () => void;
+    this.#queues.set(key, new Promise((resolve) => (leave = resolve)));
+    await before;
+    try {
+      let desired: ByteRange[] = [item.desired];
+      for (const other of this.clients) {
+        if (other === client) continue;
+        for (const held of other.heldIn(item.class, item.object, item.required))
+          if (conflicting(held.mode, item.mode))
+            await other.revoke({
+              class: item.class,
+              object: item.object,
+              range: intersect(held.range, item.required),
+              keep: item.mode === TokenMode.shared ? TokenMode.shared : TokenMode.none,
+            });
+        for (const held of other.heldIn(item.class, item.object, item.desired))
+          if (conflicting(held.mode, item.mode)) desired = desired.flatMap((range) => subtract(range, held.range));
+      }
+      const granted = desired.find((range) => overlaps(range, item.required)) ?? item.required;
+      client.take(item, granted);
+      return granted;
+    } finally {
+      leave();
+    }
+  }
+}
+
+/** One node's token client. */
+export class TestTokens implements TokenClientApi {
+  readonly #arbiter: TestArbiter;
+  readonly #held = new Map<string, Held[]>();
+  readonly #handlers = new Map<TokenClass, RevokeHandler>();
+  readonly #pins = new Set<{ items: readonly TokenItem[] }>();
+  readonly #revoking: { key: string; range: ByteRange }[] = [];
+  #waiters: (() => void)[] = [];
+  /** Acquires that were not satisfied by what was held. */
+  requests = 0;
+
+  constructor(arbiter: TestArbiter) {
+    this.#arbiter = arbiter;
+    arbiter.clients.push(this);
+  }
+
+  heldIn(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Held[] {
+    return (this.#held.get(`${tokenClass}/${object}`) ?? []).filter((held) => overlaps(held.range, range));
+  }
+  #covers(item: TokenItem): boolean {
+    let missing: ByteRange[] = [item.required];
+    for (const held of this.heldIn(item.class, item.object, item.required))
+      if (stronger(held.mode, item.mode)) missing = missing.flatMap((range) => subtract(range, held.range));
+    return missing.length === 0;
+  }
+  #isRevoking(item: TokenItem): boolean {
+    const key = `${item.class}/${item.object}`;
+    return this.#revoking.some((one) => one.key === key && overlaps(one.range, item.required));
+  }
+
+  tryPin(items: readonly TokenItem[]): TokenPins | null {
+    for (const item of items) if (this.#isRevoking(item) || !this.#covers(item)) return null;
+    return this.#pin(items);
+  }
+  #pin(items: readonly TokenItem[]): TokenPins {
+    const pin = { items };
+    this.#pins.add(pin);
+    let released = false;
+    return {
+      release: () => {
+        if (released) throw new Error('pins released twice');
+        released = true;
+        this.#pins.delete(pin);
+        this.#wake();
+      },
+    };
+  }
+  #wake(): void {
+    const waiters = this.#waiters;
+    this.#waiters = [];
+    for (const wake of waiters) wake();
+  }
+  #wait(): Promise<void> {
+    return new Promise((resolve) => this.#waiters.push(resolve));
+  }
+
+  async acquire(items: readonly TokenItem[], _options?: AcquireOptions): Promise<TokenPins> {
+    const pins: TokenPins[] = [];
+    let asked = false;
+    for (const item of items) {
+      for (;;) {
+        const pinned = this.tryPin([item]);
+        if (pinned !== null) {
+          pins.push(pinned);
+          break;
+        }
+        if (this.#isRevoking(item)) {
+          await this.#wait();
+          continue;
+        }
+        if (!asked) this.requests++;
+        asked = true;
+        await this.#arbiter.grant(this, item);
+      }
+    }
+    return { release: () => pins.forEach((pin) => void pin.release()) };
+  }
+  take(item: TokenItem, granted: ByteRange): void {
+    const key = `${item.class}/${item.object}`;
+    const rest: Held[] = [];
+    let fresh: ByteRange[] = [granted];
+    for (const held of this.#held.get(key) ?? []) {
+      if (stronger(held.mode, item.mode)) {
+        rest.push(held);
+        fresh = fresh.flatMap((range) => subtract(range, held.range));
+      } else for (const range of subtract(held.range, granted)) rest.push({ range, mode: held.mode });
+    }
+    for (const range of fresh) rest.push({ range, mode: item.mode });
+    this.#held.set(key, rest);
+  }
+
+  heldRange(tokenClass: TokenClass, object: TokenObject, offsetBytes: number, mode: TokenMode): ByteRange | null {
+    const key = `${tokenClass}/${object}`;
+    const at = { start: offsetBytes, end: offsetBytes + 1 };
+    if (this.#revoking.some((one) => one.key === key && overlaps(one.range, at))) return null;
+    const held = this.heldIn(tokenClass, object, at).find((one) => stronger(one.mode, mode));
+    if (held === undefined) return null;
+    let { start, end } = held.range;
+    for (const { range } of this.#revoking.filter((one) => one.key === key)) {
+      if (range.end <= offsetBytes) start = Math.max(start, range.end);
+      if (range.start > offsetBytes) end = Math.min(end, range.start);
+    }
+    return { start, end };
+  }
+
+  async release(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Promise<void> {
+    for (const held of this.heldIn(tokenClass, object, range))
+      await this.revoke({ class: tokenClass, object, range: intersect(held.range, range), keep: TokenMode.none });
+  }
+  setRevokeHandler(tokenClass: TokenClass, handler: RevokeHandler): void {
+    this.#handlers.set(tokenClass, handler);
+  }
+
+  async revoke(revocation: Revocation): Promise<void> {
+    const key = `${revocation.class}/${revocation.object}`;
+    const mark = { key, range: revocation.range };
+    this.#revoking.push(mark);
+    try {
+      const pinned = (): boolean =>
+        [...this.#pins].some(({ items }) =>
+          items.some((item) => `${item.class}/${item.object}` === key && overlaps(item.required, revocation.range)),
+        );
+      while (pinned()) await this.#wait();
+      await this.#handlers.get(revocation.class)?.revoke(revocation);
+      const rest: Held[] = [];
+      for (const held of this.#held.get(key) ?? []) {
+        for (const range of subtract(held.range, revocation.range)) rest.push({ range, mode: held.mode });
+        if (revocation.keep !== TokenMode.none && overlaps(held.range, revocation.range))
+          rest.push({ range: intersect(held.range, revocation.range), mode: revocation.keep });
+      }
+      this.#held.set(key, rest);
+    } finally {
+      this.#revoking.splice(this.#revoking.indexOf(mark), 1);
+      this.#wake();
+    }
+  }
+
+  /** Everything, as another node's greed would: what is dirty is written, what is cached is dropped. */
+  async revokeAll(): Promise<void> {
+    for (const [key, held] of [...this.#held]) {
+      const [tokenClass, object] = key.split('/').map(Number) as [TokenClass, number];
+      for (const { range } of [...held])
+        await this.revoke({ class: tokenClass, object, range, keep: TokenMode.none });
+    }
+  }
+}
+
+export interface TestNode {
+  readonly fs: MountedFileSystem;
+  readonly tokens: TestTokens;
+  readonly cache: PageCacheApi;
+  readonly counters: Counters;
+  readonly pool: PagePool;
+  readonly nsds: RamNsds;
+}
+
+export interface TestVolumeOptions {
+  /** Blocks (MiB) of each NSD. */
+  readonly blocks?: readonly number[];
+  readonly mkfs?: Partial<Pick<CreateFileSystemOptions, 'regionBlocks' | 'segmentCount' | 'expectedNodes' | 'rootMode'>>;
+  readonly settings?: Partial<FsSettings>;
+  readonly cacheSettings?: Partial<PageCacheSettings>;
+  readonly poolPages?: number;
+  readonly seed?: number;
+  readonly logger?: Logger;
+}
+
+const STAGING_BYTES = 4 * BLOCK_BYTES;
+export const TEST_FS_UUID = '6f1d2c3b-0a19-4857-8e6d-5c4b3a291807';
+
+/** A formatted file system that nodes can mount. */
+export class TestVolume {
+  readonly clock = new TestClock();
+  readonly arbiter = new TestArbiter();
+  readonly nsds: RamNsds;
+  readonly #options: TestVolumeOptions;
+
+  private constructor(options: TestVolumeOptions, nsds: RamNsds) {
+    this.#options = options;
+    this.nsds = nsds;
+  }
+
+  static async create(options: TestVolumeOptions = {}): Promise<TestVolume> {
+    const blocks = options.blocks ?? [64, 64];
+    const pool = heapPagePool(STAGING_BYTES);
+    const nsds = new RamNsds(blocks, pool);
+    const volume = new TestVolume(options, nsds);
+    await createFileSystem({
+      nsds: blocks.map((count, index) => ({
+        uuid: `00000000-0000-4000-8000-${String(index + 1).padStart(12, '0')}`,
+        blocks: count,
+        failureGroup: index,
+      })),
+      fsUuid: TEST_FS_UUID,
+      name: 'test',
+      nsdClient: nsds,
+      arena: new SegmentArena({ offsetBytes: 0, lengthBytes: STAGING_BYTES }),
+      pool,
+      checksums: testChecksums,
+      clock: volume.clock,
+      random: new SeededRandom(options.seed ?? 1),
+      ...options.mkfs,
+    });
+    return volume;
+  }
+
+  async mount(node = 1, nodeSettings: Partial<FsSettings> = {}): Promise<TestNode> {
+    const poolPages = this.#options.poolPages ?? 2048;
+    const pool = heapPagePool(poolPages * PAGE_BYTES + STAGING_BYTES);
+    const arena = new SegmentArena({ offsetBytes: poolPages * PAGE_BYTES, lengthBytes: STAGING_BYTES });
+    const nsds = this.nsds.from(pool);
+    const tokens = new TestTokens(this.arbiter);
+    const counters = new Counters();
+    const random = new SeededRandom((this.#options.seed ?? 1) + node);
+    const logger = this.#options.logger ?? silentLogger;
+    const { clock } = this;
+    const backing = new FileBacking();
+    const map = new TwinCacheMap(pool, clock, 4096, poolPages);
+    map.setLeaseDeadline(Number.MAX_SAFE_INTEGER);
+    const cache = createPageCache({
+      map,
+      pool,
+      tokens,
+      backing,
+      clock,
+      random,
+      logger,
+      counters,
+      settings: this.#options.cacheSettings,
+    });
+    const fs = await mountFileSystem({
+      nodeId: nodeId(node),
+      incarnation: incarnation(1),
+      epoch: () => epoch(1),
+      tokens,
+      cache,
+      backing,
+      nsds,
+      arena,
+      pool,
+      clock,
+      random,
+      logger,
+      counters,
+      checksums: testChecksums,
+      settings: { ...this.#options.settings, ...nodeSettings },
+    });
+    return { fs, tokens, cache, counters, pool, nsds };
+  }
+}
