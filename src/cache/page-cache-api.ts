@@ -36,6 +36,11 @@ export interface CachedFile {
   readonly entry: EntryId | null;
   readonly state: EntryState;
   setState(state: { sizeBytes: number; mtimeNs: bigint; ctimeNs: bigint }): void;
+  /**
+   * A write through the engine, from its `onCopied`: size at least `endBytes`, both times `wallNs`, as a write hit does it. Unlike reading
+   * `state` and setting it, it undoes no growth by hits.
+   */
+  noteWrite(endBytes: number, wallNs: bigint): void;
   /** Status mode as hits may rely on it; lowering waits for running hits. Called by the owner of status tokens. */
   setStatusMode(mode: TokenMode): void;
   detach(): void;

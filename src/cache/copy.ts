@@ -1,0 +1,62 @@
+import type { ByteRange } from '../common/byte-range.js';
+import type { CacheCore } from './cache-core.js';
+import type { FileCore } from './file-core.js';
+import type { Page } from './page.js';
+import { inPage } from './page-access.js';
+import { hasPartial, isDirty, withWrite } from './slot-content.js';
+
+/**
+ * Copies between pages and the memory of whoever asked. Each runs in one turn, with every page of the range pinned, so that
+ * neither hits nor other operations see half of it.
+ */
+export class Copier {
+  readonly #core: CacheCore;
+
+  constructor(core: CacheCore) {
+    this.#core = core;
+  }
+
+  /** Out of pages that are pinned shared and readable. */
+  copyOut(pages: readonly Page[], range: ByteRange, target: Uint8Array): void {
+    let done = 0;
+    for (const page of pages) {
+      const { start, end } = inPage(range, page.index);
+      target.set(this.#core.slots.bytesOf(page, start, end), done);
+      done += end - start;
+    }
+  }
+
+  /** Into pages that are closed and can take it in. They stay closed: `reopen` them when size and times are right. */
+  copyIn(pages: readonly Page[], range: ByteRange, source: Uint8Array): void {
+    const { slots, dirty } = this.#core;
+    let done = 0;
+    for (const page of pages) {
+      const { start, end } = inPage(range, page.index);
+      slots.bytesOf(page, start, end).set(source.subarray(done, done + end - start));
+      done += end - start;
+      // That it can take it in was seen in this turn.
+      Object.assign(page, withWrite(page, start, end));
+      dirty.mark(page);
+      slots.store(page);
+    }
+  }
+
+  /** Pages of the range that a write would turn dirty: what it needs room for. */
+  cleanPages(file: FileCore, first: number, end: number): number {
+    let count = end - first;
+    for (let index = first; index < end; index++) if (file.pages.get(index)?.dirty) count--;
+    return count;
+  }
+
+  /** The page's dirty bytes, as ranges of the file. */
+  dirtyRanges(page: Page, pageStart: number, sectorBytes: number): ByteRange[] {
+    const ranges: ByteRange[] = [];
+    if (!isDirty(page)) return ranges;
+    for (let sector = 0; page.dirtyMask >> sector !== 0; sector++) {
+      if ((page.dirtyMask & (1 << sector)) === 0) continue;
+      ranges.push({ start: pageStart + sector * sectorBytes, end: pageStart + (sector + 1) * sectorBytes });
+    }
+    if (hasPartial(page)) ranges.push({ start: pageStart + page.partialStart, end: pageStart + page.partialEnd });
+    return ranges;
+  }
+}

@@ -1,0 +1,239 @@
+import type { ByteRange } from '../common/byte-range.js';
+import { contains } from '../common/byte-range.js';
+import { PAGE_BYTES, SECTOR_BYTES, SECTORS_PER_PAGE } from '../common/units.js';
+import { TokenClass, TokenMode } from '../token-manager/token.js';
+import type { FilePiece } from './backing-store.js';
+import type { CacheCore } from './cache-core.js';
+import type { SlotId } from './cache-map.js';
+import type { FileCore } from './file-core.js';
+import { Page } from './page.js';
+import { completeSectors, partialMask, readsNeeded } from './sector-merge.js';
+import { ALL_SECTORS_MASK, hasPartial } from './slot-content.js';
+
+/**
+ * Fills: bytes from the backing store into pages.
+ *
+ * A page that isn't there is read into its own slot and shown afterwards. A page that is there, with dirty bytes perhaps, is never read
+ * into: its missing sectors go into a spare slot and are merged in while the page is closed, so dirty bytes are never overwritten.
+ * A fill in flight is shared by everybody who wants the page; nobody's abort ends it.
+ *
+ * Invariants: a sector becomes valid only when a token covered it from the fill's start on (I2): a revoke waits for `filling` and takes
+ * away what it brought. A fill needs no token and no page, so it ends when the devices answer.
+ * Fault model: a failed read leaves no page behind; whoever started it gets the error, others try for themselves.
+ */
+export interface SectorsWanted {
+  readonly page: Page;
+  readonly mask: number;
+}
+
+export class Fills {
+  readonly #core: CacheCore;
+
+  constructor(core: CacheCore) {
+    this.#core = core;
+  }
+
+  /**
+   * Starts to read absent pages, in ascending order, into slots taken for them; one call for all. `required` is covered by pinned
+   * tokens; beyond it, sectors become valid as far as tokens are held. Returns the pages and the end of it all (which may reject).
+   */
+  start(
+    file: FileCore,
+    indices: readonly number[],
+    slots: readonly SlotId[],
+    required: ByteRange | null,
+    prefetched: boolean,
+  ): { pages: Page[]; done: Promise<void> } {
+    const masks = new HeldSectors(this.#core, file, required);
+    const pages = indices.map((index, i) => new Page(file, index, slots[i]!));
+    const wanted: SectorsWanted[] = pages.map((page) => ({ page, mask: masks.of(page.index) }));
+    const pieces = new PieceList();
+    for (const { page, mask } of wanted) pieces.addSectors(page.index, mask, page.slot);
+    for (const page of pages) {
+      page.prefetched = prefetched;
+      this.#core.slots.adopt(page);
+    }
+    const done = this.#read(file, pieces.pieces).then(
+      () => this.#arrived(wanted),
+      (error: unknown) => {
+        for (const page of pages) this.#failed(page);
+        throw error;
+      },
+    );
+    const settled = done.catch(() => undefined);
+    for (const page of pages) page.filling = settled;
+    return { pages, done };
+  }
+
+  #arrived(wanted: readonly SectorsWanted[]): void {
+    const { slots, eviction } = this.#core;
+    for (const { page, mask } of wanted) {
+      page.filling = null;
+      if (page.gone) {
+        slots.freeSlotOf(page);
+        continue;
+      }
+      page.validMask = mask;
+      page.loaded = true;
+      eviction.admit(page);
+      slots.show(page);
+    }
+  }
+  #failed(page: Page): void {
+    const { slots } = this.#core;
+    page.filling = null;
+    if (page.gone) slots.freeSlotOf(page);
+    else slots.drop(page);
+  }
+
+  async #read(file: FileCore, pieces: readonly FilePiece[]): Promise<void> {
+    const { counters, backing } = this.#core;
+    counters.add('cache.fills');
+    counters.add(
+      'cache.fillBytes',
+      pieces.reduce((sum, piece) => sum + piece.lengthBytes, 0),
+    );
+    await backing.read(file.ino, pieces);
+  }
+
+  /** Sectors that are missing in pages that are there. Resolves when they are in, or were when their turn came. */
+  async merge(file: FileCore, wanted: readonly SectorsWanted[]): Promise<void> {
+    for (let done = 0; done < wanted.length; ) {
+      const spares = await this.#core.slots.takeSpares(wanted.length - done);
+      const batch = wanted.slice(done, done + spares.length);
+      done += batch.length;
+      try {
+        await this.#mergeBatch(file, batch, spares);
+      } finally {
+        this.#core.slots.releaseSpares(spares);
+      }
+    }
+  }
+
+  async #mergeBatch(file: FileCore, wanted: readonly SectorsWanted[], spares: readonly SlotId[]): Promise<void> {
+    const { slots } = this.#core;
+    const generation = this.#core.generation;
+    const pieces = new PieceList();
+    const reading: { page: Page; mask: number; spare: SlotId }[] = [];
+    for (const [i, { page, mask }] of wanted.entries()) {
+      slots.refresh(page);
+      const missing = mask & ~page.validMask;
+      // Somebody else is at it: whoever wants the page looks again when that has ended.
+      if (missing === 0 || page.gone || page.filling !== null) continue;
+      pieces.addSectors(page.index, missing, spares[i]!);
+      reading.push({ page, mask: missing, spare: spares[i]! });
+    }
+    if (reading.length === 0) {
+      const others = wanted.find(({ page }) => page.filling !== null);
+      if (others?.page.filling) await others.page.filling;
+      return;
+    }
+    const run = async (): Promise<void> => {
+      try {
+        await this.#read(file, pieces.pieces);
+        this.#core.check('cache.fill', file.ino, generation);
+        for (const { page, mask, spare } of reading) await this.#mergeIn(page, mask, spare);
+      } finally {
+        for (const { page } of reading) page.filling = null;
+      }
+    };
+    const done = run();
+    const settled = done.catch(() => undefined);
+    // `run` can't have ended: a read always takes a turn.
+    for (const { page } of reading) page.filling = settled;
+    await done;
+  }
+
+  async #mergeIn(page: Page, mask: number, spare: SlotId): Promise<void> {
+    const { slots, pool } = this.#core;
+    await slots.close([page]);
+    if (page.gone) return;
+    slots.refresh(page);
+    completeSectors(page, mask, (start, end) => {
+      const at = spare * PAGE_BYTES;
+      slots.bytesOf(page, start, end).set(pool.bytes.subarray(at + start, at + end));
+    });
+    slots.store(page);
+    slots.reopen(page);
+  }
+
+  /**
+   * Before a write-out: sectors of partial runs become whole. What lies behind the end of file is zeros and needs no read.
+   * Returns what went wrong, if anything did; the others are complete all the same.
+   */
+  async completePartials(file: FileCore, pages: readonly Page[], sizeBytes: number): Promise<unknown> {
+    const { slots } = this.#core;
+    const reads: SectorsWanted[] = [];
+    for (const page of pages) {
+      if (page.gone || !hasPartial(slots.refresh(page))) continue;
+      if (!slots.tryClose([page])) await slots.close([page]);
+      if (page.gone) continue;
+      slots.refresh(page);
+      const all = partialMask(page);
+      const fromDevice = readsNeeded(page, sizeBytes - page.index * PAGE_BYTES);
+      completeSectors(page, all & ~fromDevice, (start, end) => slots.bytesOf(page, start, end).fill(0));
+      slots.store(page);
+      slots.reopen(page);
+      if (fromDevice !== 0) reads.push({ page, mask: fromDevice });
+    }
+    try {
+      await this.merge(file, reads);
+      return null;
+    } catch (error) {
+      return error;
+    }
+  }
+}
+
+/** Which sectors of pages a fill may make valid: the pinned ones, and those whose token is held. */
+export class HeldSectors {
+  #held: ByteRange | null | undefined;
+
+  constructor(
+    private readonly core: CacheCore,
+    private readonly file: FileCore,
+    private readonly required: ByteRange | null,
+  ) {}
+
+  of(pageIndex: number): number {
+    const start = pageIndex * PAGE_BYTES;
+    const page = { start, end: start + PAGE_BYTES };
+    if (this.required !== null && contains(this.required, page)) return ALL_SECTORS_MASK;
+    let mask = 0;
+    for (let sector = 0; sector < SECTORS_PER_PAGE; sector++) {
+      const at = start + sector * SECTOR_BYTES;
+      if (this.#isRequired(at) || this.#isHeld(at)) mask |= 1 << sector;
+    }
+    return mask;
+  }
+  #isRequired(at: number): boolean {
+    return this.required !== null && at < this.required.end && this.required.start < at + SECTOR_BYTES;
+  }
+  #isHeld(at: number): boolean {
+    if (this.#held === undefined || (this.#held !== null && (at < this.#held.start || at >= this.#held.end)))
+      this.#held = this.core.tokens.heldRange(TokenClass.data, this.file.ino, at, TokenMode.shared);
+    if (this.#held !== null) return this.#held.start <= at && at < this.#held.end;
+    this.#held = undefined;
+    return false;
+  }
+}
+
+/** Sectors in slots, as pieces: neighbours in the file and in the pool become one. */
+export class PieceList {
+  readonly pieces: FilePiece[] = [];
+
+  addSectors(pageIndex: number, mask: number, slot: SlotId): void {
+    for (let sector = 0; sector < SECTORS_PER_PAGE; sector++) {
+      if ((mask & (1 << sector)) === 0) continue;
+      const offsetBytes = pageIndex * PAGE_BYTES + sector * SECTOR_BYTES;
+      const poolOffsetBytes = slot * PAGE_BYTES + sector * SECTOR_BYTES;
+      const last = this.pieces.at(-1);
+      const follows =
+        last !== undefined &&
+        last.offsetBytes + last.lengthBytes === offsetBytes &&
+        last.poolOffsetBytes + last.lengthBytes === poolOffsetBytes;
+      if (follows) this.pieces[this.pieces.length - 1] = { ...last, lengthBytes: last.lengthBytes + SECTOR_BYTES };
+      else this.pieces.push({ offsetBytes, lengthBytes: SECTOR_BYTES, poolOffsetBytes });
+    }
+  }
+}
