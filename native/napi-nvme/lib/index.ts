@@ -1,1 +1,9 @@
-export const placeholder = 0;
+export {
+  type AttachOptions,
+  type BlockDeviceHandle,
+  BlockEngine,
+  type EngineOptions,
+  type IoBuffer,
+  type OpenOptions,
+} from './engine.js';
+export { BlockIoError } from './errors.js';

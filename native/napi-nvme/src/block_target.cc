@@ -1,0 +1,124 @@
+#include "block_target.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/stat.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <utility>
+
+namespace napi_nvme {
+namespace {
+
+int OpenRetrying(const char* path, int flags) {
+  int fd;
+  do {
+    fd = open(path, flags | O_CLOEXEC);
+  } while (fd < 0 && errno == EINTR);
+  return fd;
+}
+
+// struct statx of the kernel's headers may be newer than the C library's; the fields for direct I/O came with
+// Linux 6.1.
+struct DioAlign {
+  uint32_t memory = 0;
+  uint32_t offset = 0;
+};
+DioAlign QueryDioAlign(int fd) {
+  DioAlign align;
+#if defined(STATX_DIOALIGN)
+  // As raw words: the layout is the kernel's, whatever headers this is compiled with.
+  alignas(8) uint32_t raw[64] = {};
+  if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, raw) == 0 && (raw[0] & STATX_DIOALIGN) != 0) {
+    align.memory = raw[38];
+    align.offset = raw[39];
+  }
+#else
+  (void)fd;
+#endif
+  return align;
+}
+
+}  // namespace
+
+BlockTarget& BlockTarget::operator=(BlockTarget&& other) noexcept {
+  if (this == &other) return *this;
+  Close();
+  fd = std::exchange(other.fd, -1);
+  is_block = other.is_block;
+  direct = other.direct;
+  read_only = other.read_only;
+  size_bytes = other.size_bytes;
+  logical_block_bytes = other.logical_block_bytes;
+  physical_block_bytes = other.physical_block_bytes;
+  memory_align_bytes = other.memory_align_bytes;
+  return *this;
+}
+
+void BlockTarget::Close() {
+  if (fd >= 0) close(fd);
+  fd = -1;
+}
+
+int BlockTarget::Open(const std::string& path, bool want_read_only, Direct want_direct, std::string* failed_call) {
+  *failed_call = "open";
+  const int access = want_read_only ? O_RDONLY : O_RDWR;
+  direct = want_direct != Direct::kOff;
+  fd = OpenRetrying(path.c_str(), access | (direct ? O_DIRECT : 0));
+  if (fd < 0 && errno == EINVAL && want_direct == Direct::kPrefer) {
+    // The file system refuses O_DIRECT: through the page cache then, and `direct` says so.
+    direct = false;
+    fd = OpenRetrying(path.c_str(), access);
+  }
+  if (fd < 0) return errno;
+
+  *failed_call = "fstat";
+  struct stat status;
+  if (fstat(fd, &status) != 0) return errno;
+  is_block = S_ISBLK(status.st_mode);
+  read_only = want_read_only;
+  if (is_block) {
+    *failed_call = "ioctl";
+    int logical = 0;
+    unsigned physical = 0;
+    int is_read_only = 0;
+    if (ioctl(fd, BLKGETSIZE64, &size_bytes) != 0 || ioctl(fd, BLKSSZGET, &logical) != 0 ||
+        ioctl(fd, BLKPBSZGET, &physical) != 0 || ioctl(fd, BLKROGET, &is_read_only) != 0)
+      return errno;
+    logical_block_bytes = static_cast<uint32_t>(logical);
+    physical_block_bytes = physical;
+    read_only = read_only || is_read_only != 0;
+    // Since 6.0 devices tell their own (usually 4 or 512); before, the logical block was the rule.
+    memory_align_bytes = direct ? logical_block_bytes : 1;
+  } else if (S_ISREG(status.st_mode)) {
+    size_bytes = static_cast<uint64_t>(status.st_size);
+    logical_block_bytes = direct ? 512 : 1;
+    physical_block_bytes = static_cast<uint32_t>(status.st_blksize);
+    memory_align_bytes = direct ? 512 : 1;
+  } else {
+    return S_ISDIR(status.st_mode) ? EISDIR : ENOTBLK;
+  }
+  if (direct) {
+    const DioAlign align = QueryDioAlign(fd);
+    if (align.memory != 0) memory_align_bytes = align.memory;
+    if (align.offset != 0 && !is_block) logical_block_bytes = align.offset;
+  }
+  failed_call->clear();
+  return 0;
+}
+
+int DiscardBlocks(int fd, uint64_t offset_bytes, uint64_t length_bytes) {
+  uint64_t range[2] = {offset_bytes, length_bytes};
+  return ioctl(fd, BLKDISCARD, range) == 0 ? 0 : errno;
+}
+
+int ZeroBlocks(int fd, uint64_t offset_bytes, uint64_t length_bytes) {
+  uint64_t range[2] = {offset_bytes, length_bytes};
+  return ioctl(fd, BLKZEROOUT, range) == 0 ? 0 : errno;
+}
+
+}  // namespace napi_nvme

@@ -1,0 +1,45 @@
+// One opened block device, loop device or regular file, and what can be found out about it.
+#ifndef NAPI_NVME_BLOCK_TARGET_H_
+#define NAPI_NVME_BLOCK_TARGET_H_
+
+#include <cstdint>
+#include <string>
+
+namespace napi_nvme {
+
+enum class Direct { kPrefer, kRequire, kOff };
+
+// Owns its descriptor.
+class BlockTarget {
+ public:
+  BlockTarget() = default;
+  ~BlockTarget() { Close(); }
+  BlockTarget(const BlockTarget&) = delete;
+  BlockTarget& operator=(const BlockTarget&) = delete;
+  BlockTarget(BlockTarget&& other) noexcept { *this = static_cast<BlockTarget&&>(other); }
+  BlockTarget& operator=(BlockTarget&& other) noexcept;
+
+  // Blocking. Returns 0 or an errno, and in `failed_call` the system call's name.
+  int Open(const std::string& path, bool read_only, Direct direct, std::string* failed_call);
+  void Close();
+
+  bool is_open() const { return fd >= 0; }
+
+  int fd = -1;
+  bool is_block = false;
+  bool direct = false;
+  bool read_only = false;
+  uint64_t size_bytes = 0;
+  uint32_t logical_block_bytes = 512;
+  uint32_t physical_block_bytes = 512;
+  // What O_DIRECT asks of memory addresses.
+  uint32_t memory_align_bytes = 1;
+};
+
+// The blocking halves of discard and write-zeroes for block devices; for a thread. 0 or an errno.
+int DiscardBlocks(int fd, uint64_t offset_bytes, uint64_t length_bytes);
+int ZeroBlocks(int fd, uint64_t offset_bytes, uint64_t length_bytes);
+
+}  // namespace napi_nvme
+
+#endif  // NAPI_NVME_BLOCK_TARGET_H_

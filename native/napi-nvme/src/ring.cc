@@ -1,0 +1,374 @@
+#include "ring.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <utility>
+
+namespace napi_nvme {
+namespace {
+
+// The kernel's limit for one registered piece of memory.
+constexpr uint64_t kRegisteredPieceBytes = uint64_t{1} << 30;
+constexpr uint32_t kRegisteredEntries = 256;
+// Below the kernel's limit for one transfer, and a multiple of every block size.
+constexpr uint64_t kTransferBytesMax = uint64_t{1} << 30;
+// Of a request that the kernel interrupts or puts off, and of a submission that it refuses.
+constexpr int kRestartsMax = 64;
+constexpr int kSubmitAttempts = 1000;
+
+bool IsTransfer(Operation operation) { return operation == kRead || operation == kWrite; }
+
+bool IsByteCount(double value) { return value >= 0 && value <= kBytesMax && std::trunc(value) == value; }
+
+}  // namespace
+
+Ring::Ring(uint32_t depth, std::function<void(const Offloaded&)> offload)
+    : depth_(depth), offload_(std::move(offload)), requests_(depth), targets_(kTargetsMax), buffers_(kBuffersMax) {}
+
+int Ring::Create(uint32_t depth, std::function<void(const Offloaded&)> offload, std::unique_ptr<Ring>* out) {
+  std::unique_ptr<Ring> ring(new Ring(depth, std::move(offload)));
+  // Deferred: completions are worked off when this thread asks for them, and never interrupt it (Linux 6.1).
+  io_uring_params params = {};
+  params.flags =
+      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CLAMP;
+  int result = io_uring_queue_init_params(depth, &ring->ring_, &params);
+  ring->deferred_ = result == 0;
+  if (result == -EINVAL) {
+    params = {};
+    params.flags = IORING_SETUP_CLAMP;
+    result = io_uring_queue_init_params(depth, &ring->ring_, &params);
+  }
+  if (result != 0) return -result;
+  ring->created_ = true;
+  ring->notify_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (ring->notify_fd_ < 0) return errno;
+  result = io_uring_register_eventfd(&ring->ring_, ring->notify_fd_);
+  if (result != 0) return -result;
+  ring->Notify(false);
+  if (io_uring_register_buffers_sparse(&ring->ring_, kRegisteredEntries) == 0)
+    ring->entries_.resize(kRegisteredEntries);
+  *out = std::move(ring);
+  return 0;
+}
+
+Ring::~Ring() {
+  if (created_) io_uring_queue_exit(&ring_);
+  if (notify_fd_ >= 0) close(notify_fd_);
+}
+
+void Ring::Notify(bool wanted) {
+  io_uring_cq_eventfd_toggle(&ring_, wanted);
+  // Who switches it on looks at the ring next; the kernel marks the ring, then looks at the switch. One of the two sees
+  // the other.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+void Ring::ReadNotification() {
+  uint64_t count;
+  // Non-blocking; what it says doesn't matter.
+  if (read(notify_fd_, &count, sizeof count) < 0) return;
+}
+
+int Ring::AddTarget(BlockTarget&& block) {
+  for (uint32_t slot = 0; slot < targets_.size(); slot++) {
+    if (targets_[slot].block.is_open()) continue;
+    targets_[slot].block = std::move(block);
+    targets_[slot].in_flight = 0;
+    return static_cast<int>(slot);
+  }
+  return -1;
+}
+
+const BlockTarget* Ring::target(uint32_t slot) const {
+  return slot < targets_.size() && targets_[slot].block.is_open() ? &targets_[slot].block : nullptr;
+}
+
+bool Ring::RemoveTarget(uint32_t slot) {
+  if (target(slot) == nullptr || targets_[slot].in_flight > 0) return false;
+  targets_[slot].block.Close();
+  return true;
+}
+
+int Ring::FindEntries(uint32_t count) const {
+  uint32_t run = 0;
+  for (uint32_t i = 0; i < entries_.size(); i++) {
+    run = entries_[i] ? 0 : run + 1;
+    if (run == count) return static_cast<int>(i + 1 - count);
+  }
+  return -1;
+}
+
+int Ring::AddBuffer(uint8_t* base, size_t length_bytes, bool want_registered, int* register_error) {
+  uint32_t slot = 0;
+  while (slot < buffers_.size() && buffers_[slot].base != nullptr) slot++;
+  if (slot == buffers_.size()) return -1;
+  Buffer buffer;
+  buffer.base = base;
+  buffer.length_bytes = length_bytes;
+  *register_error = 0;
+  if (want_registered) {
+    const auto count = static_cast<uint32_t>((length_bytes + kRegisteredPieceBytes - 1) / kRegisteredPieceBytes);
+    const int first = FindEntries(count);
+    if (first < 0) {
+      *register_error = entries_.empty() ? EOPNOTSUPP : ENOSPC;
+    } else {
+      std::vector<iovec> pieces(count);
+      const std::vector<__u64> tags(count, 0);
+      for (uint32_t i = 0; i < count; i++) {
+        const uint64_t at = i * kRegisteredPieceBytes;
+        pieces[i] = {base + at, std::min<uint64_t>(kRegisteredPieceBytes, length_bytes - at)};
+      }
+      const int done = io_uring_register_buffers_update_tag(&ring_, first, pieces.data(), tags.data(), count);
+      if (done == static_cast<int>(count)) {
+        buffer.first_entry = first;
+        buffer.entry_count = count;
+        std::fill_n(entries_.begin() + first, count, true);
+      } else {
+        *register_error = done < 0 ? -done : ENOMEM;
+        const std::vector<iovec> none(count);
+        if (done > 0) io_uring_register_buffers_update_tag(&ring_, first, none.data(), tags.data(), done);
+      }
+    }
+  }
+  buffers_[slot] = buffer;
+  return static_cast<int>(slot);
+}
+
+bool Ring::RemoveBuffer(uint32_t slot) {
+  if (slot >= buffers_.size() || buffers_[slot].base == nullptr || buffers_[slot].in_flight > 0) return false;
+  Buffer& buffer = buffers_[slot];
+  if (buffer.first_entry >= 0) {
+    const std::vector<iovec> none(buffer.entry_count);
+    const std::vector<__u64> tags(buffer.entry_count, 0);
+    io_uring_register_buffers_update_tag(&ring_, buffer.first_entry, none.data(), tags.data(), buffer.entry_count);
+    std::fill_n(entries_.begin() + buffer.first_entry, buffer.entry_count, false);
+  }
+  buffer = Buffer();
+  return true;
+}
+
+uint32_t Ring::buffer_in_flight(uint32_t slot) const { return slot < buffers_.size() ? buffers_[slot].in_flight : 0; }
+
+int Ring::Check(const Instruction& instruction) const {
+  const auto operation = static_cast<Operation>(instruction.operation);
+  const BlockTarget* block = target(instruction.target);
+  if (block == nullptr) return EBADF;
+  if (operation < kRead || operation > kWriteZeroes) return EINVAL;
+  if (!IsByteCount(instruction.offset_bytes) || !IsByteCount(instruction.length_bytes) ||
+      !IsByteCount(instruction.buffer_offset_bytes))
+    return EINVAL;
+  if (operation == kFlush) return 0;
+  if (instruction.length_bytes == 0 || instruction.offset_bytes + instruction.length_bytes > kBytesMax) return EINVAL;
+  if (operation != kRead && block->read_only) return EROFS;
+  if (!IsTransfer(operation)) return 0;
+  if (instruction.buffer >= buffers_.size() || buffers_[instruction.buffer].base == nullptr) return EFAULT;
+  const Buffer& buffer = buffers_[instruction.buffer];
+  const auto length = static_cast<double>(buffer.length_bytes);
+  return instruction.buffer_offset_bytes + instruction.length_bytes <= length ? 0 : EFAULT;
+}
+
+bool Ring::Submit(const Instruction* first, uint32_t count) {
+  bool all = true;
+  for (uint32_t i = 0; i < count; i++) {
+    const Instruction& instruction = first[i];
+    if (instruction.tag >= depth_ || requests_[instruction.tag].busy) {
+      all = false;
+      break;
+    }
+    const int error = Check(instruction);
+    if (error != 0) {
+      finished_.push_back({instruction.tag, error, 0});
+      continue;
+    }
+    Request& request = requests_[instruction.tag];
+    request.operation = static_cast<Operation>(instruction.operation);
+    request.busy = true;
+    request.target = instruction.target;
+    request.buffer = instruction.buffer;
+    request.offset_bytes = static_cast<uint64_t>(instruction.offset_bytes);
+    request.buffer_offset_bytes = static_cast<uint64_t>(instruction.buffer_offset_bytes);
+    request.length_bytes = request.operation == kFlush ? 0 : static_cast<uint64_t>(instruction.length_bytes);
+    request.done_bytes = 0;
+    request.restarts = 0;
+    request.punch = request.operation == kDiscard;
+    in_flight_++;
+    targets_[request.target].in_flight++;
+    if (IsTransfer(request.operation)) buffers_[request.buffer].in_flight++;
+    Start(instruction.tag);
+  }
+  EnterPending();
+  return all;
+}
+
+void Ring::Start(uint32_t tag) {
+  Request& request = requests_[tag];
+  const BlockTarget& block = targets_[request.target].block;
+  switch (request.operation) {
+    case kRead:
+    case kWrite:
+      QueueTransfer(tag);
+      break;
+    case kFlush:
+      // On a block device, too, this ends with a flush of its cache.
+      {
+        io_uring_sqe* entry = NextEntry();
+        io_uring_prep_fsync(entry, block.fd, IORING_FSYNC_DATASYNC);
+        io_uring_sqe_set_data64(entry, tag);
+      }
+      break;
+    case kDiscard:
+    case kWriteZeroes:
+      if (block.is_block)
+        offload_({tag, request.operation, block.fd, request.offset_bytes, request.length_bytes});
+      else
+        QueueFallocate(tag);
+      break;
+  }
+}
+
+io_uring_sqe* Ring::NextEntry() {
+  io_uring_sqe* entry = io_uring_get_sqe(&ring_);
+  if (entry == nullptr) {
+    // Full of what is not submitted yet; there is room for all in flight, so one submission makes room.
+    io_uring_submit(&ring_);
+    entry = io_uring_get_sqe(&ring_);
+  }
+  unsubmitted_ = true;
+  return entry;
+}
+
+void Ring::QueueTransfer(uint32_t tag) {
+  Request& request = requests_[tag];
+  const Buffer& buffer = buffers_[request.buffer];
+  const int fd = targets_[request.target].block.fd;
+  const uint64_t in_buffer = request.buffer_offset_bytes + request.done_bytes;
+  const uint64_t offset = request.offset_bytes + request.done_bytes;
+  uint64_t length = std::min(request.length_bytes - request.done_bytes, kTransferBytesMax);
+  io_uring_sqe* entry = NextEntry();
+  if (buffer.first_entry >= 0) {
+    const uint64_t piece = in_buffer / kRegisteredPieceBytes;
+    length = std::min(length, (piece + 1) * kRegisteredPieceBytes - in_buffer);
+    const int index = buffer.first_entry + static_cast<int>(piece);
+    if (request.operation == kRead)
+      io_uring_prep_read_fixed(entry, fd, buffer.base + in_buffer, static_cast<unsigned>(length), offset, index);
+    else
+      io_uring_prep_write_fixed(entry, fd, buffer.base + in_buffer, static_cast<unsigned>(length), offset, index);
+  } else if (request.operation == kRead) {
+    io_uring_prep_read(entry, fd, buffer.base + in_buffer, static_cast<unsigned>(length), offset);
+  } else {
+    io_uring_prep_write(entry, fd, buffer.base + in_buffer, static_cast<unsigned>(length), offset);
+  }
+  io_uring_sqe_set_data64(entry, tag);
+}
+
+void Ring::QueueFallocate(uint32_t tag) {
+  Request& request = requests_[tag];
+  const int fd = targets_[request.target].block.fd;
+  const int mode = (request.punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE;
+  io_uring_sqe* entry = NextEntry();
+  io_uring_prep_fallocate(entry, fd, mode, static_cast<off_t>(request.offset_bytes),
+                          static_cast<off_t>(request.length_bytes));
+  io_uring_sqe_set_data64(entry, tag);
+}
+
+void Ring::EnterPending() {
+  if (!unsubmitted_) return;
+  unsubmitted_ = false;
+  // The kernel may be short of memory for a moment, and nothing else would bring us back here.
+  for (int attempt = 0; attempt < kSubmitAttempts; attempt++) {
+    const int result = deferred_ ? io_uring_submit_and_get_events(&ring_) : io_uring_submit(&ring_);
+    if (result >= 0 && io_uring_sq_ready(&ring_) == 0) return;
+    if (attempt > 0) sched_yield();
+  }
+  unsubmitted_ = true;
+}
+
+bool Ring::Ready() const {
+  if (!finished_.empty() || unsubmitted_ || io_uring_cq_ready(&ring_) > 0) return true;
+  return deferred_ && (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0;
+}
+
+uint32_t Ring::Reap(Completion* out, uint32_t max) {
+  EnterPending();
+  if (deferred_ && (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0) io_uring_get_events(&ring_);
+  io_uring_cqe* entries[64];
+  for (;;) {
+    const unsigned count = io_uring_peek_batch_cqe(&ring_, entries, 64);
+    if (count == 0) break;
+    for (unsigned i = 0; i < count; i++) HandleResult(static_cast<uint32_t>(entries[i]->user_data), entries[i]->res);
+    io_uring_cq_advance(&ring_, count);
+  }
+  // What HandleResult queued: the rest of short transfers.
+  EnterPending();
+  uint32_t taken = 0;
+  for (; taken < max && !finished_.empty(); taken++) {
+    out[taken] = finished_.front();
+    finished_.pop_front();
+  }
+  return taken;
+}
+
+void Ring::Wait(uint32_t max_wait_us) {
+  EnterPending();
+  if (Ready() || in_flight_ == 0) return;
+  __kernel_timespec limit = {max_wait_us / 1000000, static_cast<long long>(max_wait_us % 1000000) * 1000};
+  io_uring_cqe* entry = nullptr;
+  io_uring_wait_cqes(&ring_, &entry, 1, &limit, nullptr);
+}
+
+void Ring::HandleResult(uint32_t tag, int result) {
+  if (tag >= depth_ || !requests_[tag].busy) return;
+  Request& request = requests_[tag];
+  if ((result == -EINTR || result == -EAGAIN) && request.restarts++ < kRestartsMax) {
+    Start(tag);
+    return;
+  }
+  if (!IsTransfer(request.operation)) {
+    if (result == -EOPNOTSUPP && request.operation == kWriteZeroes && !request.punch) {
+      request.punch = true;
+      QueueFallocate(tag);
+      return;
+    }
+    if (result >= 0) request.done_bytes = request.length_bytes;
+    Finish(tag, result < 0 ? -result : 0);
+    return;
+  }
+  if (result < 0) {
+    Finish(tag, -result);
+    return;
+  }
+  request.done_bytes += static_cast<uint64_t>(result);
+  const BlockTarget& block = targets_[request.target].block;
+  const bool whole = request.done_bytes % block.logical_block_bytes == 0;
+  // Nothing, or a part of a block: the device ends here, and direct I/O could not go on from an odd place anyway.
+  if (request.done_bytes < request.length_bytes && result > 0 && whole) {
+    QueueTransfer(tag);
+    return;
+  }
+  Finish(tag, 0);
+}
+
+void Ring::CompleteOffloaded(uint32_t tag, int error) {
+  if (tag >= depth_ || !requests_[tag].busy) return;
+  if (error == 0) requests_[tag].done_bytes = requests_[tag].length_bytes;
+  Finish(tag, error);
+}
+
+void Ring::Finish(uint32_t tag, int error) {
+  Request& request = requests_[tag];
+  request.busy = false;
+  in_flight_--;
+  targets_[request.target].in_flight--;
+  if (IsTransfer(request.operation)) buffers_[request.buffer].in_flight--;
+  finished_.push_back({tag, error, static_cast<double>(request.done_bytes)});
+}
+
+}  // namespace napi_nvme
