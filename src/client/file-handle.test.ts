@@ -1,6 +1,19 @@
+import { MessageChannel } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
 import { deferred } from '../common/deferred.js';
 import { directRig } from './testing/harness.js';
+
+/** What happens to a buffer that was handed to another thread. */
+function detach(bytes: Uint8Array): void {
+  const { port1 } = new MessageChannel();
+  port1.postMessage(null, [bytes.buffer as ArrayBuffer]);
+  port1.close();
+}
+
+/** Newer than the library that the compiler is told of. */
+type Resizable = ArrayBuffer & { resize(lengthBytes: number): void };
+const resizable = (lengthBytes: number): Resizable =>
+  Reflect.construct(ArrayBuffer, [lengthBytes, { maxByteLength: lengthBytes }]) as Resizable;
 
 describe('a FileHandle', () => {
   it('keeps operations that use its position in order, one at a time', async () => {
@@ -32,11 +45,11 @@ describe('a FileHandle', () => {
     const h = await client.open('/f', 'w');
     const a = Buffer.alloc(5, 'a');
     const b = new Uint8Array(5).fill(98);
-    const c = new Uint8Array(new ArrayBuffer(5, { maxByteLength: 5 })).fill(99);
+    const c = new Uint8Array(resizable(5)).fill(99);
     const writes = [h.write(a), h.write(b), h.write(c)];
     a.fill('x');
-    structuredClone(b.buffer, { transfer: [b.buffer] });
-    (c.buffer as ArrayBuffer & { resize(n: number): void }).resize(0);
+    detach(b);
+    (c.buffer as Resizable).resize(0);
     await Promise.all(writes);
     expect(await client.readFile('/f', 'utf8')).toBe('aaaaabbbbbccccc');
   });
@@ -45,14 +58,11 @@ describe('a FileHandle', () => {
     const { client, fs } = directRig();
     await client.writeFile('/f', 'abcdef');
     const h = await client.open('/f');
-    const spoil: ((b: Uint8Array) => void)[] = [
-      (b) => structuredClone(b.buffer, { transfer: [b.buffer as ArrayBuffer] }),
-      (b) => (b.buffer as ArrayBuffer & { resize(n: number): void }).resize(2),
-    ];
+    const spoil: ((b: Uint8Array) => void)[] = [detach, (b) => (b.buffer as Resizable).resize(2)];
     for (const [i, ruin] of spoil.entries()) {
       const gate = deferred<void>();
       fs.before = (op) => (op === 'read' ? gate.promise : undefined);
-      const buffer = i === 0 ? new Uint8Array(4) : new Uint8Array(new ArrayBuffer(4, { maxByteLength: 4 }));
+      const buffer = i === 0 ? new Uint8Array(4) : new Uint8Array(resizable(4));
       const reading = h.read(buffer);
       ruin(buffer);
       gate.resolve();
@@ -60,7 +70,7 @@ describe('a FileHandle', () => {
     }
     expect((await h.read(Buffer.alloc(6))).buffer.toString()).toBe('abcdef');
     const gone = new Uint8Array(4);
-    structuredClone(gone.buffer, { transfer: [gone.buffer] });
+    detach(gone);
     await expect(h.read(gone, 0, 4, 0)).rejects.toThrow(TypeError);
     expect(() => h.readSync(gone, 0, 4, 0)).toThrow(TypeError);
   });
@@ -156,5 +166,20 @@ describe('a FileHandle', () => {
     await expect(client.stat(`/${'a/'.repeat(2048)}b`)).rejects.toMatchObject({ code: 'ENAMETOOLONG', errno: -36 });
     await expect(client.stat('')).rejects.toMatchObject({ code: 'ENOENT', path: '' });
     await expect(client.stat(Buffer.from([0xff, 0xfe]))).rejects.toMatchObject({ code: 'ERR_INVALID_ARG_VALUE' });
+  });
+
+  it('counts what it refused', async () => {
+    const { client } = directRig();
+    const before = (await client.stats()).client;
+    const of = (counters: Record<string, number>, name: string): number => counters[`client.refused.${name}`] ?? 0;
+    await client.stat('a\0b').catch(() => undefined);
+    await client.stat(`/${'x/'.repeat(3000)}`).catch(() => undefined);
+    const h = await client.open('/f', 'w');
+    await h.write(Buffer.alloc(1), -1).catch(() => undefined);
+    await h.close();
+    await h.write('x').catch(() => undefined);
+    const after = (await client.stats()).client;
+    for (const name of ['ERR_INVALID_ARG_VALUE', 'ENAMETOOLONG', 'ERR_OUT_OF_RANGE', 'EBADF'])
+      expect(of(after, name) - of(before, name), name).toBe(1);
   });
 });

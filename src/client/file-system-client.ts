@@ -5,7 +5,7 @@ import type { DirectoryEntry } from '../fs/file-system-api.js';
 import { toChunks, type WritableData, wholeBytes } from './content.js';
 import { Dir, Dirent } from './dirent.js';
 import { FileHandle, type SignalOption } from './file-handle.js';
-import { checkAborted, toNodeError } from './node-errors.js';
+import { checkAborted, refusals, toNodeError } from './node-errors.js';
 import { attributesFromWire, type OpArgs, type OpName, type Reply, type WireChanges } from './ops.js';
 import { unpackEntries } from './packed-entries.js';
 import type { Session } from './session.js';
@@ -63,6 +63,8 @@ export interface StatOptions extends SignalOption {
 export interface ClientStats {
   /** The engine's counters, by name. */
   readonly engine: Record<string, number>;
+  /** What this process's clients refused by themselves: wrong arguments, closed handles, buffers that shrank. */
+  readonly client: Record<string, number>;
   /** Hits and misses of this process's threads, where there is a cache map. */
   readonly hits: ReturnType<NonNullable<Session['map']>['stats']> | null;
 }
@@ -437,7 +439,7 @@ export class FileSystemClient implements AsyncDisposable {
 
   async stats(options?: SignalOption): Promise<ClientStats> {
     const { result } = await this.#call('counters', {}, 'stats', undefined, options);
-    return { engine: result, hits: this.#session.map?.stats() ?? null };
+    return { engine: result, client: refusals.snapshot(), hits: this.#session.map?.stats() ?? null };
   }
 
   /** Closes every handle and the session; where the engine is the client's own, it leaves the cluster in good order. */

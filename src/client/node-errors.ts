@@ -1,5 +1,6 @@
 import { constants } from 'node:os';
 import { getSystemErrorMap, inspect } from 'node:util';
+import { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 
 /**
@@ -81,6 +82,13 @@ export function checkAborted(signal: AbortSignal | undefined | null): void {
   if (signal?.aborted === true) throw new AbortError(signal.reason);
 }
 
+/** What this process's clients refused before it reached an engine, by code: `client.refused.ERR_OUT_OF_RANGE`. */
+export const refusals = new Counters();
+const refused = (code: string): string => {
+  refusals.add(`client.refused.${code}`);
+  return code;
+};
+
 class CodedTypeError extends TypeError {
   constructor(
     readonly code: string,
@@ -123,13 +131,13 @@ const argument = (name: string): string => (name.includes('.') ? `"${name}" prop
 
 /** `expected` as node words it: 'of type string or an instance of Buffer or URL'. */
 export const invalidArgType = (name: string, expected: string, value: unknown): TypeError =>
-  new CodedTypeError('ERR_INVALID_ARG_TYPE', `The ${argument(name)} must be ${expected}. ${received(value)}`);
+  new CodedTypeError(refused('ERR_INVALID_ARG_TYPE'), `The ${argument(name)} must be ${expected}. ${received(value)}`);
 
 export function invalidArgValue(name: string, value: unknown, why = 'is invalid'): TypeError {
   const shown = inspect(value);
   const short = shown.length > 128 ? `${shown.slice(0, 128)}...` : shown;
   const what = name.includes('.') ? 'property' : 'argument';
-  return new CodedTypeError('ERR_INVALID_ARG_VALUE', `The ${what} '${name}' ${why}. Received ${short}`);
+  return new CodedTypeError(refused('ERR_INVALID_ARG_VALUE'), `The ${what} '${name}' ${why}. Received ${short}`);
 }
 
 export function outOfRange(name: string, range: string, value: unknown): RangeError {
@@ -137,16 +145,22 @@ export function outOfRange(name: string, range: string, value: unknown): RangeEr
   if (typeof value === 'number' && Number.isInteger(value) && Math.abs(value) > 2 ** 32)
     shown = value.toString().replace(/\B(?=(\d{3})+$)/g, '_');
   return new CodedRangeError(
-    'ERR_OUT_OF_RANGE',
+    refused('ERR_OUT_OF_RANGE'),
     `The value of "${name}" is out of range. It must be ${range}. Received ${shown}`,
   );
 }
 
 export const invalidState = (message: string): Error =>
-  new CodedError('ERR_INVALID_STATE', `Invalid state: ${message}`);
+  new CodedError(refused('ERR_INVALID_STATE'), `Invalid state: ${message}`);
 export const codedError = (code: string, message: string): Error => new CodedError(code, message);
 
 /** What node says of any use of a closed FileHandle. */
 export function fileClosed(syscall: string): Error {
-  return Object.assign(new Error('file closed'), { code: 'EBADF', syscall });
+  return Object.assign(new Error('file closed'), { code: refused('EBADF'), syscall });
+}
+
+/** ENAMETOOLONG of a path that no engine need see. */
+export function pathTooLong(syscall: string, path: string): Error {
+  refused('ENAMETOOLONG');
+  return new NodeFsError(new FsError('nameTooLong', { op: syscall }), syscall, path);
 }

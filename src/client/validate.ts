@@ -1,7 +1,7 @@
 import { constants } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { FsError } from '../common/errors.js';
-import { invalidArgType, invalidArgValue, NodeFsError, outOfRange } from './node-errors.js';
+import { invalidArgType, invalidArgValue, NodeFsError, outOfRange, pathTooLong } from './node-errors.js';
 
 /** Arguments, checked and brought to one form, with node's errors for what is wrong. */
 export type PathLike = string | Buffer | Uint8Array | URL;
@@ -37,7 +37,7 @@ export function checkPath(path: unknown, name: string, syscall: string): Checked
   if (given === '') throw new NodeFsError(new FsError('notFound', { op: syscall }), syscall, given);
   const absolute = given.startsWith('/') ? given : `/${given}`;
   if (absolute.length * 3 > PATH_BYTES_MAX && Buffer.byteLength(absolute) > PATH_BYTES_MAX)
-    throw new NodeFsError(new FsError('nameTooLong', { op: syscall }), syscall, given);
+    throw pathTooLong(syscall, given);
   return { given, absolute };
 }
 

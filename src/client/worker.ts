@@ -42,7 +42,11 @@ async function startEngine({ modulePath, config }: Host & { kind: 'engine' }): P
   engine.onFailure(fail);
   // The application bounds what is in flight; here everything that it sent is taken on.
   const limits = { ...DEFAULT_LIMITS, inFlightMax: Number.POSITIVE_INFINITY };
-  const dispatcher = new Dispatcher(engine.fileSystem, new Counters(), limits, () => engine.counters());
+  const counters = new Counters();
+  const dispatcher = new Dispatcher(engine.fileSystem, counters, limits, () => ({
+    ...engine.counters(),
+    ...counters.snapshot(),
+  }));
   const session = dispatcher.openSession(credentials);
   return {
     mapId: engine.mapIds?.mapId ?? null,
