@@ -1,19 +1,21 @@
 import type { CacheMap } from '../cache/cache-map.js';
+import { createPageCache } from '../cache/page-cache.js';
 import type { PageCacheApi } from '../cache/page-cache-api.js';
 import type { PageCacheSettings } from '../cache/page-cache-settings.js';
-import type { ExpulsionActions } from '../cluster/membership-runtime.js';
 import type { ClusterView, Membership } from '../cluster/membership-api.js';
+import type { ExpulsionActions } from '../cluster/membership-runtime.js';
 import type { Clock } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
-import type { NsdIndex } from '../common/ids.js';
+import { type NsdIndex, nsdIndex } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { Random } from '../common/random.js';
 import type { Fabric } from '../fabric/fabric.js';
-import { type MountedFileSystem, mountFileSystem } from '../fs/mount.js';
 import { FileBacking } from '../fs/backing.js';
+import { blocksOf, createFileSystem } from '../fs/mkfs.js';
+import { type MountedFileSystem, mountFileSystem } from '../fs/mount.js';
 import type { FsSettings } from '../fs/settings.js';
-import { createPageCache } from '../cache/page-cache.js';
+import type { NsdDescription } from '../fs/superblock.js';
 import { SegmentArena } from '../native/buffer-arena.js';
 import type { PagePool } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
@@ -23,8 +25,8 @@ import type { NsdStore } from '../nsd/nsd-store.js';
 import { MessageType } from '../protocol/message-types.js';
 import { encodeExpel } from '../protocol/token-messages.js';
 import { TokenClient } from '../token-manager/token-client.js';
-import { TokenServer } from '../token-manager/token-server.js';
 import type { TokenClientSettings } from '../token-manager/token-client-events.js';
+import { TokenServer } from '../token-manager/token-server.js';
 import type { PoolPlan } from './pool-plan.js';
 
 /**
@@ -116,7 +118,9 @@ export class HoldfastNode {
       },
       tokensFall: async (server, target) => {
         const fate = { type: 'expelled', nodeId: target.nodeId, incarnation: target.incarnation } as const;
-        await fabric.peer(server.nodeId).request(MessageType.tokenExpel, encodeExpel(fate), { timeoutMs: ACTION_TIMEOUT_MS });
+        await fabric
+          .peer(server.nodeId)
+          .request(MessageType.tokenExpel, encodeExpel(fate), { timeoutMs: ACTION_TIMEOUT_MS });
       },
     };
   }
@@ -155,7 +159,11 @@ export class HoldfastNode {
   async mount(identity: FileSystemIdentity): Promise<MountedFileSystem> {
     if (this.#mounted !== null) {
       if (this.#mounted.identity.uuid === identity.uuid) return this.#mounted.fileSystem;
-      throw new FsError('busy', { op: 'mount', object: identity.name, detail: `${this.#mounted.identity.name} is mounted` });
+      throw new FsError('busy', {
+        op: 'mount',
+        object: identity.name,
+        detail: `${this.#mounted.identity.name} is mounted`,
+      });
     }
     const { fabric, pool, plan, map, clock, random, logger, counters, checksums, settings } = this.#parts;
     const backing = new FileBacking();
@@ -200,6 +208,29 @@ export class HoldfastNode {
     await mounted.fileSystem.unmount();
     await mounted.cache.close();
     this.#mounted = null;
+  }
+
+  /** mkfs. The NSDs must be served by somebody, and be nobody's. */
+  async format(identity: FileSystemIdentity, failureGroups: readonly number[]): Promise<void> {
+    const { fabric, pool, plan, clock, random, checksums } = this.#parts;
+    const nsdClient = this.nsdClient(identity.nsds);
+    const nsds: NsdDescription[] = [];
+    for (const [index, uuid] of identity.nsds.entries()) {
+      const { dataSectorCount } = await nsdClient.info(nsdIndex(index));
+      nsds.push({ uuid, blocks: blocksOf(dataSectorCount), failureGroup: failureGroups[index] ?? 0 });
+    }
+    await createFileSystem({
+      nsds,
+      fsUuid: identity.uuid,
+      name: identity.name,
+      nsdClient,
+      arena: new SegmentArena(plan.fsStaging),
+      pool,
+      checksums,
+      clock,
+      random,
+      epoch: fabric.epoch,
+    });
   }
 
   suspend(): void {

@@ -1,7 +1,7 @@
 import { FsError } from '../common/errors.js';
 import { PAGE_BYTES } from '../common/units.js';
-import { NSD_SERVER_STAGING_BYTES_GOOD } from '../nsd/nsd-server.js';
 import type { PoolSegment } from '../native/page-pool.js';
+import { NSD_SERVER_STAGING_BYTES_GOOD } from '../nsd/nsd-server.js';
 
 /** How one node's page pool is divided: the cache map's slots first, because slot i is page i of the pool, then staging space. */
 export interface PoolPlan {

@@ -1,0 +1,355 @@
+import { randomUUID } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { NativeCacheMap } from '../cache/cache-map-native.js';
+import type { Engine, EngineConfig } from '../client/engine-contract.js';
+import { EtcdStore } from '../cluster/etcd-store.js';
+import { membershipSettings } from '../cluster/membership.js';
+import { MembershipRuntime } from '../cluster/membership-runtime.js';
+import { FILE_SYSTEM_PREFIX, type FileSystemRecord, StoreKey } from '../cluster/records.js';
+import { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
+import type { NodeId } from '../common/ids.js';
+import { type Logger, silentLogger } from '../common/logger.js';
+import { systemRandom } from '../common/random.js';
+import { FabricNode } from '../fabric/fabric-node.js';
+import { TcpTransport } from '../fabric/tcp-link.js';
+import type { FileSystem } from '../fs/file-system-api.js';
+import { crc32cSectors, createPagePool } from '../native/core.js';
+import type { Checksums } from '../nsd/checksums.js';
+import type { NsdStore } from '../nsd/nsd-store.js';
+import { LazyFileSystem } from './lazy-file-system.js';
+import { HoldfastNode, type NodeParts } from './node.js';
+import { type NsdConfig, openStores } from './open-stores.js';
+import { planPool } from './pool-plan.js';
+import { systemClock } from './system-clock.js';
+
+/**
+ * A node's engine in the real world: TCP, etcd, devices, the native page pool and cache map. The daemon starts one with NSDs
+ * and a token server, the library one without, in its worker.
+ *
+ * Owns everything it starts, and ends it in the opposite order. Fault model: a lost lease suspends, an expulsion or a broken
+ * invariant ends the engine (F3, F7): it stops serving at once and says why.
+ */
+export interface NodeConfig {
+  readonly clusterName: string;
+  readonly etcd: readonly string[];
+  readonly keyFile: string;
+  /** Null: any free one; for library nodes. */
+  readonly nodeId: NodeId | null;
+  readonly name: string;
+  /** Null: this node dials and is never dialled. Port 0: any free one. */
+  readonly listen: { readonly host: string; readonly port: number } | null;
+  readonly tokenServer: boolean;
+  readonly pagePoolBytes: number;
+  readonly leaseTtlMs: number;
+  readonly nsds: readonly NsdConfig[];
+  /** Null: the only file system of the cluster, whichever that is by then. */
+  readonly fileSystem: string | null;
+  readonly settings?: NodeParts['settings'];
+  readonly logger?: Logger;
+}
+
+export interface NodeEngine extends Engine {
+  readonly fileSystem: FileSystem;
+  readonly membership: MembershipRuntime;
+  readonly fabric: FabricNode;
+  readonly node: HoldfastNode;
+  readonly metrics: Counters;
+  readonly stores: readonly NsdStore[];
+  /** mkfs over these NSDs, or over all that belong to no file system. @throws {FsError} exists, notFound, busy. */
+  createFileSystem(name: string, nsdNames?: readonly string[]): Promise<FileSystemRecord>;
+  fileSystems(): Promise<{ name: string; record: FileSystemRecord }[]>;
+}
+
+const ENTRIES_MAX = 65_536;
+const LEAVE_TIMEOUT_MS = 10_000;
+const IDENTITY_WAIT_LEASES = 3;
+
+const checksums: Checksums = {
+  sectors: (bytes, offsetBytes, sectorCount, out, outIndex) =>
+    crc32cSectors(bytes, offsetBytes, sectorCount, out, outIndex),
+};
+
+export async function startNode(config: NodeConfig): Promise<NodeEngine> {
+  const logger = config.logger ?? silentLogger;
+  const counters = new Counters();
+  const clock = systemClock;
+  const undo: (() => Promise<void> | void)[] = [];
+  const end = async (): Promise<void> => {
+    for (let step = undo.pop(); step !== undefined; step = undo.pop()) {
+      try {
+        await step();
+      } catch (error) {
+        logger.error({ error: String(error) }, 'ending: a step failed');
+      }
+    }
+  };
+
+  let failure: FsError | null = null;
+  const listeners: ((why: FsError) => void)[] = [];
+  let node: HoldfastNode | null = null;
+  const fail = (why: FsError): void => {
+    if (failure !== null) return;
+    failure = why;
+    const lost = node?.fence() ?? [];
+    node?.stop();
+    logger.error({ why: why.message, lost }, 'the engine stops serving');
+    for (const tell of listeners) tell(why);
+  };
+
+  try {
+    const clusterKey = await readKey(config.keyFile);
+    const pool = createPagePool(config.pagePoolBytes);
+    undo.push(() => pool.close());
+    const plan = planPool(pool.lengthBytes, config.nsds.length);
+    const map = NativeCacheMap.create(pool, ENTRIES_MAX, plan.slotCount);
+    undo.push(() => map.dispose());
+
+    const store = new EtcdStore({ endpoints: config.etcd, clusterName: config.clusterName });
+    undo.push(() => store.close());
+    const membership = await MembershipRuntime.claim({
+      store,
+      clock,
+      clusterKey,
+      nodeId: config.nodeId,
+      full: config.listen !== null && config.tokenServer,
+      identityWaitMs: config.leaseTtlMs * IDENTITY_WAIT_LEASES,
+      newClusterId: randomUUID,
+      name: config.name,
+      settings: membershipSettings(config.leaseTtlMs),
+      logger,
+      listener: {
+        lease: (deadlineMs) => map.setLeaseDeadline(deadlineMs),
+        suspended: () => node?.suspend(),
+        resumed: () => node?.resume(),
+        fenced: fail,
+      },
+    });
+    map.setLeaseDeadline(membership.leaseDeadlineMs);
+    const left = false;
+    undo.push(async () => {
+      if (left) membership.stop();
+      else await membership.leave(LEAVE_TIMEOUT_MS);
+    });
+
+    const fabric = new FabricNode({
+      self: membership.self,
+      clusterId: membership.clusterId,
+      clusterKey,
+      clock,
+      logger,
+      counters,
+      transport: new TcpTransport(pool),
+      pool,
+      resolveAddress: async (id) => membership.view.nodes.get(id)?.address ?? null,
+    });
+    undo.push(() => fabric.close());
+    const address = config.listen === null ? null : await fabric.listen(config.listen);
+
+    const opened = await openStores(config.nsds, {
+      pool,
+      plan,
+      checksums,
+      counters,
+      clusterId: membership.clusterId,
+      logger,
+    });
+    undo.push(() => opened.close());
+    const { stores } = opened;
+
+    const made = new HoldfastNode(
+      {
+        fabric,
+        membership,
+        pool,
+        plan,
+        map,
+        clock,
+        random: systemRandom,
+        logger,
+        counters,
+        checksums,
+        stores,
+        ...(config.settings === undefined ? {} : { settings: config.settings }),
+        onBroken: (error) => fail(FsError.from(error, 'engine')),
+      },
+      { tokenServer: config.tokenServer },
+    );
+    node = made;
+    undo.push(() => made.stop());
+
+    await membership.join({ address, tokenServer: config.tokenServer }, made.expulsionActions());
+    for (const served of stores) {
+      await membership.updateNsd(served.uuid, (record) => ({
+        uuid: served.uuid,
+        name: served.header.name,
+        fsUuid: record?.fsUuid ?? served.header.fsUuid,
+        failureGroup: served.header.failureGroup,
+        servers: [...new Set([...(record?.servers ?? []), membership.self.nodeId])],
+        lengthBytes: served.lengthBytes,
+      }));
+    }
+    // Which file system an NSD belongs to is decided in the store; its server writes it into the header.
+    const claimStores = (): void => {
+      for (const served of stores) {
+        const fsUuid = membership.view.nsds.get(served.uuid)?.fsUuid ?? null;
+        if (fsUuid !== null && served.header.fsUuid === null) {
+          served
+            .assignTo(fsUuid)
+            .catch((error: unknown) => logger.error({ nsd: served.uuid, error: String(error) }, 'assigning failed'));
+        }
+      }
+    };
+    undo.push(membership.onChange(claimStores));
+    claimStores();
+
+    const fileSystems = async (): Promise<{ name: string; record: FileSystemRecord }[]> => {
+      const { entries } = await store.list(FILE_SYSTEM_PREFIX);
+      const found: { name: string; record: FileSystemRecord }[] = [];
+      for (const { key } of entries) {
+        const name = key.slice(FILE_SYSTEM_PREFIX.length);
+        const record = await membership.fileSystem(name);
+        if (record !== null && StoreKey.fileSystem(name) === key) found.push({ name, record });
+      }
+      return found;
+    };
+
+    const lazy = new LazyFileSystem(async () => {
+      const all = await fileSystems();
+      const wanted = config.fileSystem === null ? all : all.filter(({ name }) => name === config.fileSystem);
+      const found = wanted[0];
+      if (found === undefined) {
+        const detail = 'the cluster has no such file system; create one: holdfast fs create NAME';
+        throw new FsError('notFound', { op: 'mount', object: config.fileSystem ?? 'any', detail });
+      }
+      if (wanted.length > 1) {
+        const detail = `the cluster has several: ${wanted.map(({ name }) => name).join(', ')}; name one in the configuration`;
+        throw new FsError('invalidArgument', { op: 'mount', detail });
+      }
+      return made.mount({ uuid: found.record.uuid, name: found.name, nsds: found.record.nsds });
+    });
+    undo.push(async () => {
+      if (failure === null) await made.unmount();
+    });
+
+    let ending: Promise<void> | null = null;
+    return {
+      fileSystem: lazy,
+      mapIds: { poolId: pool.id, mapId: map.id },
+      membership,
+      fabric,
+      node: made,
+      metrics: counters,
+      stores,
+      counters: () => {
+        made.tokens.gauges();
+        made.tokenServer?.gauges();
+        const usage = made.cache?.usage();
+        for (const [name, value] of Object.entries(usage ?? {})) counters.set(`cache.${name}`, value);
+        const hits = map.stats();
+        counters.set('map.readHits', hits.readHits);
+        counters.set('map.writeHits', hits.writeHits);
+        counters.set('map.readBytes', hits.readBytes);
+        counters.set('map.writeBytes', hits.writeBytes);
+        return counters.snapshot();
+      },
+      fileSystems,
+      createFileSystem: (name, nsdNames) => createFileSystem(made, membership, name, nsdNames),
+      close: () => {
+        ending ??= end();
+        return ending;
+      },
+      onFailure: (listener) => {
+        if (failure !== null) listener(failure);
+        else listeners.push(listener);
+      },
+    };
+  } catch (error) {
+    await end();
+    throw error;
+  }
+}
+
+/** The library's engine; what `connect()` runs in its worker. */
+export function startEngine(config: EngineConfig): Promise<Engine> {
+  return startNode({
+    clusterName: config.cluster.name,
+    etcd: config.cluster.etcd,
+    keyFile: config.cluster.keyFile,
+    nodeId: null,
+    name: config.nodeName ?? `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`,
+    listen: null,
+    tokenServer: false,
+    pagePoolBytes: config.pagePoolBytes ?? 256 * 2 ** 20,
+    leaseTtlMs: 5000,
+    nsds: [],
+    fileSystem: config.fileSystem,
+  });
+}
+
+async function createFileSystem(
+  node: HoldfastNode,
+  membership: MembershipRuntime,
+  name: string,
+  nsdNames: readonly string[] | undefined,
+): Promise<FileSystemRecord> {
+  if ((await membership.fileSystem(name)) !== null) {
+    throw new FsError('exists', { op: 'fs.create', object: name, detail: 'there is such a file system' });
+  }
+  const known = [...membership.view.nsds.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+  const chosen =
+    nsdNames === undefined
+      ? known.filter((nsd) => nsd.fsUuid === null)
+      : known.filter((nsd) => nsdNames.includes(nsd.name));
+  const missing = (nsdNames ?? []).filter((wanted) => !known.some((nsd) => nsd.name === wanted));
+  if (missing.length > 0)
+    throw new FsError('notFound', { op: 'fs.create', object: missing.join(', '), detail: 'no such NSD' });
+  const taken = chosen.filter((nsd) => nsd.fsUuid !== null);
+  if (taken.length > 0) {
+    throw new FsError('busy', {
+      op: 'fs.create',
+      object: taken.map((nsd) => nsd.name).join(', '),
+      detail: 'belongs to a file system already',
+    });
+  }
+  if (chosen.length === 0)
+    throw new FsError('notFound', { op: 'fs.create', object: name, detail: 'the cluster has no free NSD' });
+
+  const fsUuid = randomUUID();
+  const nsds = chosen.map((nsd) => nsd.uuid);
+  for (const uuid of nsds) {
+    await membership.updateNsd(uuid, (record) => {
+      if (record === null || (record.fsUuid !== null && record.fsUuid !== fsUuid)) {
+        throw new FsError('busy', {
+          op: 'fs.create',
+          object: uuid,
+          detail: 'was taken by another file system meanwhile',
+        });
+      }
+      return { ...record, fsUuid };
+    });
+  }
+  await node.format(
+    { uuid: fsUuid, name, nsds },
+    chosen.map((nsd) => nsd.failureGroup),
+  );
+  const record: FileSystemRecord = { uuid: fsUuid, nsds, createdMs: Date.now() };
+  await membership.createFileSystem(name, record);
+  return record;
+}
+
+async function readKey(keyFile: string): Promise<Buffer> {
+  try {
+    const key = await readFile(keyFile);
+    if (key.length < 16) throw new Error('it is shorter than 16 bytes');
+    return key;
+  } catch (error) {
+    throw new FsError('badConfiguration', {
+      op: 'clusterKey',
+      object: keyFile,
+      detail: error instanceof Error ? error.message : String(error),
+      cause: error,
+    });
+  }
+}

@@ -1,0 +1,96 @@
+import type {
+  AttributeChanges,
+  Attributes,
+  Credentials,
+  DirectoryEntry,
+  FileSystem,
+  FsStatistics,
+  OpenFile,
+  OpOptions,
+} from '../fs/file-system-api.js';
+
+/**
+ * A file system that is mounted at its first use: a daemon serves its socket before the file system of its cluster has been
+ * created. Fault model: a mount that failed is tried again by the next operation.
+ */
+export class LazyFileSystem implements FileSystem {
+  #mounting: Promise<FileSystem> | null = null;
+
+  constructor(private readonly mount: () => Promise<FileSystem>) {}
+
+  #get(): Promise<FileSystem> {
+    this.#mounting ??= this.mount().catch((error: unknown) => {
+      this.#mounting = null;
+      throw error;
+    });
+    return this.#mounting;
+  }
+  /** The mounted one is gone: the next operation mounts anew. */
+  forget(): void {
+    this.#mounting = null;
+  }
+
+  async open(path: string, flags: number, mode: number, who: Credentials, options?: OpOptions): Promise<OpenFile> {
+    return (await this.#get()).open(path, flags, mode, who, options);
+  }
+  async stat(path: string, who: Credentials, options?: OpOptions): Promise<Attributes> {
+    return (await this.#get()).stat(path, who, options);
+  }
+  async lstat(path: string, who: Credentials, options?: OpOptions): Promise<Attributes> {
+    return (await this.#get()).lstat(path, who, options);
+  }
+  async access(path: string, mode: number, who: Credentials, options?: OpOptions): Promise<void> {
+    await (await this.#get()).access(path, mode, who, options);
+  }
+  async mkdir(path: string, mode: number, who: Credentials, options?: OpOptions): Promise<void> {
+    await (await this.#get()).mkdir(path, mode, who, options);
+  }
+  async rmdir(path: string, who: Credentials, options?: OpOptions): Promise<void> {
+    await (await this.#get()).rmdir(path, who, options);
+  }
+  async unlink(path: string, who: Credentials, options?: OpOptions): Promise<void> {
+    await (await this.#get()).unlink(path, who, options);
+  }
+  async rename(from: string, to: string, who: Credentials, options?: OpOptions): Promise<void> {
+    await (await this.#get()).rename(from, to, who, options);
+  }
+  async link(existing: string, path: string, who: Credentials, options?: OpOptions): Promise<void> {
+    await (await this.#get()).link(existing, path, who, options);
+  }
+  async symlink(target: string, path: string, who: Credentials, options?: OpOptions): Promise<void> {
+    await (await this.#get()).symlink(target, path, who, options);
+  }
+  async readlink(path: string, who: Credentials, options?: OpOptions): Promise<string> {
+    return (await this.#get()).readlink(path, who, options);
+  }
+  async realpath(path: string, who: Credentials, options?: OpOptions): Promise<string> {
+    return (await this.#get()).realpath(path, who, options);
+  }
+  async readdir(path: string, who: Credentials, options?: OpOptions): Promise<DirectoryEntry[]> {
+    return (await this.#get()).readdir(path, who, options);
+  }
+  async setAttributes(
+    path: string,
+    changes: AttributeChanges,
+    followLinks: boolean,
+    who: Credentials,
+    options?: OpOptions,
+  ): Promise<Attributes> {
+    return (await this.#get()).setAttributes(path, changes, followLinks, who, options);
+  }
+  async truncate(path: string, sizeBytes: number, who: Credentials, options?: OpOptions): Promise<void> {
+    await (await this.#get()).truncate(path, sizeBytes, who, options);
+  }
+  async statfs(options?: OpOptions): Promise<FsStatistics> {
+    return (await this.#get()).statfs(options);
+  }
+  async sync(): Promise<void> {
+    if (this.#mounting !== null) await (await this.#mounting).sync();
+  }
+  async unmount(): Promise<void> {
+    if (this.#mounting === null) return;
+    const mounted = await this.#mounting;
+    this.#mounting = null;
+    await mounted.unmount();
+  }
+}

@@ -1,0 +1,130 @@
+import { randomUUID } from 'node:crypto';
+import { open } from 'node:fs/promises';
+import { BlockEngine } from 'napi-nvme';
+import type { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
+import type { Logger } from '../common/logger.js';
+import type { PagePool } from '../native/page-pool.js';
+import { PoolEngine } from '../nsd/block-engine-device.js';
+import type { Checksums } from '../nsd/checksums.js';
+import type { BlockDevice } from '../nsd/nsd-api.js';
+import { NsdStore, type NsdStoreParts } from '../nsd/nsd-store.js';
+import type { PoolPlan } from './pool-plan.js';
+
+/** One NSD that a node serves. */
+export interface NsdConfig {
+  readonly name: string;
+  /** An NVMe namespace's block device, a loop device, or a file. */
+  readonly path: string;
+  /** A file that doesn't exist yet is made with this size. */
+  readonly sizeBytes: number | null;
+  readonly failureGroup: number;
+}
+
+export interface OpenedStores {
+  readonly stores: readonly NsdStore[];
+  /** Waits for what is under way, then closes the devices. */
+  close(): Promise<void>;
+}
+
+const PROBE_BYTES = 1 << 20;
+
+/**
+ * Opens the NSDs of a configuration. An empty device (a new file, or one whose first megabyte is zeros) becomes an NSD; one that
+ * holds anything else than this NSD is refused: nothing is ever formatted over data.
+ */
+export async function openStores(
+  configs: readonly NsdConfig[],
+  parts: {
+    readonly pool: PagePool;
+    readonly plan: PoolPlan;
+    readonly checksums: Checksums;
+    readonly counters: Counters;
+    readonly clusterId: string;
+    readonly logger: Logger;
+  },
+): Promise<OpenedStores> {
+  if (configs.length === 0) return { stores: [], close: () => Promise.resolve() };
+  const engine = new PoolEngine(new BlockEngine(), parts.pool, parts.logger);
+  const stores: NsdStore[] = [];
+  const close = async (): Promise<void> => {
+    for (const store of stores) await store.close();
+    await engine.close();
+  };
+  try {
+    for (const [index, config] of configs.entries()) stores.push(await openOne(config, index, engine, parts));
+    return { stores, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+async function openOne(
+  config: NsdConfig,
+  index: number,
+  engine: PoolEngine,
+  parts: Parameters<typeof openStores>[1],
+): Promise<NsdStore> {
+  const { pool, plan, checksums, counters, clusterId, logger } = parts;
+  const empty = await prepare(config);
+  const device: BlockDevice = await engine.open(config.path);
+  try {
+    const storeParts: NsdStoreParts = { device, pool, checksums, counters, staging: plan.storeStaging[index]! };
+    if (empty) {
+      logger.info({ nsd: config.name, path: config.path }, 'an empty device becomes an NSD');
+      await NsdStore.format(storeParts, {
+        uuid: randomUUID(),
+        clusterId,
+        failureGroup: config.failureGroup,
+        name: config.name,
+      });
+    }
+    const store = await NsdStore.open(storeParts);
+    const { header } = store;
+    if (header.clusterId !== clusterId || header.name !== config.name) {
+      throw new FsError('wrongNsd', {
+        op: 'nsd.open',
+        object: config.path,
+        detail: `it holds NSD '${header.name}' of ${header.clusterId === clusterId ? 'this' : 'another'} cluster, not '${config.name}'`,
+      });
+    }
+    return store;
+  } catch (error) {
+    await device.close();
+    throw error;
+  }
+}
+
+/** Makes the file if it is to be made. True when there is nothing on the device. */
+async function prepare(config: NsdConfig): Promise<boolean> {
+  try {
+    const file = await open(config.path, config.sizeBytes === null ? 'r' : 'a+');
+    try {
+      const stat = await file.stat();
+      if (stat.isFile() && stat.size === 0) {
+        if (config.sizeBytes === null) {
+          throw new FsError('badConfiguration', {
+            op: 'nsd.open',
+            object: config.path,
+            detail: 'the file is empty and no size is configured',
+          });
+        }
+        await file.truncate(config.sizeBytes);
+        return true;
+      }
+      const { bytesRead, buffer } = await file.read(Buffer.alloc(PROBE_BYTES), 0, PROBE_BYTES, 0);
+      return bytesRead > 0 && buffer.subarray(0, bytesRead).every((byte) => byte === 0);
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if (FsError.is(error)) throw error;
+    throw new FsError('badConfiguration', {
+      op: 'nsd.open',
+      object: config.path,
+      detail: error instanceof Error ? error.message : String(error),
+      cause: error,
+    });
+  }
+}
