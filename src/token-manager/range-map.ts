@@ -53,11 +53,13 @@ export class RangeMap {
       if (pieces.length > 0) this.#splice(first, 0, first, 0, merged(pieces, settledSeq));
       return;
     }
-    const firstAt = lowerBound(chunks[first]!, start - 1);
+    // One piece more on each side: neighbours that could not be merged when they came may be settled by now.
+    const firstAt = Math.max(0, lowerBound(chunks[first]!, start - 1) - STRIDE);
     const list: FlatPieces = [];
     let last = first;
     let at = firstAt;
     let right: FlatPieces | undefined;
+    let beyond: FlatPieces | undefined;
     for (;;) {
       const chunk = chunks[last]!;
       if (at >= chunk.length) {
@@ -68,13 +70,18 @@ export class RangeMap {
       }
       const from = chunk[at]!;
       const to = chunk[at + 1]!;
-      if (from > end) break;
+      if (from > end) {
+        beyond = [from, to, chunk[at + 2]!, chunk[at + 3]!];
+        at += STRIDE;
+        break;
+      }
       if (from < start) list.push(from, Math.min(to, start), chunk[at + 2]!, chunk[at + 3]!);
       if (to > end) right = [Math.max(from, end), to, chunk[at + 2]!, chunk[at + 3]!];
       at += STRIDE;
     }
     for (const value of pieces) list.push(value);
     if (right !== undefined) for (const value of right) list.push(value);
+    if (beyond !== undefined) for (const value of beyond) list.push(value);
     this.#splice(first, firstAt, last, at, merged(list, settledSeq));
   }
 

@@ -488,7 +488,8 @@ export class World {
       }
       this.check();
       if (moved) continue;
-      if (this.#alive.every((n) => n.ops.size === 0)) break;
+      // An operation may be served by another one's grant; its own request still takes its time.
+      if (this.#alive.every((n) => n.ops.size === 0 && (n.server?.waitingCount ?? 0) === 0)) break;
       const wake = Math.min(...this.#alive.flatMap((n) => [n.client.nextWakeMs, n.server?.nextWakeMs ?? Infinity]));
       if (wake === Infinity) break;
       this.#passTime(Math.max(0, wake - this.#nowMs));
