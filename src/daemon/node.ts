@@ -67,6 +67,19 @@ export interface FileSystemIdentity {
   readonly nsds: readonly string[];
 }
 
+/** Bytes that were written and had not reached the NSDs (F3). */
+export interface LostRange {
+  readonly ino: number;
+  readonly start: number;
+  readonly end: number;
+}
+
+interface Mounted {
+  readonly identity: FileSystemIdentity;
+  readonly cache: PageCacheApi;
+  readonly fileSystem: MountedFileSystem;
+}
+
 const ACTION_TIMEOUT_MS = 10_000;
 
 export class HoldfastNode {
@@ -75,7 +88,7 @@ export class HoldfastNode {
   readonly nsdServer: NsdServer | null;
   readonly #parts: NodeParts;
   readonly #unsubscribe: () => void;
-  #mounted: { identity: FileSystemIdentity; cache: PageCacheApi; fileSystem: MountedFileSystem } | null = null;
+  #mounted: Mounted | null = null;
 
   constructor(parts: NodeParts, role: { readonly tokenServer: boolean }) {
     const { fabric, membership, pool, plan, clock, counters, logger, checksums, settings } = parts;
@@ -205,9 +218,15 @@ export class HoldfastNode {
   async unmount(): Promise<void> {
     const mounted = this.#mounted;
     if (mounted === null) return;
-    await mounted.fileSystem.unmount();
-    await mounted.cache.close();
     this.#mounted = null;
+    try {
+      await mounted.fileSystem.unmount();
+    } catch (error) {
+      // What couldn't be written is lost with this node, and said.
+      const lost = this.#abandon(mounted);
+      this.#parts.logger.error({ error: String(error), lost }, 'unmount failed');
+      throw error;
+    }
   }
 
   /** mkfs. The NSDs must be served by somebody, and be nobody's. */
@@ -240,9 +259,18 @@ export class HoldfastNode {
     this.tokens.resume();
   }
   /** Expelled: everything is dropped; returns what had been written and was not on the NSDs (F3). */
-  fence(): { ino: number; start: number; end: number }[] {
+  fence(): LostRange[] {
     this.tokens.fence();
-    const lost = this.#mounted?.cache.dropEverything() ?? [];
+    const mounted = this.#mounted;
+    this.#mounted = null;
+    return mounted === null ? [] : this.#abandon(mounted);
+  }
+
+  #abandon({ fileSystem, cache }: Mounted): LostRange[] {
+    fileSystem.abandon();
+    const lost = cache.dropEverything();
+    // Nothing is dirty any more: closing only stops the timers.
+    cache.close().catch((error: unknown) => this.#parts.onBroken(error));
     return lost.map(({ ino, range }) => ({ ino, start: range.start, end: range.end }));
   }
 

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { startPrivateEtcd } from '../../cluster/private-etcd.js';
 import { nodeId } from '../../common/ids.js';
+import type { Logger } from '../../common/logger.js';
 import { type NodeConfig, type NodeEngine, startNode } from '../engine.js';
 
 /** A cluster for tests: full nodes in this process, each with an NSD in a file, over real TCP and a private etcd. */
@@ -24,6 +25,7 @@ export interface LocalClusterOptions {
   readonly pagePoolBytes?: number;
   readonly fileSystem?: string | null;
   readonly settings?: NodeConfig['settings'];
+  readonly logger?: Logger;
 }
 
 export async function startLocalCluster(options: LocalClusterOptions = {}): Promise<LocalCluster> {
@@ -57,6 +59,7 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
         },
       ],
       fileSystem: null,
+      ...(options.logger === undefined ? {} : { logger: options.logger }),
       ...(options.settings === undefined ? {} : { settings: options.settings }),
       ...changes,
     });
@@ -64,6 +67,8 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
     return engine;
   };
   const close = async (): Promise<void> => {
+    // Every NSD stays until everybody has written out.
+    await Promise.allSettled(engines.map((engine) => engine.node.unmount()));
     await Promise.allSettled(engines.map((engine) => engine.close()));
     etcd.process.kill('SIGKILL');
     await new Promise((resolve) =>
