@@ -258,3 +258,26 @@ export function dirtyIndirects(inode: Inode): IndirectNode[] {
   for (const root of inode.roots) if (root !== null && root !== undefined) visit(root);
   return found;
 }
+
+/** Every pointer that is loaded (after `loadForCut` from 0: every one there is), blocks of the file and indirect blocks apart. */
+export function allPointers(inode: Inode): {
+  blocks: { block: number; pointer: BlockPointer }[];
+  indirects: BlockPointer[];
+} {
+  const blocks: { block: number; pointer: BlockPointer }[] = [];
+  const indirects: BlockPointer[] = [];
+  const visit = (node: IndirectNode): void => {
+    indirects.push(node.home);
+    for (let slot = 0; slot < INDIRECT_POINTERS; slot++) {
+      const pointer = node.level === 1 ? readPointer(node.sector, entryOffset(slot)) : null;
+      if (pointer !== null) blocks.push({ block: node.firstBlock + slot, pointer });
+    }
+    for (const child of node.children.values()) visit(child);
+  };
+  for (let block = 0; block < DIRECT_POINTERS; block++) {
+    const pointer = areaPointer(inode, block);
+    if (pointer !== null) blocks.push({ block, pointer });
+  }
+  for (const root of inode.roots) if (root) visit(root);
+  return { blocks, indirects };
+}

@@ -3,24 +3,25 @@
  * revoked on command, the real page cache over the twin of the cache map. Several nodes can mount the same NSDs. Not the simulator: no
  * message is lost here and nobody dies.
  */
+
+import { TwinCacheMap } from '../cache/cache-map-twin.js';
+import { createPageCache, type PageCacheSettings } from '../cache/page-cache.js';
+import type { PageCacheApi } from '../cache/page-cache-api.js';
 import { type ByteRange, intersect, overlaps, subtract } from '../common/byte-range.js';
 import type { Clock, Timer } from '../common/clock.js';
 import { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
-import { epoch, incarnation, nodeId, type NsdIndex } from '../common/ids.js';
+import { epoch, incarnation, type NsdIndex, nodeId } from '../common/ids.js';
 import { type Logger, silentLogger } from '../common/logger.js';
 import { SeededRandom } from '../common/random.js';
 import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
-import { TwinCacheMap } from '../cache/cache-map-twin.js';
-import { createPageCache, type PageCacheSettings } from '../cache/page-cache.js';
-import type { PageCacheApi } from '../cache/page-cache-api.js';
 import { SegmentArena } from '../native/buffer-arena.js';
 import { heapPagePool, type PagePool } from '../native/page-pool.js';
 import { checksumsJs } from '../nsd/checksum-js.js';
 import type { NsdClientApi, SectorIo } from '../nsd/nsd-api.js';
 import {
   type Revocation,
-  TokenClass,
+  type TokenClass,
   type TokenItem,
   TokenMode,
   type TokenObject,
@@ -28,6 +29,7 @@ import {
 } from '../token-manager/token.js';
 import type { AcquireOptions, RevokeHandler, TokenClientApi } from '../token-manager/token-client-api.js';
 import { FileBacking } from './backing.js';
+import { type CheckReport, checkFileSystem } from './check.js';
 import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from './mount.js';
 import type { FsSettings } from './settings.js';
@@ -110,8 +112,13 @@ export class RamNsds implements NsdClientApi {
     const blocks = this.blocks[io.nsd];
     const sectors = io.memory.lengthBytes / SECTOR_BYTES;
     if (blocks === undefined || !Number.isInteger(sectors) || io.sector < 0 || io.sector + sectors > blocks * 256)
-      throw new FsError('outOfRange', { op, object: `nsd ${io.nsd} sector ${io.sector}`, detail: `${sectors} sectors` });
-    if (this.#shared.failing?.(op, io)) throw new FsError('deviceError', { op, object: `nsd ${io.nsd} sector ${io.sector}` });
+      throw new FsError('outOfRange', {
+        op,
+        object: `nsd ${io.nsd} sector ${io.sector}`,
+        detail: `${sectors} sectors`,
+      });
+    if (this.#shared.failing?.(op, io))
+      throw new FsError('deviceError', { op, object: `nsd ${io.nsd} sector ${io.sector}` });
   }
   #slices(io: SectorIo): [number, Uint8Array][] {
     const slices: [number, Uint8Array][] = [];
@@ -142,7 +149,8 @@ export class RamNsds implements NsdClientApi {
     });
     await turns();
     for (const { nsd, sector, bytes, copy } of before) {
-      if (Buffer.compare(bytes, copy) !== 0) throw new Error(`nsd ${nsd} sector ${sector} changed while it was written`);
+      if (Buffer.compare(bytes, copy) !== 0)
+        throw new Error(`nsd ${nsd} sector ${sector} changed while it was written`);
       this.#devices[nsd]!.set(sector, copy);
     }
   }
@@ -344,8 +352,7 @@ export class TestTokens implements TokenClientApi {
   async revokeAll(): Promise<void> {
     for (const [key, held] of [...this.#held]) {
       const [tokenClass, object] = key.split('/').map(Number) as [TokenClass, number];
-      for (const { range } of [...held])
-        await this.revoke({ class: tokenClass, object, range, keep: TokenMode.none });
+      for (const { range } of [...held]) await this.revoke({ class: tokenClass, object, range, keep: TokenMode.none });
     }
   }
 }
@@ -362,7 +369,9 @@ export interface TestNode {
 export interface TestVolumeOptions {
   /** Blocks (MiB) of each NSD. */
   readonly blocks?: readonly number[];
-  readonly mkfs?: Partial<Pick<CreateFileSystemOptions, 'regionBlocks' | 'segmentCount' | 'expectedNodes' | 'rootMode'>>;
+  readonly mkfs?: Partial<
+    Pick<CreateFileSystemOptions, 'regionBlocks' | 'segmentCount' | 'expectedNodes' | 'rootMode'>
+  >;
   readonly settings?: Partial<FsSettings>;
   readonly cacheSettings?: Partial<PageCacheSettings>;
   readonly poolPages?: number;
@@ -452,4 +461,11 @@ export class TestVolume {
     });
     return { fs, tokens, cache, counters, pool, nsds };
   }
+}
+
+/** A check of everything on the NSDs; all nodes have unmounted. */
+export function checkVolume(volume: TestVolume): Promise<CheckReport> {
+  const pool = heapPagePool(STAGING_BYTES);
+  const arena = new SegmentArena({ offsetBytes: 0, lengthBytes: STAGING_BYTES });
+  return checkFileSystem({ nsds: volume.nsds.from(pool), arena, pool, checksums: testChecksums });
 }
