@@ -20,6 +20,8 @@ export interface PrivateEtcdOptions {
   readonly detached?: boolean;
   readonly clientPort?: number;
   readonly readyTimeoutMs?: number;
+  /** As soon as there is a process, long before it answers: to write down whom to stop. */
+  readonly onSpawn?: (child: ChildProcess, endpoint: string) => void;
 }
 
 export const ETCD_BINARY = '/usr/bin/etcd';
@@ -34,6 +36,8 @@ export async function startPrivateEtcd(options: PrivateEtcdOptions): Promise<Pri
     ETCD_BINARY,
     [
       ['--name', 'holdfast'],
+      // Our clients look after a silent member every 2 s; etcd's default takes that for an attack.
+      ['--grpc-keepalive-min-time', '1s'],
       ['--data-dir', options.dataDir],
       ['--listen-client-urls', client],
       ['--advertise-client-urls', client],
@@ -48,6 +52,7 @@ export async function startPrivateEtcd(options: PrivateEtcdOptions): Promise<Pri
     { stdio: ['ignore', log, log], detached: options.detached ?? false, env: { PATH: '/usr/bin:/bin' } },
   );
   closeSync(log);
+  if (child.pid !== undefined) options.onSpawn?.(child, client);
   const failed = new Promise<never>((_, reject) => {
     child.once('error', (error) =>
       reject(startError(`${ETCD_BINARY} does not start (apt-get install etcd-server)`, error)),
