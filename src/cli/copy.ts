@@ -1,0 +1,195 @@
+import path from 'node:path';
+import { eachLimit } from './limit.js';
+import { UsageError } from './output.js';
+import { Progress } from './progress.js';
+import { scanTree, type Tree, type TreeEntry, type TreeFs, type TreeStat } from './tree.js';
+
+/**
+ * Copies files and trees between two file systems: contents, permission bits, times, symbolic links as links.
+ *
+ * Invariants: a directory's own mode and times are set after everything in it; what exists is overwritten, never
+ * removed, except that a file in the way of a symbolic link is replaced. Fault model: the first error ends the copy, what
+ * was copied stays.
+ */
+export interface CopyResult {
+  readonly files: number;
+  readonly directories: number;
+  readonly symlinks: number;
+  readonly skipped: readonly string[];
+  readonly bytes: number;
+  readonly seconds: number;
+}
+
+export interface CopyOptions {
+  readonly recursive: boolean;
+  readonly quiet: boolean;
+  readonly label: string;
+}
+
+const IN_FLIGHT = 64;
+/** Up to here a file is one read and one write. */
+const SMALL_BYTES = 1 << 20;
+const CHUNK_BYTES = 4 << 20;
+/** Chunks of one large file on their way at once. */
+const CHUNKS_IN_FLIGHT = 4;
+const PERMISSIONS = 0o7777;
+
+export async function copy(
+  from: { readonly fs: TreeFs; readonly path: string },
+  to: { readonly fs: TreeFs; readonly path: string },
+  options: CopyOptions,
+): Promise<CopyResult> {
+  const started = performance.now();
+  const source = await from.fs.stat(from.path);
+  if (source.isDirectory() && !options.recursive) throw new UsageError(`${from.path} is a directory, copy it with -r`);
+  const existing = await statOrNull(to.fs, to.path);
+  const target = existing?.isDirectory() === true ? path.posix.join(to.path, path.posix.basename(from.path)) : to.path;
+  const merges = (await statOrNull(to.fs, target)) !== null;
+  // A link named on the command line means what it points to; links inside a tree are copied as links.
+  const tree: Tree = source.isDirectory()
+    ? await scanTree(from.fs, from.path)
+    : { directories: [], files: [{ path: '', stat: source }], symlinks: [], others: [], bytes: source.size };
+
+  const progress = new Progress(options.label, tree.files.length + tree.symlinks.length, tree.bytes, options.quiet);
+  const at = (root: string, entry: TreeEntry): string => (entry.path === '' ? root : path.posix.join(root, entry.path));
+  try {
+    for (const level of levels(tree.directories))
+      await eachLimit(level, IN_FLIGHT, async (entry) => {
+        // Writable while it is filled, whatever it will be.
+        await makeDirectory(to.fs, at(target, entry), (entry.stat.mode & PERMISSIONS) | 0o700);
+      });
+    await eachLimit(tree.files, IN_FLIGHT, async (entry) => {
+      await copyFile(from.fs, at(from.path, entry), to.fs, at(target, entry), entry.stat, merges, (bytes) =>
+        progress.add(0, bytes),
+      );
+      progress.add(1, 0);
+    });
+    await eachLimit(tree.symlinks, IN_FLIGHT, async (entry) => {
+      await copySymlink(from.fs, at(from.path, entry), to.fs, at(target, entry), entry.stat, merges);
+      progress.add(1, 0);
+    });
+    for (const level of levels(tree.directories).reverse())
+      await eachLimit(level, IN_FLIGHT, async (entry) => {
+        const mode = entry.stat.mode & PERMISSIONS;
+        if (merges || (mode & 0o700) !== 0o700) await to.fs.chmod(at(target, entry), mode);
+        await to.fs.utimes(at(target, entry), entry.stat.atimeMs / 1000, entry.stat.mtimeMs / 1000);
+      });
+  } finally {
+    progress.stop();
+  }
+  return {
+    files: tree.files.length,
+    directories: tree.directories.length,
+    symlinks: tree.symlinks.length,
+    skipped: tree.others,
+    bytes: tree.bytes,
+    seconds: (performance.now() - started) / 1000,
+  };
+}
+
+async function copyFile(
+  fromFs: TreeFs,
+  from: string,
+  toFs: TreeFs,
+  to: string,
+  stat: TreeStat,
+  merges: boolean,
+  copied: (bytes: number) => void,
+): Promise<void> {
+  const mode = stat.mode & PERMISSIONS;
+  if (stat.size <= SMALL_BYTES) {
+    const bytes = await fromFs.readFile(from);
+    await toFs.writeFile(to, bytes, { mode });
+    copied(bytes.length);
+  } else await copyLarge(fromFs, from, toFs, to, mode, copied);
+  if (merges) await toFs.chmod(to, mode);
+  await toFs.utimes(to, stat.atimeMs / 1000, stat.mtimeMs / 1000);
+}
+
+async function copyLarge(
+  fromFs: TreeFs,
+  from: string,
+  toFs: TreeFs,
+  to: string,
+  mode: number,
+  copied: (bytes: number) => void,
+): Promise<void> {
+  const source = await fromFs.open(from, 'r');
+  try {
+    const target = await toFs.open(to, 'w', mode);
+    try {
+      let next = 0;
+      let ended = false;
+      const lane = async (): Promise<void> => {
+        const buffer = new Uint8Array(CHUNK_BYTES);
+        while (!ended) {
+          const position = next;
+          next += CHUNK_BYTES;
+          let filled = 0;
+          while (filled < CHUNK_BYTES) {
+            const { bytesRead } = await source.read(buffer, filled, CHUNK_BYTES - filled, position + filled);
+            if (bytesRead === 0) break;
+            filled += bytesRead;
+          }
+          if (filled < CHUNK_BYTES) ended = true;
+          for (let done = 0; done < filled; ) {
+            const { bytesWritten } = await target.write(buffer, done, filled - done, position + done);
+            done += bytesWritten;
+          }
+          copied(filled);
+        }
+      };
+      const lanes = await Promise.allSettled(Array.from({ length: CHUNKS_IN_FLIGHT }, lane));
+      for (const outcome of lanes) if (outcome.status === 'rejected') throw outcome.reason;
+    } finally {
+      await target.close();
+    }
+  } finally {
+    await source.close();
+  }
+}
+
+async function copySymlink(
+  fromFs: TreeFs,
+  from: string,
+  toFs: TreeFs,
+  to: string,
+  stat: TreeStat,
+  merges: boolean,
+): Promise<void> {
+  const target = await fromFs.readlink(from);
+  if (merges) await toFs.rm(to, { force: true });
+  await toFs.symlink(target, to);
+  await toFs.lutimes(to, stat.atimeMs / 1000, stat.mtimeMs / 1000);
+}
+
+async function makeDirectory(fs: TreeFs, directory: string, mode: number): Promise<void> {
+  try {
+    await fs.mkdir(directory, { mode });
+  } catch (error) {
+    if (!isCode(error, 'EEXIST') || !(await fs.stat(directory)).isDirectory()) throw error;
+  }
+}
+
+async function statOrNull(fs: TreeFs, file: string): Promise<TreeStat | null> {
+  try {
+    return await fs.stat(file);
+  } catch (error) {
+    if (isCode(error, 'ENOENT')) return null;
+    throw error;
+  }
+}
+
+export const isCode = (error: unknown, code: string): boolean =>
+  typeof error === 'object' && error !== null && 'code' in error && error.code === code;
+
+/** By depth, so that each level needs only the ones before it. */
+function levels(directories: readonly TreeEntry[]): TreeEntry[][] {
+  const byDepth: TreeEntry[][] = [];
+  for (const entry of directories) {
+    const depth = entry.path === '' ? 0 : entry.path.split('/').length;
+    byDepth[depth] ??= [];
+    byDepth[depth].push(entry);
+  }
+  return byDepth;
+}
