@@ -1,0 +1,170 @@
+/**
+ * Operations of this node that want tokens: pinned group by group in the total order (T4), at their grants (T3), or failed.
+ *
+ * Invariants: an operation waits on the object of its first group that is not pinned; for overlapping ranges of an object one
+ * request is outstanding (T2); every operation is pinned or fails (I12).
+ */
+import { type ByteRange, overlaps } from '../common/byte-range.js';
+import type { Reason } from '../common/errors.js';
+import type { Blocker } from '../protocol/token-messages.js';
+import { type ObjectState, PinSet, type SentRequest, type WaitingOp } from './client-object.js';
+import { ClientState, NEVER } from './client-state.js';
+import type { AcquireOp, TokenGroup } from './token-client-events.js';
+
+export abstract class ClientOperations extends ClientState {
+  protected enter(op: AcquireOp): WaitingOp {
+    const waiting = { op, pins: new PinSet(), next: 0, waitsOn: null, behindRevoke: false, done: false };
+    this.ops.set(op.opId, waiting);
+    this.wakeAt(op.deadlineAtMs + this.settings.deadlineGraceMs);
+    return waiting;
+  }
+
+  /** Pins what is there, group by group; asks for everything that is missing; waits for the first of it. */
+  protected progress(waiting: WaitingOp): void {
+    const { groups } = waiting.op;
+    this.stopWaiting(waiting);
+    waiting.behindRevoke = false;
+    if (this.suspended) return;
+    for (; waiting.next < groups.length; waiting.next++) {
+      const group = groups[waiting.next]!;
+      const state = this.objects[group.class]!.get(group.object);
+      if (state === undefined || !state.coversParts(group.parts)) break;
+      const revoked = group.parts.some((p) => state.beingRevoked(p.required.start, p.required.end, p.mode));
+      if (revoked) break;
+      this.pinGroup(waiting, state, group);
+    }
+    if (waiting.next === groups.length) {
+      this.complete(waiting);
+      return;
+    }
+    const group = groups[waiting.next]!;
+    this.waitOn(waiting, this.state(group.class, group.object));
+    for (let i = waiting.next; i < groups.length; i++) this.ask(waiting, i);
+  }
+
+  protected pinGroup(waiting: WaitingOp, state: ObjectState, group: TokenGroup): void {
+    state.used = true;
+    for (const { required, mode } of group.parts) {
+      waiting.pins.pins.push(this.pin(state, required.start, required.end, mode));
+    }
+  }
+
+  protected complete(waiting: WaitingOp): void {
+    waiting.done = true;
+    this.ops.delete(waiting.op.opId);
+    this.effects.push({ type: 'pinned', opId: waiting.op.opId, pins: waiting.pins });
+  }
+
+  protected waitOn(waiting: WaitingOp, state: ObjectState): void {
+    waiting.waitsOn = state;
+    state.waiters.push(waiting);
+  }
+
+  protected stopWaiting(waiting: WaitingOp): void {
+    const state = waiting.waitsOn;
+    if (state === null) return;
+    state.waiters = state.waiters.filter((w) => w !== waiting);
+    waiting.waitsOn = null;
+  }
+
+  /** Asks for group `index`, unless it is held, being revoked, or asked for already (T2). */
+  protected ask(waiting: WaitingOp, index: number): void {
+    const group = waiting.op.groups[index]!;
+    const state = this.state(group.class, group.object);
+    const isOverlapped = (r: ByteRange): boolean => group.parts.some((p) => overlaps(p.required, r));
+    if (state.requests.some((r) => r.group.parts.some((p) => isOverlapped(p.required)))) {
+      this.fired('waitsForOwnRequest');
+      return;
+    }
+    if (group.parts.some((p) => state.beingRevoked(p.required.start, p.required.end, p.mode))) {
+      this.fired('waitsForRevoke');
+      return;
+    }
+    if (state.coversParts(group.parts)) return;
+    const link = this.linkOf(state);
+    if (link === undefined || state.retryAtMs > this.nowMs) {
+      if (state.retryAtMs > this.nowMs) this.wakeAt(state.retryAtMs);
+      this.fired('waitsForServer');
+      return;
+    }
+    this.fired('requestSent');
+    const { op } = waiting;
+    const request: SentRequest = {
+      requestId: ++this.lastRequestId,
+      object: state,
+      group,
+      waiter: waiting,
+      groupIndex: index,
+    };
+    state.requests.push(request);
+    this.requests.set(request.requestId, request);
+    this.tell(link, {
+      kind: 'request',
+      requestId: request.requestId,
+      class: group.class,
+      object: group.object,
+      parts: group.parts,
+      nowait: op.nowait,
+      deadlineMs: op.deadlineAtMs === NEVER ? 0 : Math.max(1, op.deadlineAtMs - this.nowMs),
+    });
+  }
+
+  protected endRequest(request: SentRequest): void {
+    const state = request.object;
+    this.requests.delete(request.requestId);
+    state.requests = state.requests.filter((r) => r !== request);
+  }
+
+  /** Something changed for this object: its waiters look again, in order. */
+  protected reconsider(state: ObjectState): void {
+    for (const waiting of state.waiters.slice()) {
+      if (waiting.done || waiting.waitsOn !== state) continue;
+      if (waiting.behindRevoke) this.passRevokes(waiting, state);
+      else {
+        const before = waiting.next;
+        this.progress(waiting);
+        if (waiting.next > before) this.fired('pinnedAfterWait');
+      }
+    }
+    this.forgetIfEmpty(state);
+  }
+
+  /** An operation pinned at its grant goes on once the revocations before that grant have ended. */
+  protected passRevokes(waiting: WaitingOp, state: ObjectState): void {
+    const blocked = waiting.pins.pins.some(
+      (pin) => pin.object === state && state.beingRevoked(pin.start, pin.end, pin.mode, pin.serial),
+    );
+    if (blocked) {
+      waiting.behindRevoke = true;
+      return;
+    }
+    waiting.next++;
+    this.progress(waiting);
+  }
+
+  protected fail(waiting: WaitingOp, reason: Reason, blockers: readonly Blocker[]): void {
+    waiting.done = true;
+    this.ops.delete(waiting.op.opId);
+    this.stopWaiting(waiting);
+    const group = waiting.op.groups[Math.min(waiting.next, waiting.op.groups.length - 1)]!;
+    this.effects.push({ type: 'failed', opId: waiting.op.opId, reason, group, blockers });
+    waiting.pins.release();
+    for (const { class: tokenClass, object } of waiting.op.groups) {
+      const state = this.objects[tokenClass]!.get(object);
+      if (state === undefined) continue;
+      for (const request of state.requests) {
+        if (request.waiter !== waiting) continue;
+        request.waiter = null;
+        const link = this.linkOf(state);
+        if (link !== undefined) this.tell(link, { kind: 'cancel', requestId: request.requestId });
+      }
+      this.forgetIfEmpty(state);
+    }
+  }
+
+  protected retryAll(): void {
+    for (const waiting of [...this.ops.values()]) {
+      if (!waiting.done && !waiting.behindRevoke) this.progress(waiting);
+    }
+  }
+}

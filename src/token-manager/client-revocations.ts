@@ -1,0 +1,188 @@
+/**
+ * Giving way: revocations by a server, our own releases, and shrinking. All take the same path: begin (nobody new is pinned),
+ * drain, hand over to the handler, state what is still held.
+ *
+ * Invariants: T5 (it waits for older pins and older revocations only); T2 (what is stated is true when it is stated, and
+ * grants newer than the revocation are not touched).
+ */
+import { type ByteRange, contains, overlaps } from '../common/byte-range.js';
+import { type RevokeItem, STATEMENT_RANGES_MAX } from '../protocol/token-messages.js';
+import { ClientGrants } from './client-grants.js';
+import { giveWay, type ObjectState, type Revoking } from './client-object.js';
+import type { Link } from './client-state.js';
+import { covers } from './compatibility.js';
+import { sameServer, serverOf } from './placement.js';
+import { NEVER_SETTLED } from './range-map.js';
+import { TokenMode } from './token.js';
+
+export abstract class ClientRevocations extends ClientGrants {
+  protected receiveRevoke(link: Link, item: RevokeItem): void {
+    const state = this.objects[item.class]!.get(item.object);
+    const { revokeId, keep, required } = item;
+    if (state === undefined || !sameServer(state.server, link.identity)) {
+      // T2: who asks for what we don't know is answered. Of an object that moved we tell the old server nothing.
+      this.fired('revokeOfNothing');
+      const server = state === undefined ? serverOf(this.servers, item.class, item.object) : undefined;
+      const ranges = sameServer(server, link.identity) ? [required] : [];
+      const { class: tokenClass, object } = item;
+      const asOfSeq = link.seenSeq;
+      this.tell(link, { kind: 'answer', revokeId, class: tokenClass, object, asOfSeq, mode: keep, ranges });
+      return;
+    }
+    const heldUntilMs = state.held.size === 0 ? this.nowMs : state.grantedAtMs + this.settings.minHoldMs;
+    const revoking: Revoking = {
+      handle: ++this.serial,
+      object: state,
+      server: link.identity,
+      revokeId,
+      releaseId: null,
+      required,
+      desired: item.desired,
+      give: required,
+      keep,
+      upToSeq: item.upToSeq,
+      phase: 'held',
+      beginsAtMs: heldUntilMs,
+    };
+    state.revokes.push(revoking);
+    this.revokes.set(revoking.handle, revoking);
+    if (heldUntilMs > this.nowMs) {
+      this.fired('revokeWaitsForHold');
+      this.wakeAt(heldUntilMs);
+      return;
+    }
+    this.beginRevoke(revoking);
+    this.runRevokes(state);
+  }
+
+  /** From here on nobody new is pinned in what it gives. */
+  protected beginRevoke(revoking: Revoking): void {
+    const state = revoking.object;
+    this.revokes.delete(revoking.handle);
+    revoking.handle = ++this.serial;
+    this.revokes.set(revoking.handle, revoking);
+    const inTheWay = state.pins.filter((pin) => !covers(revoking.keep, pin.mode));
+    const working = this.working(state.tokenClass, state.object);
+    revoking.give = giveWay(revoking.required, revoking.desired, working, inTheWay);
+    if (!contains(revoking.required, revoking.give)) this.fired('revokeGivesMore');
+    revoking.phase = 'draining';
+    state.revokes = [...state.revokes.filter((r) => r !== revoking), revoking];
+  }
+
+  /** Overridden by a mutation in the tests. */
+  protected mustWaitForPins(state: ObjectState, revoking: Revoking): boolean {
+    return state.pinnedAgainst(revoking);
+  }
+
+  /** Hands over to the handler what no pin and no older revocation stands in the way of. */
+  protected runRevokes(state: ObjectState): void {
+    if (this.suspended) return;
+    for (const revoking of state.revokes.slice()) {
+      if (revoking.phase !== 'draining') continue;
+      const isOlder = (r: Revoking): boolean =>
+        r.phase !== 'held' && r.handle < revoking.handle && overlaps(r.give, revoking.give);
+      if (state.revokes.some(isOlder)) {
+        this.fired('revokeWaitsInLine');
+        continue;
+      }
+      if (this.mustWaitForPins(state, revoking)) {
+        this.fired('revokeWaitsForPins');
+        continue;
+      }
+      const affected = state.affected(revoking);
+      if (affected === null) {
+        this.finishRevoke(revoking);
+        // Finishing may have changed the list: once more from the start.
+        this.runRevokes(state);
+        return;
+      }
+      revoking.phase = 'running';
+      const revocation = { class: state.tokenClass, object: state.object, range: affected, keep: revoking.keep };
+      this.effects.push({ type: 'revoke', handle: revoking.handle, revocation });
+    }
+  }
+
+  protected finishRevoke(revoking: Revoking): void {
+    const { object: state, keep } = revoking;
+    if (revoking.phase === 'running') {
+      this.fired(state.affected(revoking) === null ? 'revokeCrossedByGrant' : 'revokeHandled');
+      if (keep !== TokenMode.none) this.fired('downgraded');
+    } else this.fired('revokeOfNothing');
+    const link = this.linkOf(state);
+    const before = state.held.size;
+    this.revokes.delete(revoking.handle);
+    state.revokes = state.revokes.filter((r) => r !== revoking);
+    const stated = state.giveUp(revoking, state.revokes.length === 0 ? (link?.seenSeq ?? 0) : NEVER_SETTLED);
+    this.pieces += state.held.size - before;
+    if (link !== undefined) {
+      // A statement that leaves something out is still true; the server asks again for what it needs.
+      const ranges = stated.slice(0, STATEMENT_RANGES_MAX);
+      const { tokenClass, object } = state;
+      const statement = { class: tokenClass, object, asOfSeq: link.seenSeq, mode: keep, ranges };
+      if (sameServer(revoking.server ?? undefined, link.identity)) {
+        this.tell(link, { kind: 'answer', revokeId: revoking.revokeId, ...statement });
+      } else if (ranges.length > 0) this.tell(link, { kind: 'release', ...statement });
+    }
+    if (revoking.releaseId !== null) this.endRelease(revoking.releaseId);
+    this.reconsider(state);
+    this.runRevokes(state);
+  }
+
+  protected releaseRange(releaseId: number | null, state: ObjectState | undefined, within: ByteRange): void {
+    const free = state?.free(within) ?? [];
+    if (releaseId !== null) {
+      this.releases.set(releaseId, free.length + 1);
+      this.endRelease(releaseId);
+    }
+    if (state === undefined || free.length === 0) return;
+    const upToSeq = this.linkOf(state)?.seenSeq ?? 0;
+    for (const give of free) {
+      this.fired('releasedByUs');
+      const revoking: Revoking = {
+        handle: ++this.serial,
+        object: state,
+        server: null,
+        revokeId: 0,
+        releaseId,
+        required: give,
+        desired: give,
+        give,
+        keep: TokenMode.none,
+        upToSeq,
+        phase: 'draining',
+        beginsAtMs: this.nowMs,
+      };
+      state.revokes.push(revoking);
+      this.revokes.set(revoking.handle, revoking);
+    }
+    this.runRevokes(state);
+  }
+
+  protected endRelease(releaseId: number): void {
+    const left = this.releases.get(releaseId)! - 1;
+    this.releases.set(releaseId, left);
+    if (left > 0) return;
+    this.releases.delete(releaseId);
+    this.effects.push({ type: 'released', releaseId });
+  }
+
+  /** Over the bound: objects that nobody used since the hand last passed are given back whole. */
+  protected shrink(): void {
+    let excess = this.pieces - this.settings.rangesMax;
+    for (let looked = 0; excess > 0 && looked < 256; looked++) {
+      this.shrinkCursor ??= this.states();
+      const next = this.shrinkCursor.next();
+      if (next.done === true) {
+        this.shrinkCursor = null;
+        continue;
+      }
+      const state = next.value;
+      if (state.used) state.used = false;
+      else if (state.idle && state.held.size > 0 && this.working(state.tokenClass, state.object) === null) {
+        this.fired('shrunk');
+        excess -= state.held.size;
+        this.releaseRange(null, state, { start: 0, end: Number.MAX_SAFE_INTEGER });
+      }
+    }
+  }
+}
