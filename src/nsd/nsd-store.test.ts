@@ -4,13 +4,14 @@ import { Counters } from '../common/counters.js';
 import { FsError, type Reason } from '../common/errors.js';
 import { SeededRandom } from '../common/random.js';
 import { SECTOR_BYTES } from '../common/units.js';
+import type { SegmentArena } from '../native/buffer-arena.js';
 import { crc32cJs } from '../native/crc32c-js.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { checksumsJs } from './checksum-js.js';
 import { FaultDevice, type FaultDeviceOptions } from './fault-device.js';
 import { ENTRIES_PER_CHECKSUM_SECTOR, geometryOf, VERSION_AFTER_LOSS } from './nsd-layout.js';
 import { NsdStore, type NsdStoreParts, newSectorStates } from './nsd-store.js';
-import { mustAllocate, RamDevice, type TestArena, testMemory, turn, until } from './testing.js';
+import { mustAllocate, RamDevice, testMemory, turn, until } from './testing.js';
 
 const UUID = '11111111-2222-4333-8444-555555555555';
 const FS = 'aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee';
@@ -19,7 +20,7 @@ const FORMAT = { uuid: UUID, fsUuid: FS, clusterId: 'test-cluster', failureGroup
 
 interface Rig {
   readonly pool: PagePool;
-  readonly arena: TestArena;
+  readonly arena: SegmentArena;
   readonly ram: RamDevice;
   readonly device: FaultDevice;
   readonly parts: NsdStoreParts;

@@ -1,5 +1,4 @@
 import type { Clock, Timer } from '../common/clock.js';
-import { deferred } from '../common/deferred.js';
 import { errorFromRecord, errorToRecord, FsError } from '../common/errors.js';
 import { type Epoch, epoch, type Incarnation, incarnation, type NodeId, nodeId } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
@@ -12,12 +11,13 @@ import type {
   RequestOptions,
   Window,
 } from '../fabric/fabric.js';
+import { SegmentArena } from '../native/buffer-arena.js';
 import { type BufferArena, heapPagePool, type PagePool, type PoolSegment } from '../native/page-pool.js';
 import type { MessageType } from '../protocol/message-types.js';
 import type { BlockDevice } from './nsd-api.js';
 
 /**
- * What the tests of this folder stand on: a device in memory, an arena, a clock that is moved by hand, and a fabric in one
+ * What the tests of this folder stand on: a device in memory, a clock that is moved by hand, and a fabric in one
  * process whose messages and transfers a test can look into, change and cut. Not the simulator: no time, no reordering.
  */
 
@@ -74,58 +74,10 @@ export async function until(condition: () => boolean): Promise<void> {
   throw new Error('the state waited for was not reached');
 }
 
-export class TestArena implements BufferArena {
-  readonly #free: PoolSegment[];
-  readonly #line: { readonly lengthBytes: number; readonly resolve: (segment: PoolSegment) => void }[] = [];
-  readonly totalBytes: number;
-
-  constructor(region: PoolSegment) {
-    this.#free = [region];
-    this.totalBytes = region.lengthBytes;
-  }
-  get freeBytes(): number {
-    return this.#free.reduce((sum, one) => sum + one.lengthBytes, 0);
-  }
-  tryAllocate(lengthBytes: number): PoolSegment | null {
-    const index = this.#free.findIndex((one) => one.lengthBytes >= lengthBytes);
-    if (index < 0) return null;
-    const { offsetBytes, lengthBytes: room } = this.#free[index]!;
-    if (room === lengthBytes) this.#free.splice(index, 1);
-    else this.#free[index] = { offsetBytes: offsetBytes + lengthBytes, lengthBytes: room - lengthBytes };
-    return { offsetBytes, lengthBytes };
-  }
-  async allocate(lengthBytes: number): Promise<PoolSegment> {
-    if (lengthBytes > this.totalBytes) throw new FsError('tooLarge', { op: 'arena.allocate' });
-    const segment = this.#line.length === 0 ? this.tryAllocate(lengthBytes) : null;
-    if (segment !== null) return segment;
-    const waiting = deferred<PoolSegment>();
-    this.#line.push({ lengthBytes, resolve: waiting.resolve });
-    return waiting.promise;
-  }
-  free(segment: PoolSegment): void {
-    this.#free.push(segment);
-    this.#free.sort((a, b) => a.offsetBytes - b.offsetBytes);
-    for (let i = 0; i + 1 < this.#free.length; ) {
-      const [a, b] = [this.#free[i]!, this.#free[i + 1]!];
-      if (a.offsetBytes + a.lengthBytes === b.offsetBytes)
-        this.#free.splice(i, 2, { offsetBytes: a.offsetBytes, lengthBytes: a.lengthBytes + b.lengthBytes });
-      else i++;
-    }
-    for (;;) {
-      const first = this.#line[0];
-      if (first === undefined) return;
-      const room = this.tryAllocate(first.lengthBytes);
-      if (room === null) return;
-      this.#line.shift();
-      first.resolve(room);
-    }
-  }
-}
-
 /** A pool with one arena over all of it. */
-export function testMemory(lengthBytes: number): { pool: PagePool; arena: TestArena } {
+export function testMemory(lengthBytes: number): { pool: PagePool; arena: SegmentArena } {
   const pool = heapPagePool(lengthBytes);
-  return { pool, arena: new TestArena({ offsetBytes: 0, lengthBytes }) };
+  return { pool, arena: new SegmentArena({ offsetBytes: 0, lengthBytes }) };
 }
 export function mustAllocate(arena: BufferArena, sectorCount: number): PoolSegment {
   const segment = arena.tryAllocate(sectorCount * SECTOR_BYTES);

@@ -296,7 +296,7 @@ export class BlockEngine {
     if (count === 0) return;
     this.#written = 0;
     try {
-      this.#dispatch(this.#native.submit(count));
+      this.#native.submit(count);
     } catch (error) {
       this.#failUnsubmitted(count, error instanceof Error ? error : new Error(String(error)));
     }

@@ -47,8 +47,8 @@ export interface NativeEngine {
   /** @param direct 0 prefer, 1 require, 2 off */
   open(path: string, readOnly: boolean, direct: number): Promise<NativeTarget>;
   closeTarget(slot: number): boolean;
-  /** Takes the first `count` instructions of the arena; returns how many completions are in theirs already. */
-  submit(count: number): number;
+  /** Takes the first `count` instructions of the arena. */
+  submit(count: number): void;
   /** Waits at most so long for one; returns how many there are. */
   poll(maxWaitUs: number): number;
   /** Waits for what is in flight, in the event loop, then releases everything. */

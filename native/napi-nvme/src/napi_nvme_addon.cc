@@ -19,7 +19,7 @@
 #include <unistd.h>
 #include <uv.h>
 
-#include <cstring>
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -206,7 +206,7 @@ class Engine : public Napi::ObjectWrap<Engine> {
     return Napi::Boolean::New(info.Env(), ring->RemoveTarget(Number(info, 0, 0, kTargetsMax - 1)));
   }
 
-  // submit(count) -> completions that are in the arena already
+  // submit(count)
   Napi::Value Submit(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
     Ring* ring = Live(info);
@@ -219,9 +219,10 @@ class Engine : public Napi::ObjectWrap<Engine> {
       Watch(core_.get());
       throw Napi::RangeError::New(env, "a tag is out of range or in use");
     }
-    const uint32_t ready = ring->Reap(core_->completions.data(), ring->depth());
+    // What completes meanwhile is the loop's to deliver: handed out here, one read after the other could keep the loop
+    // waiting for ever.
     Watch(core_.get());
-    return Napi::Number::New(env, ready);
+    return env.Undefined();
   }
 
   // poll(maxWaitUs) -> completions in the arena
@@ -252,7 +253,7 @@ class Engine : public Napi::ObjectWrap<Engine> {
 
   // Keeps the process and this object alive exactly while something is in flight.
   static void Watch(Core* core) {
-    const bool wanted = core->ring->in_flight() > 0;
+    const bool wanted = core->ring->pending() > 0;
     if (wanted == core->watching) return;
     core->watching = wanted;
     if (wanted) {
@@ -280,7 +281,7 @@ class Engine : public Napi::ObjectWrap<Engine> {
 
   static void OnPrepare(uv_prepare_t* prepare) {
     Core* core = static_cast<Core*>(prepare->data);
-    if (core->ring->in_flight() == 0) {
+    if (core->ring->pending() == 0) {
       StayAwake(core, false);
       return;
     }
@@ -323,16 +324,16 @@ class Engine : public Napi::ObjectWrap<Engine> {
   static void Deliver(Core* core) {
     // The callback may close the engine and drop the last reference.
     const std::shared_ptr<Core> keep = core->self;
-    const uint32_t count = core->ring->Reap(core->completions.data(), core->ring->depth());
-    if (core->closing) {
-      Watch(core);
-      FinishClose(core);
-      return;
+    // In small batches, each followed by the submissions that it sets off: then the device has work again while the
+    // next is looked at. A bounded number of them, then the loop's other events have their turn.
+    for (uint32_t batch = 0; batch < kBatchesPerTurn && !core->closing && core->engine != nullptr; batch++) {
+      const uint32_t count = core->ring->Reap(core->completions.data(), std::min(kBatchMax, core->ring->depth()));
+      if (count == 0) break;
+      core->engine->Call(count);
     }
-    if (count == 0 || core->engine == nullptr) return;
-    core->engine->Call(count);
-    // After the callback: most often it has set new operations going. Unless it has closed the engine.
+    if (core->closing && core->ring != nullptr) core->ring->Drop();
     if (core->ring != nullptr) Watch(core);
+    if (core->closing) FinishClose(core);
   }
 
   // Without node-addon-api's exceptions: when a worker is being terminated every call may fail, and that is not an
@@ -390,11 +391,12 @@ class Engine : public Napi::ObjectWrap<Engine> {
   static void BeginClose(Core* core) {
     if (core->closing) return;
     core->closing = true;
+    core->ring->Drop();
     FinishClose(core);
   }
 
   static void FinishClose(Core* core) {
-    if (core->ring == nullptr || core->ring->in_flight() > 0 || uv_is_closing(Handle(&core->poll))) return;
+    if (core->ring == nullptr || core->ring->pending() > 0 || uv_is_closing(Handle(&core->poll))) return;
     if (core->watching) Watch(core);
     // libuv is done with a handle only in its close callback.
     const auto closed = [](uv_handle_t* handle) {
@@ -418,6 +420,8 @@ class Engine : public Napi::ObjectWrap<Engine> {
   }
 
   static constexpr uint32_t kSpinInFlightMax = 2;
+  static constexpr uint32_t kBatchMax = 16;
+  static constexpr uint32_t kBatchesPerTurn = 8;
   static constexpr int kHandles = 3;
 
   std::shared_ptr<Core> core_;

@@ -297,6 +297,21 @@ bool Ring::Ready() const {
 }
 
 uint32_t Ring::Reap(Completion* out, uint32_t max) {
+  if (finished_.empty()) TakeResults();
+  uint32_t taken = 0;
+  for (; taken < max && !finished_.empty(); taken++) {
+    out[taken] = finished_.front();
+    finished_.pop_front();
+  }
+  return taken;
+}
+
+void Ring::Drop() {
+  TakeResults();
+  finished_.clear();
+}
+
+void Ring::TakeResults() {
   EnterPending();
   if (deferred_ && (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0) io_uring_get_events(&ring_);
   io_uring_cqe* entries[64];
@@ -308,12 +323,6 @@ uint32_t Ring::Reap(Completion* out, uint32_t max) {
   }
   // What HandleResult queued: the rest of short transfers.
   EnterPending();
-  uint32_t taken = 0;
-  for (; taken < max && !finished_.empty(); taken++) {
-    out[taken] = finished_.front();
-    finished_.pop_front();
-  }
-  return taken;
 }
 
 void Ring::Wait(uint32_t max_wait_us) {

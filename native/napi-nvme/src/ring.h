@@ -50,6 +50,8 @@ class Ring {
   void ReadNotification();
   uint32_t depth() const { return depth_; }
   uint32_t in_flight() const { return in_flight_; }
+  // In flight, or completed and not yet reaped.
+  uint32_t pending() const { return in_flight_ + static_cast<uint32_t>(finished_.size()); }
 
   // A slot, or -1 when there are too many.
   int AddTarget(BlockTarget&& target);
@@ -67,6 +69,8 @@ class Ring {
   bool Submit(const Instruction* first, uint32_t count);
   // Completions that are there, at most `max`; never waits.
   uint32_t Reap(Completion* out, uint32_t max);
+  // Forgets what has completed: nobody wants to know any more.
+  void Drop();
   // Whether Reap would find something, without a system call.
   bool Ready() const;
   // Waits until there is one, at most that long.
@@ -111,6 +115,7 @@ class Ring {
   void Finish(uint32_t tag, int error);
   int FindEntries(uint32_t count) const;
   void EnterPending();
+  void TakeResults();
 
   const uint32_t depth_;
   const std::function<void(const Offloaded&)> offload_;

@@ -297,6 +297,24 @@ describe('the end of things', () => {
   });
 });
 
+describe('the event loop', () => {
+  it('gives timers and other events their turn, however busy the device is', async () => {
+    const device = await engine.open(makeFile(MIB, numbered), { direct: 'off' });
+    const buffer = engine.allocate(8 * 4096);
+    let turns = 0;
+    const lane = async (index: number): Promise<void> => {
+      while (turns < 50) await device.read(index * 4096, buffer, index * 4096, 4096);
+    };
+    const tick = (): void => {
+      turns++;
+      if (turns < 50) setTimeout(tick, 0);
+    };
+    setTimeout(tick, 0);
+    await Promise.all([0, 1, 2, 3, 4, 5, 6, 7].map(lane));
+    expect(turns).toBe(50);
+  });
+});
+
 describe('pollCompletions', () => {
   it('settles what has completed, without the event loop', async () => {
     const device = await engine.open(makeFile(MIB, numbered));
