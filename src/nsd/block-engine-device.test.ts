@@ -16,7 +16,7 @@ let pool: NativePagePool;
 let devices: PoolEngine;
 
 beforeEach(() => {
-  directory = fs.mkdtempSync(path.join(process.cwd(), '.nsd-test-'));
+  directory = fs.mkdtempSync(path.join(process.cwd(), 'node_modules', '.nsd-test-'));
   pool = createPagePool(POOL_BYTES);
   devices = new PoolEngine(new BlockEngine({ queueDepth: 32 }), pool);
 });

@@ -12,7 +12,9 @@ let engine: BlockEngine;
 
 beforeAll(() => {
   // Not under a tmpfs: the tests of direct I/O want a file system that has it.
-  directory = fs.mkdtempSync(path.join(process.cwd(), '.napi-nvme-test-'));
+  const parent = path.join(process.cwd(), 'node_modules');
+  fs.mkdirSync(parent, { recursive: true });
+  directory = fs.mkdtempSync(path.join(parent, '.napi-nvme-test-'));
 });
 afterAll(() => fs.rmSync(directory, { recursive: true, force: true }));
 beforeEach(() => {
