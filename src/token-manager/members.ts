@@ -53,10 +53,20 @@ export class Members {
 
   /** A member for a life that is not known yet; undefined if it or a newer one has been met or seen to end. */
   meet(identity: MemberIdentity): Member | undefined {
-    const lives = this.#byNode.get(identity.nodeId);
-    const newest = lives?.[lives.length - 1];
+    const newest = this.lives(identity.nodeId).at(-1);
     if (newest !== undefined && newest.identity.incarnation >= identity.incarnation) return undefined;
     if ((this.#fallenUpTo.get(identity.nodeId) ?? 0) >= identity.incarnation) return undefined;
+    return this.#add(identity);
+  }
+
+  /** A member for a dead life that we never met, but that may hold something of what we take over. */
+  meetDead(identity: MemberIdentity): Member | undefined {
+    if (this.find(identity) !== undefined) return undefined;
+    if ((this.#fallenUpTo.get(identity.nodeId) ?? 0) >= identity.incarnation) return undefined;
+    return this.#add(identity);
+  }
+
+  #add(identity: MemberIdentity): Member {
     const member: Member = {
       index: this.#byIndex.length,
       identity: { nodeId: identity.nodeId, incarnation: identity.incarnation },
@@ -70,8 +80,9 @@ export class Members {
       outbox: null,
     };
     this.#byIndex.push(member);
-    if (lives === undefined) this.#byNode.set(identity.nodeId, [member]);
-    else lives.push(member);
+    const lives = [...this.lives(identity.nodeId), member];
+    lives.sort((a, b) => a.identity.incarnation - b.identity.incarnation);
+    this.#byNode.set(identity.nodeId, lives);
     return member;
   }
 
@@ -109,6 +120,11 @@ export class Ownership {
 
   #ownedIn(list: readonly ServerIdentity[], key: ObjectKey): boolean {
     return sameServer(serverOf(list, classOfKey(key), objectOfKey(key)), this.self);
+  }
+
+  /** Not everybody who may hold something has told. */
+  get rebuilding(): boolean {
+    return this.#history.length > 1;
   }
 
   /** We are in the present list. */

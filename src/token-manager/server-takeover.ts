@@ -42,6 +42,24 @@ export abstract class ServerTakeover extends ServerLine {
     for (const key of this.dropRequestsOf(member)) this.advance(key);
   }
 
+  /** I6: a life that we never met may hold something of a share that we take over, and can't tell: all of that waits. */
+  protected closeUnmet(identity: MemberIdentity): void {
+    const unmet = this.members.meetDead(identity);
+    if (unmet === undefined) return;
+    this.fired('memberMet');
+    this.close(unmet);
+    if (this.ownership.rebuilding) this.ownership.waitFor.add(unmet);
+  }
+
+  protected holdClosed(identity: MemberIdentity): void {
+    this.closeUnmet(identity);
+    for (const member of this.members.lives(identity.nodeId)) {
+      if (member.identity.incarnation > identity.incarnation) continue;
+      member.held = true;
+      this.close(member);
+    }
+  }
+
   /** Fenced for good: tokens and requests fall, revocations sent to it count as answered. */
   protected fall(members: readonly Member[]): void {
     const keys = new Set<ObjectKey>();
@@ -75,6 +93,7 @@ export abstract class ServerTakeover extends ServerLine {
     for (const member of [...this.members.standing()]) {
       if (member.inView && !present.has(member)) this.close(member);
     }
+    for (const identity of view.closed ?? []) this.closeUnmet(identity);
     if (changed) this.beginRebuild();
     for (const member of this.ownership.waitFor) {
       if (member.state === 'live') this.tell(member, { kind: 'ask', epoch: view.epoch });

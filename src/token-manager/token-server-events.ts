@@ -14,6 +14,8 @@ export interface TokenView {
   /** Ascending by node. */
   readonly servers: readonly ServerIdentity[];
   readonly nodes: readonly MemberIdentity[];
+  /** Lives that left the view but have not fallen: still to be fenced, or their logs to be replayed. */
+  readonly closed?: readonly MemberIdentity[];
 }
 
 export type ServerEvent =

@@ -49,11 +49,7 @@ export class TokenServerMachine extends ServerTakeover {
         this.fall(this.members.fall(event.nodeId, event.incarnation, true));
         break;
       case 'holdClosed':
-        for (const member of this.members.lives(event.nodeId)) {
-          if (member.identity.incarnation > event.incarnation) continue;
-          member.held = true;
-          this.close(member);
-        }
+        this.holdClosed({ nodeId: event.nodeId, incarnation: event.incarnation });
         break;
       case 'tick':
         break;

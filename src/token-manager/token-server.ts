@@ -25,6 +25,7 @@ import {
 } from '../protocol/token-messages.js';
 import { OrderedSender } from './ordered-sender.js';
 import {
+  type MemberIdentity,
   SERVER_FAULT_TRANSITIONS,
   SERVER_RARE_TRANSITIONS,
   SERVER_TRANSITIONS,
@@ -42,6 +43,8 @@ export interface TokenServerWiring {
   readonly counters: Counters;
   readonly logger: Logger;
   readonly settings?: Partial<TokenServerSettings>;
+  /** When this server starts: lives that left the view, but are still to be fenced, or their logs to be replayed (I6). */
+  readonly closed?: readonly MemberIdentity[];
 }
 
 export class TokenServer {
@@ -80,7 +83,7 @@ export class TokenServer {
       return new Uint8Array(0);
     });
     this.#unsubscribe = membership.onChange((view) => this.#dispatch({ type: 'view', view: tokenViewOf(view) }));
-    this.#dispatch({ type: 'view', view: tokenViewOf(membership.view) });
+    this.#dispatch({ type: 'view', view: { ...tokenViewOf(membership.view), closed: wiring.closed ?? [] } });
   }
 
   /** Only after fencing (F1): this life of the node, and older ones, hold nothing any more. */
