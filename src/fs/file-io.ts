@@ -13,7 +13,7 @@ import { TokenMode, type TokenPins } from '../token-manager/token.js';
 import { cutSpace, FILE_BYTES_MAX, reserve } from './file-space.js';
 import type { Credentials, OpOptions } from './file-system-api.js';
 import type { Inode } from './inode.js';
-import { AREA_BYTES } from './inode-format.js';
+import { AREA_BYTES, InodeFlag } from './inode-format.js';
 import { strippedOfSetId } from './permissions.js';
 import { type InodeRef, loadRef } from './pinning.js';
 import { publishStatus, withSettledState } from './publishing.js';
@@ -194,7 +194,10 @@ async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeByt
   try {
     const before = withSettledState(volume, inode, () => inode.sizeBytes);
     // A hole at the end of an inline file is kept in the inode as zeros, as long as there is room.
-    if (inode.isInline && sizeBytes > AREA_BYTES) await reserve(volume, inode, { start: 0, end: AREA_BYTES + 1 });
+    if (inode.isInline && sizeBytes > AREA_BYTES) {
+      if (before === 0) inode.flags &= ~InodeFlag.inline;
+      else await reserve(volume, inode, { start: 0, end: AREA_BYTES + 1 });
+    }
     const transaction = new MetadataTransaction(volume);
     inode.sizeBytes = sizeBytes;
     if (inode.isInline && inode.area.length > sizeBytes) inode.area = inode.area.slice(0, sizeBytes);

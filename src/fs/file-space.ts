@@ -44,7 +44,8 @@ export async function reserve(volume: Volume, inode: Inode, range: ByteRange): P
     invariant(inode.valid, `space is reserved for inode ${inode.ino} under its status token`);
     if (isReserved(inode, range)) return;
     try {
-      if (inode.isInline) await leaveInline(volume, inode);
+      if (inode.isInline)
+        await leaveInline(volume, inode, range.start < BLOCK_BYTES ? subBlocksNeeded(0, range.end) : 1);
       for (let block = Math.floor(range.start / BLOCK_BYTES); block * BLOCK_BYTES < range.end; block++)
         await reserveBlock(volume, inode, block, subBlocksNeeded(block, range.end));
     } finally {
@@ -99,31 +100,25 @@ async function grow(volume: Volume, inode: Inode, block: number, from: BlockPoin
   );
 }
 
-/** From the inode's area into a fragment. */
-async function leaveInline(volume: Volume, inode: Inode): Promise<void> {
-  const bytesInline = Math.min(inode.area.length, AREA_BYTES);
-  if (bytesInline === 0) {
+/**
+ * From the inode's area into a fragment of `count` sub-blocks. Also when the area is empty: a small write that was promised room in the
+ * inode may be on its way into the cache.
+ */
+async function leaveInline(volume: Volume, inode: Inode, count: number): Promise<void> {
+  const extent = await allocateUpTo(volume, inode, 0, count, count);
+  const swap = (): void => {
     inode.flags &= ~InodeFlag.inline;
     inode.area = EMPTY_AREA;
-    return;
-  }
-  const extent = await volume.allocator.allocate(inode.ino, 0, 1);
-  await copyInto(
-    volume,
-    inode,
-    extent,
-    1,
-    async (bytes) => {
-      bytes.fill(0);
-      bytes.set(inode.area.subarray(0, AREA_BYTES));
-      return bytes;
-    },
-    () => {
-      inode.flags &= ~InodeFlag.inline;
-      inode.area = EMPTY_AREA;
-      setPointer(inode, 0, blockPointer(extent, volume.parts.epoch(), inode.placementClass));
-    },
-  );
+    setPointer(inode, 0, blockPointer(extent, volume.parts.epoch(), inode.placementClass));
+  };
+  const fill = async (bytes: Uint8Array): Promise<Uint8Array> => {
+    bytes.fill(0);
+    bytes.set(inode.area);
+    return bytes;
+  };
+  // Nothing to carry over: free sub-blocks are zeros, and no transfer has read or written the area as anything else.
+  if (inode.area.length === 0) swap();
+  else await copyInto(volume, inode, extent, 1, fill, swap);
 }
 
 async function copyInto(

@@ -15,9 +15,9 @@ type Node =
   | { kind: 'file'; content: Buffer; links: number }
   | { kind: 'dir'; entries: Map<string, Node> }
   | { kind: 'link'; target: string };
-const fail = (code: string): never => {
+function fail(code: string): never {
   throw Object.assign(new Error(code), { code });
-};
+}
 
 class Model {
   readonly root: Node & { kind: 'dir' } = { kind: 'dir', entries: new Map() };
@@ -25,7 +25,7 @@ class Model {
   #dir(names: string[]): Node & { kind: 'dir' } {
     let node: Node = this.root;
     for (const name of names) {
-      if (node.kind !== 'dir') return fail('ENOTDIR');
+      if (node.kind !== 'dir') fail('ENOTDIR');
       node = node.entries.get(name) ?? fail('ENOENT');
     }
     return node.kind === 'dir' ? node : fail('ENOTDIR');
@@ -55,15 +55,15 @@ class Model {
   }
   read(path: string): Buffer {
     const { node } = this.#split(path);
-    if (node === undefined) return fail('ENOENT');
-    if (node.kind === 'dir') return fail('EISDIR');
+    if (node === undefined) fail('ENOENT');
+    if (node.kind === 'dir') fail('EISDIR');
     return node.kind === 'file' ? node.content : fail('ELOOP');
   }
   truncate(path: string, size: number): void {
     const { node } = this.#split(path);
-    if (node === undefined) return fail('ENOENT');
-    if (node.kind === 'dir') return fail('EISDIR');
-    if (node.kind === 'link') return fail('ELOOP');
+    if (node === undefined) fail('ENOENT');
+    if (node.kind === 'dir') fail('EISDIR');
+    if (node.kind === 'link') fail('ELOOP');
     const content = Buffer.alloc(size);
     node.content.copy(content);
     node.content = content;
@@ -75,21 +75,21 @@ class Model {
   }
   rmdir(path: string): void {
     const { dir, name, node } = this.#split(path);
-    if (node === undefined) return fail('ENOENT');
-    if (node.kind !== 'dir') return fail('ENOTDIR');
+    if (node === undefined) fail('ENOENT');
+    if (node.kind !== 'dir') fail('ENOTDIR');
     if (node.entries.size > 0) fail('ENOTEMPTY');
     dir.entries.delete(name);
   }
   unlink(path: string): void {
     const { dir, name, node } = this.#split(path);
-    if (node === undefined) return fail('ENOENT');
-    if (node.kind === 'dir') return fail('EISDIR');
+    if (node === undefined) fail('ENOENT');
+    if (node.kind === 'dir') fail('EISDIR');
     if (node.kind === 'file') node.links--;
     dir.entries.delete(name);
   }
   link(from: string, to: string): void {
     const source = this.#split(from);
-    if (source.node === undefined) return fail('ENOENT');
+    if (source.node === undefined) fail('ENOENT');
     if (source.node.kind === 'dir') fail('EPERM');
     const target = this.#split(to);
     if (target.node !== undefined) fail('EEXIST');
@@ -98,7 +98,7 @@ class Model {
   }
   rename(from: string, to: string): void {
     const source = this.#split(from);
-    if (source.node === undefined) return fail('ENOENT');
+    if (source.node === undefined) fail('ENOENT');
     const target = this.#split(to);
     if (source.node.kind === 'dir' && `${to}/`.startsWith(`${from}/`) && to !== from) fail('EINVAL');
     if (source.node === target.node) return;

@@ -91,10 +91,10 @@ interface SuperblockReader {
   readonly checksums: Checksums;
 }
 
-/** The copy with the greatest generation among those that can be read. @throws {FsError} what the last one failed with. */
+/** The copy with the greatest generation among those that can be read. @throws {FsError} what the first one failed with. */
 export async function readSuperblock(parts: SuperblockReader, nsdCount = SUPERBLOCK_TRIES): Promise<Superblock> {
   let best: Superblock | null = null;
-  let failure: unknown = new FsError('corrupt', { op: 'mount', object: 'superblock', detail: 'there is none' });
+  let failure: unknown = null;
   for (let index = 0; index < nsdCount; index++) {
     const memory = await parts.arena.allocate(SECTOR_BYTES);
     try {
@@ -104,13 +104,17 @@ export async function readSuperblock(parts: SuperblockReader, nsdCount = SUPERBL
       const found = decodeSuperblock(sector, parts.checksums);
       if (best === null || found.generation > best.generation) best = found;
     } catch (error) {
-      failure = error;
+      failure ??= error;
     } finally {
       parts.arena.free(memory);
     }
     if (best !== null && index + 1 >= Math.min(best.nsds.length, SUPERBLOCK_TRIES)) break;
   }
-  if (best === null) throw failure;
+  if (best === null)
+    throw (
+      failure ??
+      new FsError('corrupt', { op: 'mount', object: 'superblock', detail: 'there is no NSD to read it from' })
+    );
   return best;
 }
 
