@@ -25,7 +25,7 @@ export interface TreeFs {
   readFile(path: string): Promise<Buffer>;
   writeFile(path: string, data: Uint8Array, options: { mode: number }): Promise<void>;
   open(path: string, flags: string, mode?: number): Promise<TreeHandle>;
-  mkdir(path: string, options: { mode: number }): Promise<string | undefined>;
+  mkdir(path: string, options: { mode: number }): Promise<unknown>;
   symlink(target: string, path: string): Promise<void>;
   readlink(path: string): Promise<string>;
   rm(path: string, options: { force: boolean }): Promise<void>;

@@ -1,0 +1,210 @@
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { freemem, tmpdir } from 'node:os';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Command, CommanderError } from 'commander';
+import type { FileSystemClient } from '../client/file-system-client.js';
+import { adminSocketPath } from '../daemon/admin-api.js';
+import { AdminClient } from '../daemon/admin-client.js';
+import { type DevState, devDown, devUp } from '../daemon/dev-cluster.js';
+import { copy } from './copy.js';
+import { bytesText, countText, durationText, Exit, note, print, sentence } from './output.js';
+import {
+  type Comparison,
+  compare,
+  type Expected,
+  hashLocal,
+  type ImportRoot,
+  writeTogether,
+} from './quickstart-checks.js';
+import { type CounterSnapshot, difference, type Phase, report, sumCounters } from './quickstart-report.js';
+import { openClient } from './target.js';
+import { holdfastTree, localTree, scanTree } from './tree.js';
+
+/**
+ * Shows in a few minutes what Holdfast is for: three daemons, one file system, a real tree in through one node and out, byte for
+ * byte, through the others, two nodes writing one file at once.
+ *
+ * Owns a local cluster in a temporary directory. Invariant: however it ends, nothing is left running, unless it was asked to keep
+ * it; after a failure the logs stay, and it says where.
+ */
+const FILES_MIN = 5000;
+const BYTES_MIN = 100e6;
+const MIB = 2 ** 20;
+const DIFFERENCES_SHOWN = 10;
+
+interface Cluster {
+  readonly state: DevState;
+  readonly clients: readonly FileSystemClient[];
+  readonly admins: readonly AdminClient[];
+}
+
+async function run(options: { keep: boolean; dir: string | undefined }): Promise<void> {
+  const started = performance.now();
+  const dir = options.dir === undefined ? mkdtempSync(path.join(tmpdir(), 'holdfast-')) : path.resolve(options.dir);
+  let stopping: Promise<unknown> | null = null;
+  const stop = (clean: boolean): Promise<unknown> => {
+    stopping ??= existsSync(path.join(dir, 'dev.json')) ? devDown(dir, { clean }) : Promise.resolve();
+    return stopping;
+  };
+  const interrupted = (signal: NodeJS.Signals): void => {
+    note(`holdfast: ${signal}, stopping everything`);
+    stop(true).finally(() => process.exit(Exit.failed));
+  };
+  process.once('SIGINT', interrupted);
+  process.once('SIGTERM', interrupted);
+  try {
+    await show(dir, options.keep);
+    if (!options.keep) await say('stopping everything', () => stop(true));
+    print(`\nDone in ${durationText(performance.now() - started)}.`);
+    if (options.keep) print(whatNext(dir));
+  } catch (error) {
+    note(`holdfast: ${sentence(error)}`);
+    if (process.env['HOLDFAST_DEBUG'] === '1' && error instanceof Error) note(error.stack ?? '');
+    await stop(false).catch((why: unknown) => note(`holdfast: ${sentence(why)}`));
+    for (const file of existsSync(dir) ? readdirSync(dir) : []) if (file.endsWith('.nsd')) rmSync(path.join(dir, file));
+    note(`holdfast: everything is stopped; the logs are in ${dir}`);
+    process.exitCode = Exit.failed;
+  }
+}
+
+async function show(dir: string, keep: boolean): Promise<void> {
+  const roots = await chooseTree();
+  const expected = await say('hashing the tree here', () => hashLocal(roots));
+  print(
+    `  ${countText(expected.files.size)} files, ${bytesText(expected.bytes)}: ${roots.map((root) => root.local).join(', ')}`,
+  );
+
+  const cluster = await say('starting etcd and three daemons', () => start(dir, expected));
+  try {
+    await say('creating the file system', () => cluster.admins[0]!.call('createFileSystem', { name: 'quickstart' }));
+    const phases = await phasesOf(cluster, expected, roots);
+    print(`\n${report(phases)}\n`);
+    print(
+      `${countText(expected.files.size)} files are the same on all nodes, cold and hot; two writers at once lost no byte.`,
+    );
+    if (!keep) await say('removing the tree', () => cluster.clients[1]!.rm('/import', { recursive: true }));
+  } finally {
+    for (const client of cluster.clients) await client.close().catch(() => undefined);
+    for (const admin of cluster.admins) admin.close();
+  }
+}
+
+/** The project's own packages and the system's headers, and more of the system if that is too little. */
+async function chooseTree(): Promise<ImportRoot[]> {
+  const project = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..', '..', '..');
+  const candidates = [
+    { local: path.join(project, 'node_modules'), inside: '/import/node_modules', always: true },
+    { local: '/usr/include', inside: '/import/include', always: true },
+    { local: '/usr/share/doc', inside: '/import/doc', always: false },
+    { local: '/usr/share/perl', inside: '/import/perl', always: false },
+    { local: '/usr/share', inside: '/import/share', always: false },
+    { local: '/usr/lib/python3', inside: '/import/python3', always: false },
+  ];
+  const chosen: ImportRoot[] = [];
+  let files = 0;
+  let bytes = 0;
+  for (const { local, inside, always } of candidates) {
+    if (!existsSync(local) || (!always && files >= FILES_MIN && bytes >= BYTES_MIN)) continue;
+    const tree = await scanTree(localTree, local);
+    chosen.push({ local, inside });
+    files += tree.files.length;
+    bytes += tree.bytes;
+  }
+  if (files < FILES_MIN || bytes < BYTES_MIN)
+    throw new Error(`found only ${files} files and ${bytesText(bytes)} on this machine to import`);
+  return chosen;
+}
+
+async function start(dir: string, expected: Expected): Promise<Cluster> {
+  // Hot reads should be hot: room for the tree with its pages half full, as far as the memory goes.
+  const wanted = Math.max(256 * MIB, expected.bytes * 1.5 + expected.files.size * 16_384);
+  const poolMib = Math.max(128, Math.floor(Math.min(wanted, freemem() / 6) / MIB));
+  const { state } = await devUp({ dir, nodes: 3, nsdSize: '2GiB', pagePool: `${poolMib}MiB` });
+  const clients = await Promise.all(state.nodes.map((node) => openClient(node.socket, 0)));
+  const admins = await Promise.all(state.nodes.map((node) => AdminClient.connect(adminSocketPath(node.socket))));
+  return { state, clients, admins };
+}
+
+async function phasesOf(
+  { clients, admins }: Cluster,
+  expected: Expected,
+  roots: readonly ImportRoot[],
+): Promise<Phase[]> {
+  const phases: Phase[] = [];
+  const counters = async (): Promise<CounterSnapshot> =>
+    sumCounters(await Promise.all(admins.map((admin) => admin.call('counters', {}))));
+  const phase = async (name: string, files: number, bytes: number, work: () => Promise<Comparison>): Promise<void> => {
+    const before = await counters();
+    const { seconds, differences } = await say(name, work);
+    phases.push({ name, files, bytes, seconds, counters: difference(await counters(), before) });
+    if (differences.length === 0) return;
+    for (const text of differences.slice(0, DIFFERENCES_SHOWN)) note(`  ${text}`);
+    throw new Error(`${name}: ${differences.length} differences`);
+  };
+  const files = expected.files.size;
+  await phase('import through node 1', files, expected.bytes, () => importTree(clients[0]!, roots));
+  for (const temperature of ['cold', 'hot'])
+    for (const node of [2, 3]) {
+      const name = `SHA-256 from node ${node}, ${temperature}`;
+      await phase(name, files, expected.bytes, () =>
+        compare(clients[node - 1]!, expected, roots, `node ${node}, ${temperature}`),
+      );
+    }
+  const writers = clients.slice(1);
+  await phase('nodes 2 and 3 write one file', 2, 2 * 2 * 1000 * 2000, () => writeTogether(writers, clients));
+  return phases;
+}
+
+async function importTree(client: FileSystemClient, roots: readonly ImportRoot[]): Promise<Comparison> {
+  const started = performance.now();
+  await client.mkdir('/import');
+  const inside = holdfastTree(client);
+  for (const root of roots)
+    await copy(
+      { fs: localTree, path: root.local },
+      { fs: inside, path: root.inside },
+      { recursive: true, quiet: false, label: path.basename(root.local) },
+    );
+  return { seconds: (performance.now() - started) / 1000, differences: [] };
+}
+
+/** Says what is done, and how long it took. */
+async function say<T>(what: string, work: () => Promise<T>): Promise<T> {
+  print(`- ${what} ...`);
+  const started = performance.now();
+  const result = await work();
+  print(`  ${durationText(performance.now() - started)}`);
+  return result;
+}
+
+function whatNext(dir: string): string {
+  const cli = path.relative(process.cwd(), fileURLToPath(new URL('./main.js', import.meta.url)));
+  return `
+The cluster is still running. To look around:
+
+  export HOLDFAST_DIR=${dir}
+  alias holdfast='node ${cli}'
+  holdfast status --counters
+  holdfast ls -l /import --node 3
+  holdfast cp README.md hf:/ && holdfast cat /README.md --node 2
+  holdfast token list
+  holdfast bench
+  holdfast dev down --clean            when you have seen enough
+`;
+}
+
+const program = new Command('quickstart')
+  .description('Three daemons, one file system, a real tree through it, every byte compared.')
+  .option('--keep', 'leave the cluster running and say what to type next')
+  .option('--dir <path>', 'where to keep its state (default: a new directory below the temporary one)')
+  .addHelpText('after', '\nExamples:\n  npm run quickstart\n  npm run quickstart -- --keep\n')
+  .exitOverride()
+  .action((options: { keep?: boolean; dir?: string }) => run({ keep: options.keep ?? false, dir: options.dir }));
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (!(error instanceof CommanderError)) throw error;
+  process.exitCode = error.exitCode === 0 ? Exit.ok : Exit.usage;
+}
