@@ -1,4 +1,4 @@
-import type { Clock } from '../common/clock.js';
+import { type Clock, sleep } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
@@ -32,6 +32,9 @@ export interface PageCacheParts {
   readonly counters: Counters;
   readonly settings?: Partial<PageCacheSettings> | undefined;
 }
+
+const TURNS_AT_ONCE = 4;
+const TURN_MAX_MS = 1;
 
 /** The mechanisms of one page cache, as they see each other. Made once; none of them outlives it. */
 export class CacheCore {
@@ -107,11 +110,16 @@ export class CacheCore {
     return this.clock.nowMs();
   }
 
-  /** Everything that can run now has run when it resolves, hits of other threads among it. */
-  turn(): Promise<void> {
-    return new Promise((resolve) => {
-      this.clock.after(0, resolve);
-    });
+  /**
+   * For waiting until hits of other threads have ended: each call waits for the next turn, and after a few turns longer and longer, so
+   * that nothing spins when a thread was stopped in the midst of its hit.
+   */
+  turns(): () => Promise<void> {
+    let count = 0;
+    return () => {
+      const delayMs = count++ < TURNS_AT_ONCE ? 0 : Math.min(TURN_MAX_MS, 0.01 * 2 ** (count - TURNS_AT_ONCE));
+      return sleep(this.clock, delayMs);
+    };
   }
 
   /** Before an operation goes on after a wait: the cache is open, and the same as when it began. */

@@ -51,6 +51,7 @@ async function completeSplitRuns(core: CacheCore, file: FileCore, range: ByteRan
  */
 export async function forgetRange(core: CacheCore, file: FileCore, range: ByteRange): Promise<void> {
   const { slots } = core;
+  const turn = core.turns();
   for (;;) {
     const pages = file.pagesIn(range);
     const busy = pages.find((page) => page.filling !== null || page.writing !== null);
@@ -66,7 +67,7 @@ export async function forgetRange(core: CacheCore, file: FileCore, range: ByteRa
       else left++;
     }
     if (left === 0) return;
-    await core.turn();
+    await turn();
   }
 }
 

@@ -17,7 +17,7 @@ export interface PageCacheSettings {
   readonly writeRetryMs: number;
   /** The most that read-ahead fetches in front of one stream. */
   readonly readAheadMaxBytes: number;
-  /** How far write hits are prepared in front of a sequential writer. */
+  /** How far write hits are prepared in front of a sequential writer. Default: a block, at most an eighth of the pool. */
   readonly prepareBytes: number;
   /** The most that one operation pins at once; longer ones go piece by piece. A multiple of a page. */
   readonly pieceBytes: number;
@@ -49,7 +49,7 @@ export function completeSettings(given: Partial<PageCacheSettings>, slotCount: n
     writeBehindConcurrency: 4,
     writeRetryMs: 1000,
     readAheadMaxBytes: 8 * BLOCK_BYTES,
-    prepareBytes: BLOCK_BYTES,
+    prepareBytes: Math.min(BLOCK_BYTES, share(1 / 8, 1) * PAGE_BYTES),
     freePagesLow: low,
     freePagesHigh: 2 * low,
     waitersMax: 4096,

@@ -220,7 +220,8 @@ export class Slots {
 
   /** The slot of a page that went while it was in use: free as soon as the last hit has ended. */
   async retire(page: Page): Promise<void> {
-    while (!this.#closeNow(page)) await this.#core.turn();
+    const turn = this.#core.turns();
+    while (!this.#closeNow(page)) await turn();
     this.freeSlotOf(page);
   }
 
@@ -265,10 +266,11 @@ export class Slots {
    * hits are waited for. Pages may be gone afterwards: look.
    */
   async close(pages: readonly Page[]): Promise<void> {
+    const turn = this.#core.turns();
     for (;;) {
       const written = pages.find((page) => page.writing !== null);
       if (written?.writing) await written.writing;
-      else if (pages.some((page) => page.closed && !page.gone)) await this.#core.turn();
+      else if (pages.some((page) => page.closed && !page.gone)) await turn();
       else break;
     }
     let noisy: Page[] = [];
@@ -278,7 +280,7 @@ export class Slots {
       if (!this.#closeNow(page)) noisy.push(page);
     }
     while (noisy.length > 0) {
-      await this.#core.turn();
+      await turn();
       noisy = noisy.filter((page) => !page.gone && !this.#closeNow(page));
     }
   }
@@ -338,13 +340,14 @@ export class Slots {
    * it has are kept while it waits, so that a stream of write hits can't starve it. Throws when one is gone.
    */
   async pinShared(pages: readonly Page[]): Promise<void> {
+    const turn = this.#core.turns();
     for (let i = 0; i < pages.length; i++) {
       while (!this.tryPinShared(pages[i]!)) {
         if (pages[i]!.gone) {
           for (let j = 0; j < i; j++) this.unpinShared(pages[j]!);
           throw this.#core.lostError('cache.read');
         }
-        await this.#core.turn();
+        await turn();
       }
     }
   }

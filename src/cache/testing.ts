@@ -236,13 +236,20 @@ export class FakeTokens implements TokenClientApi {
     this.handler = handler;
   }
 
-  async revoke(object: number, range: ByteRange, keep: TokenMode = TokenMode.none): Promise<void> {
+  /** `taken`: in the turn in which the token has gone, before anybody here can have it again. */
+  async revoke(
+    object: number,
+    range: ByteRange,
+    keep: TokenMode = TokenMode.none,
+    taken: () => void = () => undefined,
+  ): Promise<void> {
     const revoking = { object, range };
     this.#revoking.push(revoking);
     while ([...this.#pins].some(({ items }) => items.some((i) => i.object === object && overlaps(i.required, range))))
       await sleep(this.clock, 1);
     await this.handler!.revoke({ class: TokenClass.data, object, range, keep });
     this.#take(object, range, keep);
+    taken();
     this.#revoking.splice(this.#revoking.indexOf(revoking), 1);
   }
 
@@ -350,12 +357,13 @@ export class TestFile {
     await this.pinned({ start: offset, end }, TokenMode.shared, () => this.file.read(offset, target, { signal }));
     return target;
   }
-  async write(offset: number, source: Uint8Array, signal?: AbortSignal): Promise<void> {
+  async write(offset: number, source: Uint8Array, copied: () => void = () => undefined): Promise<void> {
     const end = offset + source.length;
-    const onCopied = (): void => this.file.noteWrite(end, this.t.clock.wallNs());
-    await this.pinned({ start: offset, end }, TokenMode.exclusive, () =>
-      this.file.write(offset, source, { onCopied, signal }),
-    );
+    const onCopied = (): void => {
+      this.file.noteWrite(end, this.t.clock.wallNs());
+      copied();
+    };
+    await this.pinned({ start: offset, end }, TokenMode.exclusive, () => this.file.write(offset, source, { onCopied }));
   }
   /** As an application's thread does it: a hit if it can be, else the engine. */
   hitRead(offset: number, length: number): Uint8Array | number {

@@ -41,6 +41,7 @@ export class WriteOut {
   async write(file: FileCore, pages: readonly Page[], thorough: boolean): Promise<FsError | null> {
     let first: FsError | null = null;
     let rest: readonly Page[] = pages;
+    const turn = this.#core.turns();
     try {
       while (rest.length > 0) {
         rest = await this.#waitForOthers(rest, thorough);
@@ -57,7 +58,7 @@ export class WriteOut {
           first ??= error;
           // Their dirty bits stay: this is not the one to try again.
           if (error !== null) return first;
-        } else if (later.length > 0) await this.#core.turn();
+        } else if (later.length > 0) await turn();
         rest = later;
       }
     } catch (error) {
