@@ -20,7 +20,7 @@ import { Handshake, type HandshakePeer, INSTANCE_BYTES, Refusal, refusalName } f
 import { type Link, type Transport, type TransportAddress, WINDOW_SEGMENTS_MAX } from './link.js';
 import { LoopbackPeer } from './loopback.js';
 import { type DialledLink, HandshakeRefused, RemotePeer, type RemotePeerHost } from './remote-peer.js';
-import { DEFAULT_SESSION_LIMITS, type SessionLimits } from './session.js';
+import { DEFAULT_SESSION_LIMITS, type SessionLimits, type Traffic } from './session.js';
 
 /**
  * One node's fabric: its peers, its handlers, the doors (listening and dialling) and the handshakes at them.
@@ -63,6 +63,7 @@ export class FabricNode implements Fabric, RemotePeerHost {
   readonly counters: Counters;
   readonly logger: Logger;
   readonly limits: SessionLimits;
+  readonly traffic: Traffic = { messagesOut: 0, transfersOut: 0 };
   readonly backoff: { readonly firstMs: number; readonly maxMs: number };
   readonly messageHandlers: (MessageHandler | undefined)[] = [];
   readonly requestHandlers: (RequestHandler | undefined)[] = [];

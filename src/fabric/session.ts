@@ -73,6 +73,14 @@ export const DEFAULT_SESSION_LIMITS: SessionLimits = {
   transferTimeoutMs: 30_000,
 };
 
+/** What this node began to send to other nodes, ever; to itself doesn't count. Fields, because they change with every message. */
+export interface Traffic {
+  /** Messages, requests and replies. */
+  messagesOut: number;
+  /** One-sided reads and writes. */
+  transfersOut: number;
+}
+
 /** What a session needs from the fabric around it. */
 export interface SessionHost {
   readonly self: NodeIdentity;
@@ -81,6 +89,7 @@ export interface SessionHost {
   readonly logger: Logger;
   readonly limits: SessionLimits;
   readonly epoch: number;
+  readonly traffic: Traffic;
   /** By message type. */
   readonly messageHandlers: readonly (MessageHandler | undefined)[];
   readonly requestHandlers: readonly (RequestHandler | undefined)[];
@@ -216,6 +225,7 @@ export class Session implements LinkEvents {
       return Promise.reject(queueFullError('fabric.transfer', 'too many transfers under way'));
     }
     return new Promise((resolve, reject) => {
+      this.#host.traffic.transfersOut++;
       this.#transferId = (this.#transferId % 0xffffffff) + 1;
       const id = this.#transferId;
       const deadlineMs = this.#host.clock.nowMs() + this.#host.limits.transferTimeoutMs;
@@ -253,6 +263,7 @@ export class Session implements LinkEvents {
   #append(kind: number, requestSequence: number, type: number, body: Uint8Array): void {
     const host = this.#host;
     this.#ackSent = this.#received;
+    host.traffic.messagesOut++;
     this.#queue.append(
       kind,
       host.epoch,
