@@ -146,10 +146,11 @@ export abstract class ClientState {
     return this.ops.size;
   }
 
-  protected takeEffects(): ClientEffect[] {
+  /** `moreFollows`: the messages wait for what the next step adds to them. */
+  protected takeEffects(moreFollows: boolean): ClientEffect[] {
     const effects = this.effects;
     this.effects = [];
-    if (this.touched.length === 0) return effects;
+    if (this.touched.length === 0 || moreFollows) return effects;
     const sends: ClientEffect[] = [];
     for (const link of this.touched) {
       const items = link.outbox!;

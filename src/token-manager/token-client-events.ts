@@ -34,7 +34,12 @@ export type ClientEvent =
   | { readonly type: 'acquire'; readonly ops: readonly AcquireOp[] }
   | { readonly type: 'abort'; readonly opId: number }
   /** The handler has flushed and invalidated what effect `revoke` with this handle named. */
-  | { readonly type: 'revokeDone'; readonly handle: number }
+  | {
+      readonly type: 'revokeDone';
+      readonly handle: number;
+      /** Another one follows at once: what there is to send waits for it and travels with it. */
+      readonly more?: boolean;
+    }
   | {
       readonly type: 'release';
       readonly releaseId: number;

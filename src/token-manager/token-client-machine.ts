@@ -30,7 +30,7 @@ export class TokenClientMachine extends ClientRevocations {
     if (!this.fenced) this.handle(event);
     else if (event.type === 'acquire') for (const op of event.ops) this.fail(this.enter(op), 'fenced', []);
     else if (event.type === 'release') this.effects.push({ type: 'released', releaseId: event.releaseId });
-    return this.takeEffects();
+    return this.takeEffects(event.type === 'revokeDone' && event.more === true);
   }
 
   protected handle(event: ClientEvent): void {

@@ -17,11 +17,13 @@ import type { Counters } from '../common/counters.js';
 import { type Deferred, deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
 import type { Logger } from '../common/logger.js';
+import { SECTOR_BYTES } from '../common/units.js';
 import type { Fabric, IncomingMessage } from '../fabric/fabric.js';
 import { MessageType } from '../protocol/message-types.js';
 import { decodeToClient, encodeToServer } from '../protocol/token-messages.js';
 import { groupItems } from './group-items.js';
 import { OrderedSender } from './ordered-sender.js';
+import { segmentOf } from './placement.js';
 import { TokenClass, type TokenItem, TokenMode, type TokenObject, type TokenPins } from './token.js';
 import type { AcquireOptions, RevokeHandler, TokenClientApi } from './token-client-api.js';
 import {
@@ -70,6 +72,8 @@ const HEADLINES: Partial<Record<ClientTransition, string>> = {
   refusedEpoch: 'tokens.refused',
   refusedInvalid: 'tokens.refused',
 };
+
+type RevokeEffect = ClientEffect & { type: 'revoke' };
 
 const NO_PINS: TokenPins = { release: () => undefined };
 
@@ -222,7 +226,11 @@ export class TokenClient implements TokenClientApi {
     this.#running = true;
     try {
       for (let next = this.#events.shift(); next !== undefined; next = this.#events.shift()) {
-        for (const effect of this.machine.step(next, this.#wiring.clock.nowMs())) this.#carryOut(effect);
+        const revokes: RevokeEffect[] = [];
+        for (const effect of this.machine.step(next, this.#wiring.clock.nowMs()))
+          if (effect.type === 'revoke') revokes.push(effect);
+          else this.#carryOut(effect);
+        for (const group of answeredTogether(revokes)) void this.#revoke(group);
       }
     } finally {
       this.#running = false;
@@ -230,13 +238,10 @@ export class TokenClient implements TokenClientApi {
     this.#arm();
   }
 
-  #carryOut(effect: ClientEffect): void {
+  #carryOut(effect: Exclude<ClientEffect, RevokeEffect>): void {
     switch (effect.type) {
       case 'send':
         this.#sender.send(effect.to.nodeId, encodeToServer(effect.message));
-        return;
-      case 'revoke':
-        void this.#revoke(effect);
         return;
       case 'pinned': {
         const waiting = this.#waiting.get(effect.opId);
@@ -260,17 +265,27 @@ export class TokenClient implements TokenClientApi {
     }
   }
 
-  async #revoke({ handle, revocation }: ClientEffect & { type: 'revoke' }): Promise<void> {
+  async #revoke(group: readonly RevokeEffect[]): Promise<void> {
+    const served = await Promise.all(group.map((effect) => this.#serve(effect)));
+    const handles = group.filter((_, index) => served[index]).map((effect) => effect.handle);
+    const last = handles.pop();
+    if (last === undefined) return;
+    // Nothing can come between these: #dispatch takes events in their order.
+    for (const handle of handles) this.#events.push({ type: 'revokeDone', handle, more: true });
+    this.#dispatch({ type: 'revokeDone', handle: last });
+  }
+
+  async #serve({ revocation }: RevokeEffect): Promise<boolean> {
     try {
       await this.#handlers.get(revocation.class)?.revoke(revocation);
+      return true;
     } catch (error) {
       // What can't be made safe is not given up; the node can only be fenced.
       this.#wiring.logger.error({ revocation, error }, 'revoke handler failed');
       this.#wiring.counters.add('tokens.revokesBroken');
       this.#wiring.onBroken?.(error);
-      return;
+      return false;
     }
-    this.#dispatch({ type: 'revokeDone', handle });
   }
 
   #arm(): void {
@@ -286,6 +301,33 @@ export class TokenClient implements TokenClientApi {
       this.#dispatch({ type: 'tick' });
     });
   }
+}
+
+/**
+ * An inode's status and data, called back at once, are answered in one message. Their handlers run already, and wait for nothing but
+ * flushes (T5), so neither answer can wait for ever for the other; whoever asked needs both.
+ */
+function answeredTogether(revokes: readonly RevokeEffect[]): RevokeEffect[][] {
+  if (revokes.length < 2) return revokes.map((effect) => [effect]);
+  const groups: RevokeEffect[][] = [];
+  const ofStatus: { readonly object: TokenObject; readonly range: ByteRange; readonly group: RevokeEffect[] }[] = [];
+  for (const effect of revokes) {
+    const { class: tokenClass, object, range } = effect.revocation;
+    if (tokenClass !== TokenClass.status) continue;
+    const group = [effect];
+    groups.push(group);
+    ofStatus.push({ object, range, group });
+  }
+  for (const effect of revokes) {
+    const { class: tokenClass, object } = effect.revocation;
+    if (tokenClass === TokenClass.status) continue;
+    const sector = object * SECTOR_BYTES;
+    const segment = segmentOf(tokenClass, object);
+    const status = ofStatus.find((s) => s.object === segment && s.range.start <= sector && sector < s.range.end);
+    if (status === undefined) groups.push([effect]);
+    else status.group.push(effect);
+  }
+  return groups;
 }
 
 const nameOf = (table: Record<string, number>, value: number): string =>
