@@ -20,7 +20,7 @@ import type { Checksums } from '../nsd/checksums.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
 import { LazyFileSystem } from './lazy-file-system.js';
 import { HoldfastNode, type NodeParts } from './node.js';
-import { type NsdConfig, openStores } from './open-stores.js';
+import { type NsdConfig, openStores, type WrapDevice } from './open-stores.js';
 import { planPool } from './pool-plan.js';
 import { systemClock } from './system-clock.js';
 
@@ -40,6 +40,8 @@ export interface NodeConfig {
   readonly name: string;
   /** Null: this node dials and is never dialled. Port 0: any free one. */
   readonly listen: { readonly host: string; readonly port: number } | null;
+  /** Where the others dial, if it isn't where this node listens (a forwarded port). */
+  readonly advertise?: { readonly host: string; readonly port: number };
   readonly tokenServer: boolean;
   readonly pagePoolBytes: number;
   readonly leaseTtlMs: number;
@@ -48,6 +50,8 @@ export interface NodeConfig {
   readonly fileSystem: string | null;
   readonly settings?: NodeParts['settings'];
   readonly logger?: Logger;
+  /** Tests: the fault port of the storage. */
+  readonly wrapDevice?: WrapDevice;
 }
 
 export interface NodeEngine extends Engine {
@@ -145,7 +149,8 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
       resolveAddress: async (id) => membership.view.nodes.get(id)?.address ?? null,
     });
     undo.push(() => fabric.close());
-    const address = config.listen === null ? null : await fabric.listen(config.listen);
+    const listening = config.listen === null ? null : await fabric.listen(config.listen);
+    const address = listening === null ? null : (config.advertise ?? listening);
 
     const opened = await openStores(config.nsds, {
       pool,
@@ -154,6 +159,7 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
       counters,
       clusterId: membership.clusterId,
       logger,
+      ...(config.wrapDevice === undefined ? {} : { wrapDevice: config.wrapDevice }),
     });
     undo.push(() => opened.close());
     const { stores } = opened;
@@ -247,6 +253,8 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
         made.tokenServer?.gauges();
         const usage = made.cache?.usage();
         for (const [name, value] of Object.entries(usage ?? {})) counters.set(`cache.${name}`, value);
+        counters.set('fabric.messagesOut', fabric.traffic.messagesOut);
+        counters.set('fabric.transfersOut', fabric.traffic.transfersOut);
         const hits = map.stats();
         counters.set('map.readHits', hits.readHits);
         counters.set('map.writeHits', hits.writeHits);

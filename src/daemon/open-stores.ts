@@ -4,7 +4,8 @@ import { BlockEngine } from 'napi-nvme';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import type { Logger } from '../common/logger.js';
-import type { PagePool } from '../native/page-pool.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { PoolEngine } from '../nsd/block-engine-device.js';
 import type { Checksums } from '../nsd/checksums.js';
 import type { BlockDevice } from '../nsd/nsd-api.js';
@@ -20,6 +21,9 @@ export interface NsdConfig {
   readonly sizeBytes: number | null;
   readonly failureGroup: number;
 }
+
+/** Puts something in front of a device; `scratch` is a sector of the pool's that is its own. */
+export type WrapDevice = (device: BlockDevice, nsd: NsdConfig, pool: PagePool, scratch: PoolSegment) => BlockDevice;
 
 export interface OpenedStores {
   readonly stores: readonly NsdStore[];
@@ -42,6 +46,7 @@ export async function openStores(
     readonly counters: Counters;
     readonly clusterId: string;
     readonly logger: Logger;
+    readonly wrapDevice?: WrapDevice;
   },
 ): Promise<OpenedStores> {
   if (configs.length === 0) return { stores: [], close: () => Promise.resolve() };
@@ -68,9 +73,16 @@ async function openOne(
 ): Promise<NsdStore> {
   const { pool, plan, checksums, counters, clusterId, logger } = parts;
   const empty = await prepare(config);
-  const device: BlockDevice = await engine.open(config.path);
+  let device: BlockDevice = await engine.open(config.path);
+  let staging = plan.storeStaging[index]!;
+  if (parts.wrapDevice !== undefined) {
+    const lengthBytes = staging.lengthBytes - SECTOR_BYTES;
+    const scratch = { offsetBytes: staging.offsetBytes + lengthBytes, lengthBytes: SECTOR_BYTES };
+    staging = { offsetBytes: staging.offsetBytes, lengthBytes };
+    device = parts.wrapDevice(device, config, pool, scratch);
+  }
   try {
-    const storeParts: NsdStoreParts = { device, pool, checksums, counters, staging: plan.storeStaging[index]! };
+    const storeParts: NsdStoreParts = { device, pool, checksums, counters, staging };
     if (empty) {
       logger.info({ nsd: config.name, path: config.path }, 'an empty device becomes an NSD');
       await NsdStore.format(storeParts, {
