@@ -144,8 +144,8 @@ export class MemoryNetwork {
     for (const connection of [...this.#connections]) {
       for (const end of connection.ends) {
         if (end.transport !== transport) continue;
-        if (silently) end.closed = true;
-        end.close();
+        if (silently) end.crash();
+        else end.close();
         connection.break();
       }
     }
@@ -374,6 +374,11 @@ class MemoryLink implements Link {
     // The other side learns as it would of a FIN: after what is still under way to it.
     this.connection.network.forget(this.connection);
     this.other.#closeAfterIncoming();
+  }
+
+  /** The node of this end died: what is on its way here arrives nowhere. */
+  crash(): void {
+    this.#end();
   }
 
   /** The network broke: nothing more arrives, then onClosed. */
