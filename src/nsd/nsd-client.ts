@@ -346,7 +346,7 @@ export class NsdClient implements NsdClientApi {
           // Nothing to wait for: the next transfer is a new one.
           continue;
         }
-        if (last.retry !== 'same') throw last;
+        if (last.retry !== 'same' && !serverReplaced(last)) throw last;
         this.counters.add('nsd.retries');
         if ((tries + 1) % location.servers.length === 0) {
           await pause(clock, Math.min(backoffMs, Math.max(0, deadlineMs - clock.nowMs())), signal);
@@ -383,6 +383,10 @@ export class NsdClient implements NsdClientApi {
     return batches;
   }
 }
+
+/** The life of the server that was asked is over, as the fabric says; ours isn't. The next one may answer, or another server. */
+const serverReplaced = (error: FsError): boolean =>
+  error.reason === 'fenced' && (error.op === 'fabric.forget' || error.op === 'fabric.session');
 
 function hasRoom(batch: Batch, offsetBytes: number): boolean {
   if (batch.sectorCount >= NSD_REQUEST_SECTORS_MAX || batch.sectorCount * SECTOR_BYTES >= WINDOW_BYTES_MAX)
