@@ -5,10 +5,12 @@
  * where inodes lie in the inode file. Writing them out is inode-writer.ts.
  * Invariant: a revoke is answered when every inode of its range is clean on the devices, with its data (decision 4 in
  * docs/architecture.md); serving it asks for no token.
- * Fault model: sectors that don't decode are reported for the inode that was asked for, and ignored for its neighbours.
+ * Fault model: sectors that don't decode are reported for the inode that was asked for, and ignored for its neighbours. A revoke whose
+ * writes fail waits until they succeed.
  */
 
 import type { CachedFile } from '../cache/page-cache-api.js';
+import { sleep } from '../common/clock.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
@@ -26,6 +28,9 @@ import type { Volume } from './volume.js';
 
 /** Inodes read at once around the one that is wanted. */
 const READ_RUN = 16;
+/** Between attempts to write out what a revoke waits for; doubles. */
+const REVOKE_RETRY_MIN_MS = 20;
+const REVOKE_RETRY_MAX_MS = 2_000;
 
 interface RunRead {
   readonly first: number;
@@ -392,11 +397,19 @@ export class InodeTable {
     for (const inode of concerned)
       inode.file?.setStatusMode(keep < TokenMode.shared ? TokenMode.none : TokenMode.shared);
     // Nothing new can become dirty now; what is dirty goes out, with its data first.
+    let retryMs = REVOKE_RETRY_MIN_MS;
     for (;;) {
       for (const inode of concerned) this.refresh(inode);
       const unclean = concerned.filter((inode) => inode.dirty || inode.writing !== null || this.hasDirtyData(inode));
       if (unclean.length === 0) break;
-      await this.#writer.writeOut(unclean);
+      try {
+        await this.#writer.writeOut(unclean);
+      } catch (error) {
+        // Without the writes the token can't leave: tried until they succeed, or this node is fenced and drops everything.
+        this.#volume.parts.logger.warn({ object, range, error: String(error) }, 'a status revoke waits: write-out fails');
+        await sleep(this.#volume.clock, retryMs);
+        retryMs = Math.min(2 * retryMs, REVOKE_RETRY_MAX_MS);
+      }
     }
     if (keep !== TokenMode.none) return;
     // Read-ahead may still be using the pointers; it needs no token and ends by itself.
