@@ -1,12 +1,27 @@
 import type { SequentialModel } from './linearizability.js';
 
 /**
- * What a file is to the checker: a row of cells and a size, counted in cells. Cells are 6000 bytes, so they share sectors and cross
- * pages. A write fills whole cells with its own stamp; what a read finds in a cell is that stamp, 0 for zeros, or the fingerprint
- * of a mixture (which only a crash may leave behind).
+ * What a file is to the checker: a row of cells and a size, counted in cells. A write fills whole cells with its own stamp; what a
+ * read finds in a cell is that stamp, 0 for zeros, or the fingerprint of a mixture (which only a crash may leave behind).
+ *
+ * A layout says where in the file the cells are. Cells are no multiple of a sector, so they share sectors and cross pages.
  */
-export const CELL_BYTES = 6000;
 export const CELLS_MAX = 24;
+
+export interface CellLayout {
+  /** Where the first cell begins; the file is never shorter. */
+  readonly baseBytes: number;
+  /** A multiple of 4. */
+  readonly cellBytes: number;
+}
+export const LAYOUTS: readonly CellLayout[] = [
+  { baseBytes: 0, cellBytes: 6000 },
+  // Across the boundary of two blocks.
+  { baseBytes: 2 ** 20 - 12 * 6000, cellBytes: 6000 },
+  // Inline in the inode as long as it is short.
+  { baseBytes: 0, cellBytes: 300 },
+  { baseBytes: 0, cellBytes: 20_000 },
+];
 
 export type FileInput =
   | { readonly op: 'read'; readonly from: number; readonly to: number }
@@ -55,15 +70,27 @@ const same = (a: readonly number[], b: readonly number[]): boolean =>
   a.length === b.length && a.every((value, index) => value === b[index]);
 
 /** The bytes of `count` cells written by the operation with this stamp. */
-export function stampedBytes(stamp: number, count: number): Uint8Array {
-  const words = new Uint32Array((count * CELL_BYTES) / 4).fill(stamp);
-  return new Uint8Array(words.buffer);
+export function stampedBytes(layout: CellLayout, stamp: number, count: number): Uint8Array {
+  return new Uint8Array(new Uint32Array((count * layout.cellBytes) / 4).fill(stamp).buffer);
 }
 
-/** What a cell holds: its stamp, or a negative fingerprint when it isn't uniform. `bytes` is one whole cell. */
-export function cellValue(bytes: Uint8Array): number {
-  const copy = bytes.slice();
-  const words = new Uint32Array(copy.buffer, 0, CELL_BYTES / 4);
+/** The cells in the bytes of a read that began at a cell's border; an odd rest becomes a cell that matches nothing. */
+export function cellsOf(layout: CellLayout, bytes: Uint8Array): number[] {
+  const cells: number[] = [];
+  for (let at = 0; at < bytes.length; at += layout.cellBytes) {
+    const cell = bytes.slice(at, at + layout.cellBytes);
+    cells.push(cell.length === layout.cellBytes ? cellValue(cell) : -1);
+  }
+  return cells;
+}
+
+/** How many cells a size means; a fraction when it can't be right. */
+export const cellsOfSize = (layout: CellLayout, sizeBytes: number): number =>
+  (sizeBytes - layout.baseBytes) / layout.cellBytes;
+
+/** What a cell holds: its stamp, or a negative fingerprint when it isn't uniform. */
+function cellValue(bytes: Uint8Array): number {
+  const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
   const first = words[0]!;
   let hash = 17;
   let uniform = true;
@@ -71,5 +98,5 @@ export function cellValue(bytes: Uint8Array): number {
     if (word !== first) uniform = false;
     hash = Math.imul(hash ^ word, 0x01000193);
   }
-  return uniform ? first : -1 - (hash >>> 0);
+  return uniform ? first : -2 - (hash >>> 0);
 }

@@ -7,10 +7,10 @@ export interface Operation<Input, Output> {
   /** Who did it: shown in counter-examples. */
   readonly client: string;
   readonly input: Input;
-  /** Null when nobody knows: it may have happened at any time from its call on, or never. */
+  /** Null when nobody knows: it happened between `calledAt` and `returnedAt`, or never. */
   readonly output: Output | null;
   readonly calledAt: number;
-  /** Infinity when it never returned. */
+  /** Infinity when it never returned and nothing says from when on it can't happen any more. */
   readonly returnedAt: number;
 }
 
@@ -61,7 +61,30 @@ export function checkLinearizable<State, Input, Output>(
   }
 
   const done = new Uint8Array(count);
-  const stack: { index: number; state: State }[] = [];
+  /** Every operation before this index is done: what makes two configurations' keys short. */
+  let firstOpen = 0;
+  const mark = (index: number, value: 0 | 1): void => {
+    done[index] = value;
+    if (value === 0) firstOpen = Math.min(firstOpen, index);
+    else while (firstOpen < count && done[firstOpen] === 1) firstOpen++;
+  };
+  const configuration = (state: State): string => {
+    let last = count - 1;
+    while (last >= firstOpen && done[last] === 0) last--;
+    let bits = '';
+    let word = 0;
+    for (let index = firstOpen; index <= last; index++) {
+      word = (word << 1) | done[index]!;
+      if ((index - firstOpen) % 15 === 14) {
+        bits += String.fromCharCode(word);
+        word = 0;
+      }
+    }
+    return `${firstOpen} ${last} ${bits}${String.fromCharCode(word)}|${model.key(state)}`;
+  };
+
+  /** `skipped`: an operation of unknown outcome that never happened. */
+  const stack: { index: number; state: State; skipped: boolean }[] = [];
   const seen = new Set<string>();
   let state = model.initial;
   let best: number[] = [];
@@ -69,66 +92,66 @@ export function checkLinearizable<State, Input, Output>(
   let visits = 0;
   let required = operations.filter((operation) => operation.output !== null).length;
   let entry: ListNode | null = head.next;
-  const configuration = (): string => `${Buffer.from(done).toString('latin1')}|${model.key(state)}`;
+
+  /** Goes to a configuration, unless that one was visited before. */
+  const enter = (index: number, next: State, skipped: boolean): boolean => {
+    mark(index, 1);
+    const key = configuration(next);
+    if (seen.has(key)) {
+      mark(index, 0);
+      return false;
+    }
+    visits++;
+    seen.add(key);
+    stack.push({ index, state, skipped });
+    state = next;
+    lift(calls[index]!);
+    lift(returns[index]!);
+    if (operations[index]!.output !== null) required--;
+    entry = head.next;
+    return true;
+  };
 
   while (required > 0) {
-    if (entry !== null && !entry.isReturn) {
-      const index = entry.index;
+    if (visits > visitsMax) return { ok: false, undecided: true, ordered: [], stuckAt: [] };
+    if (entry !== null) {
+      const { index, isReturn }: ListNode = entry;
       const operation = operations[index]!;
-      const next = model.step(state, operation.input, operation.output);
-      let taken = false;
-      if (next !== null) {
-        const previous = state;
-        done[index] = 1;
-        state = next;
-        const key = configuration();
-        if (!seen.has(key)) {
-          if (++visits > visitsMax) return { ok: false, undecided: true, ordered: [], stuckAt: [] };
-          seen.add(key);
-          stack.push({ index, state: previous });
-          lift(calls[index]!);
-          lift(returns[index]!);
-          if (operation.output !== null) required--;
-          if (stack.length > best.length) {
-            best = stack.map((frame) => frame.index);
-            bestStuck = [];
-          }
-          entry = head.next;
-          taken = true;
-        } else {
-          done[index] = 0;
-          state = previous;
-        }
+      if (!isReturn) {
+        const next = model.step(state, operation.input, operation.output);
+        if (next === null || !enter(index, next, false)) entry = entry.next;
+        continue;
       }
-      if (!taken) entry = entry?.next ?? null;
-      continue;
+      // Nothing behind a return may come before its operation; one of unknown outcome need not have happened at all.
+      if (operation.output === null && enter(index, state, true)) continue;
     }
-    // A return of an operation not yet taken (or the end): nothing behind it may come first. One of unknown outcome holds nobody up.
-    if (entry !== null && operations[entry.index]!.output === null) {
-      entry = entry.next;
-      continue;
-    }
-    if (stack.length >= best.length) {
+    const taken = stack.filter((frame) => !frame.skipped);
+    if (taken.length >= best.length) {
+      best = taken.map((frame) => frame.index);
       bestStuck = [];
       for (let at: ListNode | null = head.next; at !== null && at !== entry; at = at.next) {
         if (!at.isReturn) bestStuck.push(at.index);
       }
     }
-    const frame = stack.pop();
-    if (frame === undefined) {
-      return {
-        ok: false,
-        undecided: false,
-        ordered: best.map((index) => operations[index]!),
-        stuckAt: bestStuck.map((index) => operations[index]!),
-      };
+    // Back to the last operation that could have come later; one that was skipped could not.
+    for (let skipped = true; skipped; ) {
+      const frame = stack.pop();
+      if (frame === undefined) {
+        return {
+          ok: false,
+          undecided: false,
+          ordered: best.map((index) => operations[index]!),
+          stuckAt: bestStuck.map((index) => operations[index]!),
+        };
+      }
+      mark(frame.index, 0);
+      state = frame.state;
+      putBack(returns[frame.index]!);
+      putBack(calls[frame.index]!);
+      if (operations[frame.index]!.output !== null) required++;
+      skipped = frame.skipped;
+      entry = calls[frame.index]!.next;
     }
-    done[frame.index] = 0;
-    state = frame.state;
-    putBack(returns[frame.index]!);
-    putBack(calls[frame.index]!);
-    if (operations[frame.index]!.output !== null) required++;
-    entry = calls[frame.index]!.next;
   }
   return { ok: true, undecided: false, ordered: [], stuckAt: [] };
 }

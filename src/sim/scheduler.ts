@@ -29,7 +29,7 @@ export class Scheduler implements Clock {
   }
 
   after(delayMs: number, fire: () => void): Timer {
-    const event: Event = { atMs: this.#nowMs + Math.max(0, delayMs), sequence: this.#sequence++, fire };
+    const event: Event = { atMs: this.#later(delayMs), sequence: this.#sequence++, fire };
     this.#push(event);
     return {
       cancel: () => {
@@ -74,6 +74,12 @@ export class Scheduler implements Clock {
     return outcome.value;
   }
 
+  /** Whole ticks, rounded up: sums and differences of times are exact, and what waits for a moment never wakes before it. */
+  #later(delayMs: number): number {
+    if (!(delayMs > 0)) return this.#nowMs;
+    return Math.max(this.#nowMs + TICK_MS, Math.ceil((this.#nowMs + delayMs) / TICK_MS) * TICK_MS);
+  }
+
   #push(event: Event): void {
     const heap = this.#heap;
     let at = heap.push(event) - 1;
@@ -104,6 +110,8 @@ export class Scheduler implements Clock {
     return top;
   }
 }
+
+const TICK_MS = 2 ** -20;
 
 interface Event {
   readonly atMs: number;

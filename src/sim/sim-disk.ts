@@ -13,6 +13,8 @@ const CHUNK_BYTES = 4096;
  */
 export class SimDisk {
   readonly #chunks = new Map<number, Uint8Array>();
+  /** Times what a transfer takes otherwise: a disk that is busy with something else. */
+  slowness = 1;
 
   constructor(
     readonly lengthBytes: number,
@@ -97,6 +99,11 @@ export class SimDisk {
     };
   }
 
+  /** A sector as it is now, for whoever looks at the world from outside. */
+  peek(offsetBytes: number): Uint8Array {
+    return this.#chunks.get(offsetBytes)?.slice() ?? new Uint8Array(CHUNK_BYTES);
+  }
+
   /** Flips one bit: decay. */
   corrupt(offsetBytes: number): void {
     const at = Math.floor(offsetBytes / CHUNK_BYTES) * CHUNK_BYTES;
@@ -107,7 +114,8 @@ export class SimDisk {
   }
 
   #latency(): number {
-    return this.latencyMs.min + this.random.next() * (this.latencyMs.max - this.latencyMs.min);
+    const { min, max } = this.latencyMs;
+    return (min + this.random.next() * (max - min)) * this.slowness;
   }
   #copyOut(offsetBytes: number, pool: Uint8Array, memory: PoolSegment): void {
     for (let done = 0; done < memory.lengthBytes; done += CHUNK_BYTES) {

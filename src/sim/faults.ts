@@ -1,0 +1,269 @@
+import { sleep } from '../common/clock.js';
+import type { NodeId } from '../common/ids.js';
+import { below, chance, pick, type SeededRandom } from '../common/random.js';
+import type { Crossing, Verdict } from '../fabric/memory-link.js';
+import type { RevokeItem } from '../protocol/token-messages.js';
+import { type FaultPlan, LEASE_TTL_MS } from './seed-plan.js';
+import type { SimNode } from './sim-node.js';
+import type { World } from './world.js';
+
+/**
+ * What goes wrong, when the plan says so. Owns the network's policy and everything that has to be undone at the end.
+ *
+ * Invariant: one node at a time is on its way out, so that the others can always go on.
+ */
+export class Faults {
+  /** Extra delay per direction, "from>to". */
+  readonly #slow = new Map<string, number>();
+  readonly #cutChance = new Map<string, number>();
+  readonly #undo: (() => void)[] = [];
+  /** Waits for a revocation of a hot file to be under way. */
+  #ambush: { readonly who: 'holder' | 'requester'; spring: (victim: SimNode) => void } | null = null;
+  applied = 0;
+
+  constructor(
+    private readonly world: World,
+    private readonly random: SeededRandom,
+    private readonly jitter: SeededRandom,
+  ) {
+    world.network.policy = (crossing) => this.#cross(crossing);
+  }
+
+  #cross({ from, to, kind }: Crossing): Verdict {
+    const pair = `${from}>${to}`;
+    const cut = this.#cutChance.get(pair);
+    if (cut !== undefined && chance(this.jitter, cut)) return 'cut';
+    const share = this.jitter.next();
+    // Mostly quick, now and then late.
+    const delayMs = 0.02 + 0.15 * share + (share > 0.97 ? 2 * this.jitter.next() : 0);
+    return { delayMs: delayMs + (this.#slow.get(pair) ?? 0) * (kind === 'connect' ? 0.2 : 1) };
+  }
+
+  async run(): Promise<void> {
+    const running: Promise<void>[] = [];
+    for (const fault of this.world.plan.faults) {
+      while (this.world.workload.ended < fault.atOperation) await sleep(this.world.scheduler, 1);
+      running.push(this.#apply(fault));
+      await sleep(this.world.scheduler, 0);
+    }
+    await Promise.all(running);
+  }
+
+  async #apply(fault: FaultPlan): Promise<void> {
+    const { world, random } = this;
+    const { scheduler } = world;
+    const say = (text: string): void => world.trace.add(0, 0, `fault ${fault.kind}: ${text}`);
+    this.applied++;
+    switch (fault.kind) {
+      case 'cut': {
+        const [a, b] = this.#pair();
+        say(`between ${a} and ${b}`);
+        await this.#during(
+          fault.forMs,
+          () => this.#both(this.#cutChance, a, b, 0.05),
+          () => this.#both(this.#cutChance, a, b, null),
+        );
+        world.network.cut(`n${a}`, `n${b}`);
+        return;
+      }
+      case 'slowLink': {
+        const [a, b] = this.#pair();
+        const delayMs = 2 + 60 * random.next();
+        say(`${delayMs.toFixed(1)} ms between ${a} and ${b}`);
+        await this.#during(
+          fault.forMs,
+          () => this.#both(this.#slow, a, b, delayMs),
+          () => this.#both(this.#slow, a, b, null),
+        );
+        return;
+      }
+      case 'partition': {
+        const [a, b] = this.#pair();
+        say(`${a} and ${b} for ${fault.forMs.toFixed(0)} ms`);
+        await this.#during(
+          fault.forMs,
+          () => world.network.setReachable(`n${a}`, `n${b}`, false),
+          () => world.network.setReachable(`n${a}`, `n${b}`, true),
+        );
+        return;
+      }
+      case 'storeOutage':
+        // Not while somebody is on the way out: then nobody might be left to drive.
+        await this.#untilAllUp();
+        say(`for ${fault.forMs.toFixed(0)} ms`);
+        await this.#during(
+          fault.forMs,
+          () => world.store.setAvailable(false),
+          () => world.store.setAvailable(true),
+        );
+        return;
+      case 'slowDisk': {
+        const { disk, server } = pick(random, world.disks);
+        say(`of node ${server}`);
+        await this.#during(
+          fault.forMs,
+          () => {
+            disk.slowness = 40;
+          },
+          () => {
+            disk.slowness = 1;
+          },
+        );
+        return;
+      }
+      case 'pause': {
+        const life = await this.#victim();
+        say(`node ${life.name} for ${fault.forMs.toFixed(0)} ms`);
+        await this.#during(
+          fault.forMs,
+          () => life.gate.pause(),
+          () => life.gate.resume(),
+        );
+        return;
+      }
+      case 'kill': {
+        const life = await this.#victim();
+        say(`node ${life.name}`);
+        world.kill(life);
+        return this.#untilAllUp();
+      }
+      case 'killServer': {
+        const life = await this.#victim((one) => one.id <= world.plan.tokenServers);
+        say(`node ${life.name}`);
+        world.kill(life);
+        return this.#untilAllUp();
+      }
+      case 'killHolder':
+      case 'killRequester': {
+        await this.#untilAllUp();
+        const life = await this.#inAmbush(fault.kind === 'killHolder' ? 'holder' : 'requester');
+        say(`node ${life.name}`);
+        world.kill(life);
+        return this.#untilAllUp();
+      }
+      case 'zombie': {
+        // Stopped for longer than its lease and its expulsion take; its application's threads run on.
+        const life = await this.#victim();
+        const forMs = LEASE_TTL_MS * (2.3 + random.next());
+        say(`node ${life.name} stands still for ${forMs.toFixed(0)} ms`);
+        await this.#during(
+          forMs,
+          () => life.gate.pause(),
+          () => life.gate.resume(),
+        );
+        return this.#untilAllUp();
+      }
+      case 'storeCut': {
+        const life = await this.#victim();
+        const forMs = LEASE_TTL_MS * (2.3 + random.next());
+        say(`node ${life.name} for ${forMs.toFixed(0)} ms`);
+        await this.#during(
+          forMs,
+          () => life.connection.setConnected(false),
+          () => life.connection.setConnected(true),
+        );
+        return this.#untilAllUp();
+      }
+      case 'lateWrites': {
+        // What it sends to a disk's server is under way for longer than its expulsion takes.
+        const life = await this.#victim();
+        const forMs = LEASE_TTL_MS * (2.3 + random.next());
+        const servers = world.disks.map((disk) => disk.server).filter((server) => server !== life.id);
+        say(`node ${life.name} to ${servers.join()} for ${forMs.toFixed(0)} ms`);
+        await this.#during(
+          forMs,
+          () => {
+            for (const server of servers) this.#slow.set(`n${life.id}>n${server}`, forMs);
+            life.connection.setConnected(false);
+          },
+          () => {
+            for (const server of servers) this.#slow.delete(`n${life.id}>n${server}`);
+            life.connection.setConnected(true);
+          },
+        );
+        return this.#untilAllUp();
+      }
+      case 'leave': {
+        const life = await this.#victim((one) => one.id <= world.plan.tokenServers);
+        say(`node ${life.name}`);
+        await world.workload.stopLife(life);
+        if (life.state !== 'up') return;
+        for (const file of life.files.values()) await life.gate.pass(file.close());
+        await life.gate.pass(life.unmount());
+        await life.gate.pass(life.leave());
+        await sleep(scheduler, fault.forMs);
+        world.lifeEnded(life);
+        return this.#untilAllUp();
+      }
+    }
+  }
+
+  /** Called for every revoke that leaves a server. */
+  revokeSent(holder: NodeId, requester: NodeId, item: RevokeItem): void {
+    const ambush = this.#ambush;
+    if (ambush === null) return;
+    const victim = this.world.nodes.get(ambush.who === 'holder' ? holder : requester);
+    if (victim === undefined || victim.state !== 'up' || item.requester === 0) return;
+    this.#ambush = null;
+    ambush.spring(victim);
+  }
+
+  async #inAmbush(who: 'holder' | 'requester'): Promise<SimNode> {
+    const { scheduler } = this.world;
+    const delayMs = this.random.next() < 0.3 ? 0 : 3 * this.random.next();
+    let skip = below(this.random, 6);
+    const sprung = await new Promise<SimNode | null>((resolve) => {
+      const timer = scheduler.after(3000, () => {
+        this.#ambush = null;
+        resolve(null);
+      });
+      const spring = (victim: SimNode): void => {
+        if (skip-- > 0) {
+          this.#ambush = { who, spring };
+          return;
+        }
+        timer.cancel();
+        scheduler.after(delayMs, () => resolve(victim));
+      };
+      this.#ambush = { who, spring };
+    });
+    return sprung?.state === 'up' ? sprung : this.#victim();
+  }
+
+  async heal(): Promise<void> {
+    this.#ambush = null;
+    for (const undo of this.#undo.splice(0)) undo();
+    this.#slow.clear();
+    this.#cutChance.clear();
+  }
+
+  async #during(forMs: number, begin: () => void, end: () => void): Promise<void> {
+    begin();
+    this.#undo.push(end);
+    await sleep(this.world.scheduler, forMs);
+    const at = this.#undo.indexOf(end);
+    if (at >= 0) this.#undo.splice(at, 1);
+    end();
+  }
+
+  #pair(): [number, number] {
+    const a = 1 + below(this.random, this.world.plan.nodeCount);
+    const b = 1 + below(this.random, this.world.plan.nodeCount - 1);
+    return [a, b >= a ? b + 1 : b];
+  }
+
+  #both(map: Map<string, number>, a: number, b: number, value: number | null): void {
+    for (const pair of [`n${a}>n${b}`, `n${b}>n${a}`])
+      if (value === null) map.delete(pair);
+      else map.set(pair, value);
+  }
+
+  async #untilAllUp(): Promise<void> {
+    while (!this.world.allUp) await sleep(this.world.scheduler, 5);
+  }
+
+  async #victim(fits: (life: SimNode) => boolean = () => true): Promise<SimNode> {
+    await this.#untilAllUp();
+    return pick(this.random, this.world.up.filter(fits));
+  }
+}

@@ -1,0 +1,93 @@
+import { constants } from 'node:fs';
+import { FsError } from '../common/errors.js';
+import { pick, type SeededRandom } from '../common/random.js';
+import { ROOT } from '../fs/file-system-api.js';
+import { type DirectoryInput, listingOf } from './directory-model.js';
+import type { SimNode } from './sim-node.js';
+import type { Workload } from './workload.js';
+import { NAMES_DIRECTORY, type World } from './world.js';
+
+/** Names in one directory, made, moved and removed from all nodes at once. */
+const NAMES = ['a', 'b', 'c', 'd'] as const;
+/** Answers, not failures. */
+const ANSWERS = new Set(['ENOENT', 'EEXIST']);
+
+export class NamesWorkload {
+  constructor(
+    private readonly world: World,
+    private readonly workload: Workload,
+  ) {}
+
+  async step(life: SimNode, client: string, random: SeededRandom): Promise<void> {
+    const name = pick(random, NAMES);
+    const to = pick(random, NAMES);
+    const what = random.next();
+    const input: DirectoryInput =
+      what < 0.3
+        ? { op: 'create', name }
+        : what < 0.5
+          ? { op: 'unlink', name }
+          : what < 0.65
+            ? { op: 'rename', name, to }
+            : what < 0.72
+              ? { op: 'link', name, to }
+              : what < 0.9
+                ? { op: 'look', name }
+                : { op: 'list' };
+    await this.#operation(life, client, input);
+  }
+
+  look(life: SimNode): Promise<void> {
+    return this.#operation(life, `${life.name} at last`, { op: 'list' });
+  }
+
+  async #operation(life: SimNode, client: string, input: DirectoryInput): Promise<void> {
+    const { names, trace } = this.world;
+    const pending = names.begin(client, life.name, input);
+    trace.add(life.id, 0, `${client}: begins ${JSON.stringify(input)}`);
+    try {
+      const output = await this.#perform(life, input);
+      trace.add(life.id, 0, `${client}: ${JSON.stringify(input)} -> ${output}`);
+      if (pending.done === null) names.end(pending, output);
+    } catch (error) {
+      trace.add(life.id, 0, `${client}: ${JSON.stringify(input)} failed: ${String(error)}`);
+      this.workload.checkError(life, 0, error, input.op);
+      names.forget(pending);
+    }
+  }
+
+  async #perform(life: SimNode, input: DirectoryInput): Promise<string> {
+    const fs = life.fileSystem;
+    if (fs === null) throw new FsError('closed', { op: 'sim' });
+    const path = (name: string): string => `${NAMES_DIRECTORY}/${name}`;
+    try {
+      switch (input.op) {
+        case 'create': {
+          const flags = constants.O_CREAT | constants.O_EXCL | constants.O_RDWR;
+          const file = await fs.open(path(input.name), flags, 0o644, ROOT);
+          const { ino } = file;
+          await file.close();
+          return String(ino);
+        }
+        case 'look': {
+          const { ino } = await fs.stat(path(input.name), ROOT);
+          return String(ino);
+        }
+        case 'list':
+          return listingOf(await fs.readdir(NAMES_DIRECTORY, ROOT));
+        case 'unlink':
+          await fs.unlink(path(input.name), ROOT);
+          return 'ok';
+        case 'rename':
+          await fs.rename(path(input.name), path(input.to), ROOT);
+          return 'ok';
+        case 'link':
+          await fs.link(path(input.name), path(input.to), ROOT);
+          return 'ok';
+      }
+    } catch (error) {
+      if (FsError.is(error) && ANSWERS.has(error.code)) return error.code;
+      throw error;
+    }
+  }
+}

@@ -1,0 +1,24 @@
+import type { ExpulsionActions } from '../../cluster/membership-runtime.js';
+import type { SimNode } from '../sim-node.js';
+import type { FabricTap } from '../tapped-fabric.js';
+import type { WatchedCacheMap } from '../watched-map.js';
+import type { World } from '../world.js';
+
+/**
+ * A bug put into every node of a world, at the seams where the world puts the node together; production code knows nothing of it. The
+ * simulator has to find it.
+ */
+export interface PlantedBug {
+  readonly name: string;
+  /** What is wrong, in a sentence. */
+  readonly what: string;
+  /** Found here before, so that a test needs no search. */
+  readonly knownSeeds: readonly number[];
+  makeMap?(world: World, life: SimNode): WatchedCacheMap;
+  tap?(world: World, life: SimNode): FabricTap;
+  /** After the node is made, before it joins. */
+  alterNode?(world: World, life: SimNode): void;
+  alterActions?(world: World, life: SimNode, real: ExpulsionActions): ExpulsionActions;
+}
+
+export const NOTHING_PLANTED: PlantedBug = { name: 'nothing', what: 'The nodes as they are.', knownSeeds: [] };

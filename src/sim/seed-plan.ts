@@ -1,0 +1,124 @@
+import { below, chance, pick, SeededRandom } from '../common/random.js';
+import { type CellLayout, LAYOUTS } from './file-model.js';
+
+/**
+ * What a seed decides before its world begins: how large it is, what is done in it, what goes wrong and when.
+ *
+ * Three kinds. `data`: operations on existing files, and everything may go wrong, expulsions in the midst of revocations above all.
+ * `metadata`: names are made, moved and removed as well; nobody is expelled, since there is no log yet that would mend the tree.
+ * `servers`: the list of token servers changes under the load, cleanly.
+ */
+export type SeedKind = 'data' | 'metadata' | 'servers';
+
+export type FaultKind =
+  | 'cut'
+  | 'slowLink'
+  | 'partition'
+  | 'storeOutage'
+  | 'storeCut'
+  | 'slowDisk'
+  | 'pause'
+  | 'kill'
+  | 'killHolder'
+  | 'killRequester'
+  | 'killServer'
+  | 'zombie'
+  | 'lateWrites'
+  | 'leave';
+
+export interface FaultPlan {
+  readonly kind: FaultKind;
+  /** Begins when so many operations have ended. */
+  readonly atOperation: number;
+  readonly forMs: number;
+}
+
+export interface SeedPlan {
+  readonly seed: number;
+  readonly kind: SeedKind;
+  readonly nodeCount: number;
+  /** Nodes 1 to this serve tokens. */
+  readonly tokenServers: number;
+  /** Nodes 1 to this serve an NSD each. */
+  readonly nsdCount: number;
+  readonly operations: number;
+  readonly clientsPerNode: number;
+  readonly files: readonly CellLayout[];
+  readonly faults: readonly FaultPlan[];
+  readonly slotCount: number;
+  readonly thinkMs: number;
+  readonly minHoldMs: number;
+  /** Ranges that token client and server keep before they shrink. */
+  readonly clientRangesMax: number;
+  readonly serverRangesMax: number;
+  readonly acquireTimeoutMs: number;
+}
+
+export const LEASE_TTL_MS = 1500;
+const OPERATIONS = 520;
+/** As long as an operation may wait for a token, whatever else goes wrong. */
+export const ACQUIRE_TIMEOUT_MS = 20_000;
+
+const HARMLESS: readonly FaultKind[] = ['cut', 'slowLink', 'partition', 'slowDisk', 'pause', 'storeOutage'];
+const EXPELLING: readonly FaultKind[] = [
+  'killHolder',
+  'killRequester',
+  'killHolder',
+  'killRequester',
+  'kill',
+  'killServer',
+  'zombie',
+  'storeCut',
+  'lateWrites',
+];
+
+export function planSeed(seed: number): SeedPlan {
+  const random = new SeededRandom(seed * 2 + 1);
+  const kind: SeedKind = seed % 4 === 0 ? 'metadata' : seed % 10 === 7 ? 'servers' : 'data';
+  const nodeCount = chance(random, 0.6) ? 3 : 4 + below(random, 2);
+  const tokenServers = pick(random, [1, 2, 2, nodeCount]);
+  const faults: FaultPlan[] = [];
+  const add = (fault: FaultKind, forMs: number): void => {
+    faults.push({ kind: fault, atOperation: 20 + below(random, OPERATIONS - 60), forMs });
+  };
+  if (kind === 'data')
+    for (let i = 1 + below(random, 2); i > 0; i--) add(pick(random, EXPELLING), durationOf('kill', random));
+  if (kind === 'servers') for (let i = 1 + below(random, 2); i > 0; i--) add('leave', 50 + 400 * random.next());
+  for (let i = 2 + below(random, 3); i > 0; i--) {
+    const fault = pick(random, HARMLESS);
+    add(fault, durationOf(fault, random));
+  }
+  faults.sort((a, b) => a.atOperation - b.atOperation);
+  return {
+    seed,
+    kind,
+    nodeCount,
+    tokenServers,
+    nsdCount: pick(random, [2, 3]),
+    operations: OPERATIONS,
+    clientsPerNode: nodeCount === 3 ? 3 : 2,
+    files: Array.from({ length: 2 + below(random, 2) }, () => pick(random, LAYOUTS)),
+    faults,
+    slotCount: pick(random, [40, 48, 64, 96]),
+    thinkMs: pick(random, [1, 3, 8]),
+    minHoldMs: chance(random, 0.3) ? 2 * random.next() : 0,
+    clientRangesMax: chance(random, 0.15) ? 12 : 250_000,
+    serverRangesMax: chance(random, 0.15) ? 24 : 1_000_000,
+    acquireTimeoutMs: ACQUIRE_TIMEOUT_MS,
+  };
+}
+
+function durationOf(fault: FaultKind, random: SeededRandom): number {
+  const share = random.next();
+  switch (fault) {
+    // Up to a little beyond the lease: some nodes are suspended, nobody is expelled.
+    case 'storeOutage':
+      return 100 + 2200 * share;
+    case 'pause':
+      return 20 + 1100 * share * share;
+    case 'partition':
+      return 20 + 1500 * share;
+    default:
+      return 50 + 500 * share;
+  }
+}

@@ -1,0 +1,54 @@
+import { FsError } from '../common/errors.js';
+import type { NsdStore } from '../nsd/nsd-store.js';
+import type { NodeGate } from './node-gate.js';
+
+/**
+ * The door between a node and an NSD store of its own. The store is the target's side: what a node has begun there ends there, even
+ * if the node dies meanwhile (else data and checksum would part, which only the intents of the log can mend); answers are noticed through
+ * the node's gate.
+ *
+ * `shut` is the target's fence (S4): nothing gets in any more, and it resolves when nothing is left inside.
+ */
+export class StoreDoor {
+  #inside = 0;
+  #shut = false;
+  #empty: (() => void)[] = [];
+
+  /** Takes over the store's methods. */
+  constructor(
+    readonly store: NsdStore,
+    private readonly gate: NodeGate,
+  ) {
+    const read = store.read.bind(store);
+    const write = store.write.bind(store);
+    const flush = store.flush.bind(store);
+    const discard = store.discard.bind(store);
+    store.read = (...args) => this.#pass('read', () => read(...args));
+    store.write = (...args) => this.#pass('write', () => write(...args));
+    store.flush = () => this.#pass('flush', () => flush());
+    store.discard = (...args) => this.#pass('discard', () => discard(...args));
+  }
+
+  shut(): Promise<void> {
+    this.#shut = true;
+    if (this.#inside === 0) return Promise.resolve();
+    return new Promise((resolve) => this.#empty.push(resolve));
+  }
+
+  #pass<T>(op: string, operation: () => Promise<T>): Promise<T> {
+    // A dead node's code may run on to its next wait; it must not get anything done.
+    if (this.gate.dead) return new Promise(() => undefined);
+    if (this.#shut) {
+      const detail = 'the target has shut this node out';
+      return this.gate.pass(Promise.reject(new FsError('deviceError', { op, object: this.store.uuid, detail })));
+    }
+    this.#inside++;
+    const done = operation().finally(() => {
+      this.#inside--;
+      if (this.#inside > 0) return;
+      for (const tell of this.#empty) tell();
+      this.#empty = [];
+    });
+    return this.gate.pass(done);
+  }
+}
