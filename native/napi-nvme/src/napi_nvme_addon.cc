@@ -15,6 +15,7 @@
 #include <napi.h>
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 #include <uv.h>
@@ -50,28 +51,51 @@ Napi::Error SystemError(Napi::Env env, int error, const char* call, const std::s
 
 class Engine;
 
-// How long the loop may spin before it sleeps: long enough to catch a fast device's answer, nothing when that doesn't
-// pay.
+// How long the loop may spin before it sleeps: long enough to catch a fast device's answer; nothing where that doesn't
+// pay, because the device is slow, or because cores are short: who spins then uses up the time that the scheduler would
+// give him for working.
 class SpinBudget {
  public:
   explicit SpinBudget(uint32_t max_us) : max_ns_(max_us * uint64_t{1000}) {}
-  // Zero most of the time after misses, but now and then tried again.
   uint64_t NextNs() {
     if (max_ns_ == 0) return 0;
-    if (misses_ < kMissesMax) return max_ns_;
-    return ++skipped_ % kRetryEvery == 0 ? max_ns_ : 0;
+    if (pause_ == 0) return max_ns_;
+    pause_--;
+    return 0;
   }
-  void Hit() { misses_ = 0; }
+  void Hit() {
+    misses_ = 0;
+    if (!Preempted()) pause_length_ = kPauseMin;
+  }
   void Miss() {
-    if (misses_ < kMissesMax) misses_++;
+    if (Preempted() || ++misses_ < kMissesMax) return;
+    // Now and then it is tried again.
+    misses_ = 0;
+    pause_ = kPauseMin;
   }
 
  private:
+  // Whether others wanted this core since the last look: then spinning pauses, for longer every time.
+  bool Preempted() {
+    rusage usage;
+    if (getrusage(RUSAGE_THREAD, &usage) != 0) return false;
+    const bool preempted = usage.ru_nivcsw != preemptions_;
+    preemptions_ = usage.ru_nivcsw;
+    if (preempted) {
+      pause_ = pause_length_;
+      pause_length_ = std::min(pause_length_ * 2, kPauseMax);
+    }
+    return preempted;
+  }
+
   static constexpr uint32_t kMissesMax = 3;
-  static constexpr uint32_t kRetryEvery = 32;
+  static constexpr uint32_t kPauseMin = 32;
+  static constexpr uint32_t kPauseMax = 4096;
   const uint64_t max_ns_;
   uint32_t misses_ = 0;
-  uint32_t skipped_ = 0;
+  uint32_t pause_ = 0;
+  uint32_t pause_length_ = kPauseMin;
+  long preemptions_ = 0;
 };
 
 struct Core {
@@ -420,8 +444,8 @@ class Engine : public Napi::ObjectWrap<Engine> {
   }
 
   static constexpr uint32_t kSpinInFlightMax = 2;
-  static constexpr uint32_t kBatchMax = 16;
-  static constexpr uint32_t kBatchesPerTurn = 8;
+  static constexpr uint32_t kBatchMax = 4;
+  static constexpr uint32_t kBatchesPerTurn = 32;
   static constexpr int kHandles = 3;
 
   std::shared_ptr<Core> core_;
