@@ -93,14 +93,16 @@ export class AccessPattern {
   /** From where the file is being used to where that is expected to lead soon, around the latest operation. */
   working(latest: ByteRange, windowBytes: number): ByteRange {
     for (const stream of this.#streams) {
-      if (stream.start !== latest.start) continue;
+      if (stream.start < latest.start || stream.start >= latest.end) continue;
       if (stream.kind === 'forward') return { start: latest.start, end: stream.frontier + windowBytes };
       if (stream.kind === 'reverse') return { start: Math.max(0, stream.frontier - windowBytes), end: latest.end };
       const reach = stream.frontier + stream.strideBytes;
       return { start: Math.max(0, Math.min(latest.start, reach)), end: Math.max(latest.end, reach) };
     }
     for (const stream of this.#writes) {
-      if (stream.end === latest.end) return { start: latest.start, end: stream.preparedEnd + windowBytes };
+      const isLatest = latest.start < stream.end && stream.end <= latest.end;
+      const isBehind = stream.end <= latest.start && latest.start < stream.preparedEnd;
+      if (isLatest || isBehind) return { start: latest.start, end: stream.preparedEnd + windowBytes };
     }
     return latest;
   }

@@ -14,6 +14,7 @@ import { Eviction } from './eviction.js';
 import { FileTable } from './file-table.js';
 import { Fills } from './fills.js';
 import { PageAccess } from './page-access.js';
+import type { PageCacheCounters } from './page-cache-counters.js';
 import { completeSettings, type PageCacheSettings } from './page-cache-settings.js';
 import { Publisher } from './publish.js';
 import { ReadAhead } from './read-ahead.js';
@@ -43,8 +44,9 @@ export class CacheCore {
   readonly tokens: TokenClientApi;
   readonly backing: BackingStore;
   readonly clock: Clock;
+  readonly random: Random;
   readonly logger: Logger;
-  readonly counters: Counters;
+  readonly counters: PageCacheCounters;
   readonly settings: PageCacheSettings;
 
   readonly slots: Slots;
@@ -74,6 +76,7 @@ export class CacheCore {
     this.tokens = parts.tokens;
     this.backing = parts.backing;
     this.clock = parts.clock;
+    this.random = parts.random;
     this.logger = parts.logger;
     this.counters = parts.counters;
     this.settings = completeSettings(parts.settings ?? {}, parts.map.slotCount);

@@ -105,6 +105,7 @@ export class CachedFileOps implements CachedFile {
     const now = this.tryWithBytes(range, mode, use);
     if (now !== undefined) return now.value;
     const { access } = this.#core;
+    const { generation } = this.#core;
     const exclusive = mode === 'exclusive';
     const lock = await this.file.lock.take(
       firstPage(range) * PAGE_BYTES,
@@ -114,6 +115,7 @@ export class CachedFileOps implements CachedFile {
     );
     const claim = new Claim(this.#core);
     try {
+      this.#core.check('cache.withBytes', this.ino, generation);
       const pages = exclusive
         ? await access.closed(this.file, range, 'bytes', claim, options?.signal)
         : await access.pinned(this.file, range, 'bytes', claim, options?.signal);

@@ -1,9 +1,10 @@
 import type { ByteRange } from '../common/byte-range.js';
+import { PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
 import type { CacheCore } from './cache-core.js';
 import type { FileCore } from './file-core.js';
 import type { Page } from './page.js';
 import { inPage } from './page-access.js';
-import { hasPartial, isDirty, withWrite } from './slot-content.js';
+import { hasPartial, withWrite } from './slot-content.js';
 
 /**
  * Copies between pages and the memory of whoever asked. Each runs in one turn, with every page of the range pinned, so that
@@ -48,13 +49,19 @@ export class Copier {
     return count;
   }
 
+  dirtyBytes(pages: readonly Page[]): number {
+    const ranges = pages.flatMap((page) => this.dirtyRanges(page));
+    return ranges.reduce((sum, { start, end }) => sum + end - start, 0);
+  }
+
   /** The page's dirty bytes, as ranges of the file. */
-  dirtyRanges(page: Page, pageStart: number, sectorBytes: number): ByteRange[] {
+  dirtyRanges(page: Page): ByteRange[] {
     const ranges: ByteRange[] = [];
-    if (!isDirty(page)) return ranges;
+    const pageStart = page.index * PAGE_BYTES;
+    this.#core.slots.refresh(page);
     for (let sector = 0; page.dirtyMask >> sector !== 0; sector++) {
       if ((page.dirtyMask & (1 << sector)) === 0) continue;
-      ranges.push({ start: pageStart + sector * sectorBytes, end: pageStart + (sector + 1) * sectorBytes });
+      ranges.push({ start: pageStart + sector * SECTOR_BYTES, end: pageStart + (sector + 1) * SECTOR_BYTES });
     }
     if (hasPartial(page)) ranges.push({ start: pageStart + page.partialStart, end: pageStart + page.partialEnd });
     return ranges;

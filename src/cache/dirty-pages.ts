@@ -1,5 +1,7 @@
 import { BLOCK_BYTES, PAGE_BYTES } from '../common/units.js';
+import { TokenMode } from '../token-manager/token.js';
 import type { CacheCore } from './cache-core.js';
+import { pageRange } from './file-core.js';
 import type { Page } from './page.js';
 import { WaitQueue } from './wait-queue.js';
 
@@ -48,6 +50,8 @@ export class DirtyPages {
 
   /** Room for pages that will become dirty; given back by `endPromise`, when they are dirty or won't be. */
   promise(pages: number, signal?: AbortSignal): true | Promise<true> {
+    // Writes to pages that are dirty already add nothing.
+    if (pages === 0) return true;
     return this.#room.takeNow(pages) ?? this.#room.take(pages, signal);
   }
   endPromise(pages: number): void {
@@ -67,7 +71,7 @@ export class DirtyPages {
         const page = slots.pageOf(slot);
         if (page === null || page.gone) continue;
         slots.refresh(page);
-        page.file.noteUse({ start: page.index * PAGE_BYTES, end: (page.index + 1) * PAGE_BYTES }, 3, this.#core.now());
+        page.file.noteUse(pageRange(page), TokenMode.exclusive, this.#core.now());
       }
       if (dirtied.length < DRAIN_BATCH) break;
     }

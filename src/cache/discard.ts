@@ -16,7 +16,8 @@ import { isDirty } from './slot-content.js';
  */
 export async function discardRange(core: CacheCore, file: FileCore, range: ByteRange): Promise<void> {
   if (isEmpty(range)) return;
-  core.check('cache.discard', file.ino);
+  const { generation } = core;
+  core.check('cache.discard', file.ino, generation);
   const start = Math.floor(range.start / PAGE_BYTES) * PAGE_BYTES;
   const lock = await file.lock.take(start, pageEnd(range) * PAGE_BYTES, true);
   file.discarding.push(range);
@@ -95,6 +96,7 @@ export async function zeroRange(
   range: ByteRange,
 ): Promise<void> {
   const { file } = target;
+  const { generation } = core;
   for (let index = Math.floor(range.start / PAGE_BYTES); index < pageEnd(range); index++) {
     const part = intersect(range, { start: index * PAGE_BYTES, end: (index + 1) * PAGE_BYTES });
     const zero = await target.withBytes(part, 'shared', (view) =>
@@ -102,6 +104,7 @@ export async function zeroRange(
     );
     if (zero) continue;
     if (!core.backing.isReserved(file.ino, part)) await core.backing.reserve(file.ino, part);
+    core.check('cache.zero', file.ino, generation);
     await target.withBytes(part, 'exclusive', (view) => {
       view.bytes(part.start, part.end - part.start).fill(0);
       view.changed(part.start, part.end - part.start);

@@ -74,14 +74,15 @@ export class FileCore {
     this.lastRange = range;
     this.lastMode = mode;
     this.lastUsedMs = nowMs;
-    if (this.positions[0] === range.start) return;
-    const at = this.positions.indexOf(range.start);
+    // One position for each neighbourhood, so that a long run of writes doesn't push the others out.
+    const at = this.positions.findIndex((position) => Math.abs(position - range.start) < NEAR_BYTES);
     if (at >= 0) this.positions.splice(at, 1);
     this.positions.unshift(range.start);
     if (this.positions.length > POSITIONS_MAX) this.positions.pop();
   }
 }
 const POSITIONS_MAX = 6;
+const NEAR_BYTES = 1 << 22;
 
 export const pageRange = (page: Page): ByteRange => ({
   start: page.index * PAGE_BYTES,

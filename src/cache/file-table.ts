@@ -58,6 +58,9 @@ export class FileTable {
     file.attachCount--;
     if (file.attachCount > 0) return;
     this.#idle.add(file);
+    // Pages that were only made ready for writes: nobody writes any more, and their space may be given back now.
+    for (const page of [...file.pages.values()])
+      if (page.loaded && page.validMask === 0 && !page.dirty) this.#core.eviction.tryEvict(page);
     this.forgetIfUnused(file);
   }
 

@@ -52,8 +52,14 @@ class Model {
     for (const watcher of this.#watchers) if (overlaps(watcher.range, range)) watcher.spoilt = true;
   }
   watch(range: ByteRange): { states: Uint8Array[]; spoilt: boolean; end: () => void } {
-    const watcher = { range, states: [this.slice(range)], spoilt: this.isUnknown(range), end: () => undefined as void };
-    watcher.end = () => void this.#watchers.delete(watcher);
+    const watcher = {
+      range,
+      states: [this.slice(range)],
+      spoilt: this.isUnknown(range),
+      end: (): void => {
+        this.#watchers.delete(watcher);
+      },
+    };
     this.#watchers.add(watcher);
     return watcher;
   }
@@ -72,14 +78,14 @@ class Run {
     this.#random = new SeededRandom(seed);
     this.#failures = failures;
     this.t = testCache({
-      pages: 12,
+      pages: 8 + below(this.#random, 8),
       fileBytes: 4 * FILE_BYTES,
       entries,
       settings: {
         dirtyPagesMax: 4,
         pieceBytes: 2 * PAGE_BYTES,
         prepareBytes: 4 * PAGE_BYTES,
-        metadataPages: 2,
+        metadataPages: 1,
         sparePages: 1,
       },
     });

@@ -1,7 +1,6 @@
 import type { ByteRange } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
-import { PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
 import { TokenClass } from '../token-manager/token.js';
 import { CacheCore, type PageCacheParts } from './cache-core.js';
 import type { CachedFileOps } from './cached-file.js';
@@ -88,8 +87,7 @@ class PageCache implements PageCacheApi {
       core.publisher.forget(file);
       const ranges: ByteRange[] = [];
       for (const page of [...file.pages.values()].sort((a, b) => a.index - b.index)) {
-        core.slots.refresh(page);
-        ranges.push(...core.copier.dirtyRanges(page, page.index * PAGE_BYTES, SECTOR_BYTES));
+        ranges.push(...core.copier.dirtyRanges(page));
         core.slots.drop(page);
       }
       file.writeError = null;

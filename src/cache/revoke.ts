@@ -79,15 +79,14 @@ export class Revoker implements RevokeHandler {
   }
 
   async #flush(file: FileCore, range: ByteRange): Promise<void> {
-    const { clock, dirty, behind, counters, logger, settings, generation } = this.#core;
+    const { clock, copier, dirty, behind, counters, logger, settings, generation } = this.#core;
     for (let delayMs = settings.writeRetryMs; ; delayMs = Math.min(2 * delayMs, RETRY_MAX_MS)) {
       dirty.drain();
       const pages = file.pagesIn(range).filter((page) => page.dirty);
       if (pages.length === 0 || generation !== this.#core.generation) return;
       counters.add('cache.revokeFlushes');
-      const before = counters.get('cache.writeBehindBytes');
+      counters.add('cache.revokeFlushBytes', copier.dirtyBytes(pages));
       const error = await behind.flush(file, pages);
-      counters.add('cache.revokeFlushBytes', counters.get('cache.writeBehindBytes') - before);
       if (error === null) {
         delayMs = settings.writeRetryMs / 2;
         continue;

@@ -296,7 +296,7 @@ export class Slots {
   async waitForHits(pages: readonly Page[]): Promise<void> {
     for (const page of pages) {
       if (page.gone || !page.installed) continue;
-      await this.close([page]);
+      if (!this.tryClose([page])) await this.close([page]);
       if (!page.gone) this.reopen(page);
     }
   }

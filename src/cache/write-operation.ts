@@ -31,12 +31,15 @@ export async function writePages(
   source: Uint8Array,
   options: WriteOptions,
 ): Promise<void> {
+  const { generation } = core;
   file.untouched = false;
   const lock = await lockReserved(core, file, range, options.signal);
   try {
+    // Fenced while it waited: its tokens are gone.
+    core.check('cache.write', file.ino, generation);
     const pieces = cutIntoPieces(range, core.settings.pieceBytes);
-    if (pieces.length === 1) await writePiece(core, file, range, source, options.onCopied, options.signal);
-    else await writeInPieces(core, file, range, pieces, source, options);
+    if (pieces.length === 1) await writePiece(core, file, range, source, generation, options.onCopied, options.signal);
+    else await writeInPieces(core, file, range, pieces, source, generation, options);
   } finally {
     file.lock.release(lock);
   }
@@ -73,6 +76,7 @@ async function writeInPieces(
   range: ByteRange,
   pieces: readonly ByteRange[],
   source: Uint8Array,
+  generation: number,
   options: WriteOptions,
 ): Promise<void> {
   const withdrawn = await core.publisher.withdraw(file, range);
@@ -82,11 +86,19 @@ async function writeInPieces(
       const bytes = source.subarray(piece.start - range.start, piece.end - range.start);
       const onCopied = piece.end === range.end ? options.onCopied : () => undefined;
       // Once a piece is in, the rest follows: half a write is no answer to an abort.
-      await writePiece(core, file, piece, bytes, onCopied, copiedTo === range.start ? options.signal : undefined);
+      await writePiece(
+        core,
+        file,
+        piece,
+        bytes,
+        generation,
+        onCopied,
+        copiedTo === range.start ? options.signal : undefined,
+      );
       copiedTo = piece.end;
     }
   } catch (error) {
-    await clearBehindEnd(core, file, { start: range.start, end: copiedTo });
+    await clearBehindEnd(core, file, { start: range.start, end: copiedTo }, generation);
     throw error;
   } finally {
     withdrawn.end();
@@ -94,13 +106,13 @@ async function writeInPieces(
 }
 
 /** Bytes behind the end of file are zeros, or they would appear when it grows. */
-async function clearBehindEnd(core: CacheCore, file: FileCore, copied: ByteRange): Promise<void> {
+async function clearBehindEnd(core: CacheCore, file: FileCore, copied: ByteRange, generation: number): Promise<void> {
   const start = Math.max(copied.start, core.files.stateOf(file).sizeBytes);
   if (start >= copied.end) return;
   for (const piece of cutIntoPieces({ start, end: copied.end }, core.settings.pieceBytes)) {
     const zeros = new Uint8Array(piece.end - piece.start);
     try {
-      await writePiece(core, file, piece, zeros, () => undefined, undefined);
+      await writePiece(core, file, piece, zeros, generation, () => undefined, undefined);
     } catch (error) {
       core.logger.error({ ino: file.ino, error: String(error) }, 'bytes behind the end of file could not be cleared');
       return;
@@ -113,15 +125,17 @@ async function writePiece(
   file: FileCore,
   range: ByteRange,
   source: Uint8Array,
+  generation: number,
   onCopied: () => void,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const { access, slots, copier, dirty, permits, generation } = core;
+  const { access, slots, copier, dirty, permits } = core;
   const count = pageCount(range);
   const room = copier.cleanPages(file, firstPage(range), pageEnd(range));
   const promise = dirty.promise(room, signal);
   if (promise !== true) await promise;
   try {
+    core.check('cache.write', file.ino, generation);
     if (permits.takeNow(count) === null) await permits.take(count, signal);
     const claim = new Claim(core);
     try {

@@ -135,10 +135,12 @@ export class WriteOut {
   /** Behind all others of their file, after a pause. */
   #postpone(pages: Iterable<Page>): void {
     const now = this.#core.now();
+    // Not all nodes at once, when a server comes back.
+    const pauseMs = this.#core.settings.writeRetryMs * (1 + this.#core.random.next() / 2);
     for (const page of pages) {
       if (page.gone || !page.dirty) continue;
       page.dirtySinceMs = now;
-      page.retryAtMs = now + this.#core.settings.writeRetryMs;
+      page.retryAtMs = now + pauseMs;
       page.file.dirtyPages.delete(page);
       page.file.dirtyPages.add(page);
     }
