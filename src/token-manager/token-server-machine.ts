@@ -138,8 +138,10 @@ export class TokenServerMachine extends ServerTakeover {
 
   protected receiveRequest(member: Member, epoch: number, item: RequestItem): void {
     const key = objectKey(item.class, item.object);
-    if (!this.ownership.owns(key)) {
-      if (epoch > this.ownership.epoch && this.early.length < this.settings.earlyRequestsMax) {
+    // A life that our view doesn't have yet isn't known either to a server that takes the object over in our epoch.
+    if (!this.ownership.owns(key) || !member.inView) {
+      const ahead = epoch > this.ownership.epoch || !member.inView;
+      if (ahead && this.early.length < this.settings.earlyRequestsMax) {
         this.fired('requestEarly');
         this.early.push({ member, item });
       } else {
