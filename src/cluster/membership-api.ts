@@ -29,6 +29,8 @@ export interface ClusterView {
   /** Over which token objects are hashed, ascending. Changes only with the epoch. */
   readonly tokenServers: readonly NodeId[];
   readonly nsds: ReadonlyMap<string, NsdRecord>;
+  /** Lives that are out of the view and not yet cleaned up after. One that is in neither list has fallen everywhere. */
+  readonly expelling: readonly { readonly nodeId: NodeId; readonly incarnation: Incarnation }[];
 }
 
 export interface Membership {

@@ -124,9 +124,9 @@ export class MembershipMachine {
     return this.#lease.suspended;
   }
   get view(): ClusterView {
-    const { epoch, nodes, tokenServers } = this.#mirror.view;
+    const { epoch, nodes, tokenServers, expelling } = this.#mirror.view;
     const byId = new Map(nodes.map((node) => [node.nodeId, node]));
-    return { clusterId: this.clusterId, epoch, nodes: byId, tokenServers, nsds: this.#mirror.nsds };
+    return { clusterId: this.clusterId, epoch, nodes: byId, tokenServers, nsds: this.#mirror.nsds, expelling };
   }
   get viewRecord(): ViewRecord {
     return this.#mirror.view;

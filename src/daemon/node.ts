@@ -10,7 +10,7 @@ import { FsError } from '../common/errors.js';
 import { type NsdIndex, nsdIndex } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { Random } from '../common/random.js';
-import type { Fabric } from '../fabric/fabric.js';
+import type { Fabric, NodeIdentity } from '../fabric/fabric.js';
 import { FileBacking } from '../fs/backing.js';
 import { blocksOf, createFileSystem } from '../fs/mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from '../fs/mount.js';
@@ -26,6 +26,7 @@ import { MessageType } from '../protocol/message-types.js';
 import { encodeExpel } from '../protocol/token-messages.js';
 import { TokenClient } from '../token-manager/token-client.js';
 import type { TokenClientSettings } from '../token-manager/token-client-events.js';
+import type { TokenServerSettings } from '../token-manager/token-server-events.js';
 import { TokenServer } from '../token-manager/token-server.js';
 import type { PoolPlan } from './pool-plan.js';
 
@@ -53,6 +54,7 @@ export interface NodeParts {
     readonly cache?: Partial<PageCacheSettings>;
     readonly fs?: Partial<FsSettings>;
     readonly tokens?: Partial<TokenClientSettings & { acquireTimeoutMs: number }>;
+    readonly tokenServer?: Partial<TokenServerSettings>;
     readonly nsdTimeoutMs?: number;
   };
   /** An invariant is broken: stop serving (F7). */
@@ -105,7 +107,17 @@ export class HoldfastNode {
       // Every full node is asked to fence; one that serves no NSD has nothing to drain.
       fabric.handleRequests(MessageType.nsdFence, () => new Uint8Array(0));
     }
-    this.tokenServer = role.tokenServer ? new TokenServer({ fabric, membership, clock, counters, logger }) : null;
+    this.tokenServer = role.tokenServer
+      ? new TokenServer({
+          fabric,
+          membership,
+          clock,
+          counters,
+          logger,
+          ...(settings?.tokenServer === undefined ? {} : { settings: settings.tokenServer }),
+          closed: membership.view.expelling,
+        })
+      : null;
     this.tokens = new TokenClient({
       fabric,
       membership,
@@ -290,5 +302,18 @@ export class HoldfastNode {
       if (id === fabric.self.nodeId) continue;
       if (now === undefined || now.incarnation > before.incarnation) fabric.forget(id, before.incarnation);
     }
+    this.#letFall(view, previous);
+  }
+
+  /**
+   * A life leaves `expelling` when every token server of the view has let its tokens fall. A server that joined in between met that
+   * life in an older view, or was told of it when it started, but nobody asks it any more: it reads the fall from the view.
+   */
+  #letFall(view: ClusterView, previous: ClusterView): void {
+    const stands = ({ nodeId, incarnation }: NodeIdentity): boolean =>
+      view.nodes.get(nodeId)?.incarnation === incarnation ||
+      view.expelling.some((life) => life.nodeId === nodeId && life.incarnation === incarnation);
+    for (const life of [...previous.nodes.values(), ...previous.expelling])
+      if (!stands(life)) this.tokenServer?.expelled(life.nodeId, life.incarnation);
   }
 }
