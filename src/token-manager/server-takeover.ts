@@ -80,8 +80,19 @@ export abstract class ServerTakeover extends ServerLine {
     this.settle();
   }
 
+  /** A node that serves no tokens joins without a new epoch: it holds nothing yet, and may ask from now on. */
+  protected admitJoined(view: TokenView): void {
+    for (const identity of view.nodes) {
+      const member = this.meet(identity);
+      if (member !== undefined) member.inView = true;
+    }
+  }
+
   protected enterView(view: TokenView): void {
-    if (view.epoch <= this.ownership.epoch) return;
+    if (view.epoch <= this.ownership.epoch) {
+      if (view.epoch === this.ownership.epoch) this.admitJoined(view);
+      return;
+    }
     const changed = this.ownership.enter(view);
     const present = new Set<Member>();
     for (const identity of view.nodes) {
