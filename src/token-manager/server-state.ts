@@ -30,8 +30,8 @@ export abstract class ServerState {
   protected readonly queues = new Map<ObjectKey, ObjectQueue>();
   protected readonly revokes = new Map<number, SentRevoke>();
   protected readonly deadlines = new DeadlineHeap();
-  /** Requests under a later view than ours: for objects that it will make ours, or from lives that it brings. */
-  protected early: { member: Member; item: RequestItem }[] = [];
+  /** Requests under a later view than ours, or from lives that it brings. */
+  protected early: { member: Member; epoch: number; item: RequestItem }[] = [];
   protected seq = 0;
   protected lastRevokeId = 0;
   protected reclaims = 0;

@@ -41,7 +41,7 @@ export type ServerEffect =
 export interface TokenServerSettings {
   /** Ranges in the table before it asks holders to give some back. A soft bound: no request waits or fails for it (32 bytes each). */
   readonly rangesMax: number;
-  /** Requests kept for objects that only a later view makes ours; beyond it they are refused as staleEpoch. */
+  /** Requests kept that were made under a later view than ours; beyond it they are refused as staleEpoch. */
   readonly earlyRequestsMax: number;
   /** How long claims may contradict each other before it is reported as a violation, in milliseconds: well beyond a lease. */
   readonly contradictionMs: number;

@@ -37,7 +37,7 @@ export class TokenServerMachine extends ServerTakeover {
     switch (event.type) {
       case 'view':
         this.enterView(event.view);
-        this.receiveEarly(event.view.epoch);
+        this.receiveEarly();
         break;
       case 'message':
         this.receive(event.from, event.message);
@@ -138,12 +138,13 @@ export class TokenServerMachine extends ServerTakeover {
 
   protected receiveRequest(member: Member, epoch: number, item: RequestItem): void {
     const key = objectKey(item.class, item.object);
-    // A life that our view doesn't have yet isn't known either to a server that takes the object over in our epoch.
-    if (!this.ownership.owns(key) || !member.inView) {
-      const ahead = epoch > this.ownership.epoch || !member.inView;
-      if (ahead && this.early.length < this.settings.earlyRequestsMax) {
+    // Asked under a later view, or by a life that only a later view has: in between the object may have been another server's,
+    // who can't know what we grant. It waits until we have seen what the sender has.
+    const isEarly = epoch > this.ownership.epoch || !member.inView;
+    if (isEarly || !this.ownership.owns(key)) {
+      if (isEarly && this.early.length < this.settings.earlyRequestsMax) {
         this.fired('requestEarly');
-        this.early.push({ member, item });
+        this.early.push({ member, epoch, item });
       } else {
         this.fired('requestRefusedEpoch');
         this.refuse(member, item.requestId, 'staleEpoch', []);
@@ -203,10 +204,10 @@ export class TokenServerMachine extends ServerTakeover {
   }
 
   /** What came before its view. */
-  protected receiveEarly(epoch: number): void {
+  protected receiveEarly(): void {
     const early = this.early;
     this.early = [];
-    for (const { member, item } of early) this.receiveRequest(member, epoch, item);
+    for (const { member, epoch, item } of early) this.receiveRequest(member, epoch, item);
   }
 
   protected receiveCancel(member: Member, requestId: number): void {
