@@ -8,7 +8,7 @@ import { checkVolume, type TestNode, TestVolume } from './testing.js';
 const { O_CREAT, O_RDWR, O_APPEND, O_EXCL, O_TRUNC } = constants;
 
 /** Every error that a lost race may give. */
-const RACES = new Set(['ENOENT', 'EEXIST', 'ENOTEMPTY', 'ENOTDIR', 'EISDIR', 'EINVAL', 'ESTALE']);
+const RACES = new Set(['ENOENT', 'EEXIST', 'ENOTEMPTY', 'ENOTDIR', 'EISDIR', 'EINVAL', 'ESTALE', 'EPERM']);
 
 async function anything(node: TestNode, random: SeededRandom): Promise<void> {
   const { fs } = node;

@@ -44,7 +44,7 @@ export const hashedName = (text: string): HashedName => ({ text, bytes: Buffer.f
 /** What has to happen (with waiting) before a change can be tried again. */
 export type Needed =
   | { readonly kind: 'load'; readonly index: number; readonly mode: 'shared' | 'exclusive' }
-  | { readonly kind: 'split'; readonly index: number };
+  | { readonly kind: 'split'; readonly index: number; readonly roomBytes: number };
 
 /** Leaves loaded at once when a directory is listed. */
 const LIST_CHUNK_LEAVES = 64;
@@ -105,7 +105,7 @@ export class Directory {
       return true;
     });
     if (done === undefined) return { kind: 'load', index, mode: 'exclusive' };
-    if (!done.value) return { kind: 'split', index };
+    if (!done.value) return { kind: 'split', index, roomBytes: entryBytes(name.bytes.length) };
     this.inode.directoryEntries++;
     this.inode.sizeBytes = Math.max(this.inode.sizeBytes, SECTOR_BYTES);
     this.#changed(transaction, index);
@@ -146,7 +146,7 @@ export class Directory {
 
   /** The waiting part: what was found to be missing is there afterwards, most likely; the caller tries again. */
   async advance(needed: Needed): Promise<void> {
-    if (needed.kind === 'split') return this.#split(needed.index);
+    if (needed.kind === 'split') return this.#split(needed.index, needed.roomBytes);
     const range = leafRange(needed.index);
     if (needed.mode === 'exclusive') await this.#reserve(needed.index);
     await this.#file.withBytes(range, needed.mode, () => undefined);
@@ -205,11 +205,16 @@ export class Directory {
     );
   }
 
-  async #split(index: number): Promise<void> {
+  /**
+   * Many inserts may find the same leaf full in the same turn: only the first of them splits it, the others see that there is
+   * room now. (Splitting once for each ran through all depths.)
+   */
+  async #split(index: number, roomBytes: number): Promise<void> {
     for (;;) {
       await this.#file.withBytes(leafRange(index), 'exclusive', () => undefined);
       const before = this.#tryLeaf(index, 'shared', (leaf) => leaf.slice());
       if (before === undefined) continue;
+      if (leafUsedBytes(before.value) + roomBytes <= LEAF_CAPACITY_BYTES) return;
       const depth = leafDepth(before.value);
       if (depth >= DIRECTORY_DEPTH_MAX)
         throw new FsError('noSpace', { op: 'create', object: `directory ${this.inode.ino}`, detail: 'too many names' });

@@ -406,7 +406,10 @@ export class InodeTable {
         await this.#writer.writeOut(unclean);
       } catch (error) {
         // Without the writes the token can't leave: tried until they succeed, or this node is fenced and drops everything.
-        this.#volume.parts.logger.warn({ object, range, error: String(error) }, 'a status revoke waits: write-out fails');
+        this.#volume.parts.logger.warn(
+          { object, range, error: String(error) },
+          'a status revoke waits: write-out fails',
+        );
         await sleep(this.#volume.clock, retryMs);
         retryMs = Math.min(2 * retryMs, REVOKE_RETRY_MAX_MS);
       }

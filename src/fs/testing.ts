@@ -30,6 +30,7 @@ import {
 import type { AcquireOptions, RevokeHandler, TokenClientApi } from '../token-manager/token-client-api.js';
 import { FileBacking } from './backing.js';
 import { type CheckReport, checkFileSystem } from './check.js';
+import { groupBy } from './group.js';
 import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from './mount.js';
 import type { FsSettings } from './settings.js';
@@ -168,6 +169,8 @@ export class RamNsds implements NsdClientApi {
   }
 }
 
+const keyOf = (item: { class: TokenClass; object: TokenObject }): string => `${item.class}/${item.object}`;
+
 interface Held {
   readonly range: ByteRange;
   readonly mode: TokenMode;
@@ -181,33 +184,47 @@ export class TestArbiter {
   readonly #queues = new Map<string, Promise<void>>();
   messages = 0;
 
-  async grant(client: TestTokens, item: TokenItem): Promise<ByteRange> {
-    const key = `${item.class}/${item.object}`;
+  /** All items of one object together, pinned in the turn in which they are granted (T3); see group-items.ts for why. */
+  async grant(client: TestTokens, items: readonly TokenItem[]): Promise<TokenPins | null> {
+    const key = keyOf(items[0]!);
     const before = this.#queues.get(key) ?? Promise.resolve();
     let leave!: () => void;
-    this.#queues.set(key, new Promise((resolve) => (leave = resolve)));
+    this.#queues.set(
+      key,
+      new Promise((resolve) => {
+        leave = resolve;
+      }),
+    );
     await before;
     try {
-      let desired: ByteRange[] = [item.desired];
-      for (const other of this.clients) {
-        if (other === client) continue;
-        for (const held of other.heldIn(item.class, item.object, item.required))
-          if (conflicting(held.mode, item.mode))
-            await other.revoke({
-              class: item.class,
-              object: item.object,
-              range: intersect(held.range, item.required),
-              keep: item.mode === TokenMode.shared ? TokenMode.shared : TokenMode.none,
-            });
-        for (const held of other.heldIn(item.class, item.object, item.desired))
-          if (conflicting(held.mode, item.mode)) desired = desired.flatMap((range) => subtract(range, held.range));
-      }
-      const granted = desired.find((range) => overlaps(range, item.required)) ?? item.required;
-      client.take(item, granted);
-      return granted;
+      for (const item of items) await this.#callBack(client, item);
+      for (const item of items) client.take(item, this.#free(client, item));
+      return client.tryPin(items);
     } finally {
       leave();
     }
+  }
+
+  async #callBack(client: TestTokens, item: TokenItem): Promise<void> {
+    const keep = item.mode === TokenMode.shared ? TokenMode.shared : TokenMode.none;
+    for (const other of this.clients) {
+      if (other === client) continue;
+      for (const held of other.heldIn(item.class, item.object, item.required))
+        if (conflicting(held.mode, item.mode)) {
+          const range = intersect(held.range, item.required);
+          await other.revoke({ class: item.class, object: item.object, range, keep });
+        }
+    }
+  }
+  /** What of the desired range nobody else holds, around the required one. */
+  #free(client: TestTokens, item: TokenItem): ByteRange {
+    let free: ByteRange[] = [item.desired];
+    for (const other of this.clients) {
+      if (other === client) continue;
+      for (const held of other.heldIn(item.class, item.object, item.desired))
+        if (conflicting(held.mode, item.mode)) free = free.flatMap((range) => subtract(range, held.range));
+    }
+    return free.find((range) => overlaps(range, item.required)) ?? item.required;
   }
 }
 
@@ -270,20 +287,23 @@ export class TestTokens implements TokenClientApi {
   async acquire(items: readonly TokenItem[], _options?: AcquireOptions): Promise<TokenPins> {
     const pins: TokenPins[] = [];
     let asked = false;
-    for (const item of items) {
+    for (const group of groupBy(items, keyOf).values()) {
       for (;;) {
-        const pinned = this.tryPin([item]);
+        const pinned = this.tryPin(group);
         if (pinned !== null) {
           pins.push(pinned);
           break;
         }
-        if (this.#isRevoking(item)) {
+        if (group.some((item) => this.#isRevoking(item))) {
           await this.#wait();
           continue;
         }
         if (!asked) this.requests++;
         asked = true;
-        await this.#arbiter.grant(this, item);
+        const granted = await this.#arbiter.grant(this, group);
+        if (granted === null) continue;
+        pins.push(granted);
+        break;
       }
     }
     return { release: () => pins.forEach((pin) => void pin.release()) };
