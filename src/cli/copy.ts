@@ -24,6 +24,8 @@ export interface CopyOptions {
   readonly recursive: boolean;
   readonly quiet: boolean;
   readonly label: string;
+  /** Paths below the source that are left out. */
+  readonly skip?: (path: string) => boolean;
 }
 
 const IN_FLIGHT = 64;
@@ -47,7 +49,7 @@ export async function copy(
   const merges = (await statOrNull(to.fs, target)) !== null;
   // A link named on the command line means what it points to; links inside a tree are copied as links.
   const tree: Tree = source.isDirectory()
-    ? await scanTree(from.fs, from.path)
+    ? await scanTree(from.fs, from.path, options.skip)
     : { directories: [], files: [{ path: '', stat: source }], symlinks: [], others: [], bytes: source.size };
 
   const progress = new Progress(options.label, tree.files.length + tree.symlinks.length, tree.bytes, options.quiet);

@@ -13,6 +13,9 @@ export interface ImportRoot {
   readonly inside: string;
 }
 
+/** Caches that tools keep in node_modules (.vite, .cache): they may change while we look. */
+export const skipped = (entry: string): boolean => /^\.[^/]*$/.test(entry) && entry !== '.bin';
+
 export interface Expected {
   /** Path in Holdfast -> SHA-256, hex; of a symbolic link: its target. */
   readonly files: ReadonlyMap<string, string>;
@@ -28,7 +31,7 @@ export async function hashLocal(roots: readonly ImportRoot[]): Promise<Expected>
   const symlinks = new Map<string, string>();
   let bytes = 0;
   for (const root of roots) {
-    const tree: Tree = await scanTree(localTree, root.local);
+    const tree: Tree = await scanTree(localTree, root.local, skipped);
     bytes += tree.bytes;
     await eachLimit(tree.files, IN_FLIGHT, async (entry) => {
       files.set(

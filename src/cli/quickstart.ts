@@ -15,6 +15,7 @@ import {
   type Expected,
   hashLocal,
   type ImportRoot,
+  skipped,
   writeTogether,
 } from './quickstart-checks.js';
 import { type CounterSnapshot, difference, type Phase, report, sumCounters } from './quickstart-report.js';
@@ -106,7 +107,7 @@ async function chooseTree(): Promise<ImportRoot[]> {
   let bytes = 0;
   for (const { local, inside, always } of candidates) {
     if (!existsSync(local) || (!always && files >= FILES_MIN && bytes >= BYTES_MIN)) continue;
-    const tree = await scanTree(localTree, local);
+    const tree = await scanTree(localTree, local, skipped);
     chosen.push({ local, inside });
     files += tree.files.length;
     bytes += tree.bytes;
@@ -164,7 +165,7 @@ async function importTree(client: FileSystemClient, roots: readonly ImportRoot[]
     await copy(
       { fs: localTree, path: root.local },
       { fs: inside, path: root.inside },
-      { recursive: true, quiet: false, label: path.basename(root.local) },
+      { recursive: true, quiet: false, label: path.basename(root.local), skip: skipped },
     );
   return { seconds: (performance.now() - started) / 1000, differences: [] };
 }

@@ -82,8 +82,8 @@ export interface Tree {
 
 const IN_FLIGHT = 64;
 
-/** Everything below `root`, the root included; symbolic links are not followed. */
-export async function scanTree(fs: TreeFs, root: string): Promise<Tree> {
+/** Everything below `root`, the root included; symbolic links are not followed. `skip` leaves out entries, and what is below. */
+export async function scanTree(fs: TreeFs, root: string, skip: (path: string) => boolean = () => false): Promise<Tree> {
   const tree = {
     directories: [] as TreeEntry[],
     files: [] as TreeEntry[],
@@ -105,8 +105,10 @@ export async function scanTree(fs: TreeFs, root: string): Promise<Tree> {
   while (level.length > 0) {
     const found: string[] = [];
     await eachLimit(level, IN_FLIGHT, async (directory) => {
-      for (const name of await fs.readdir(path.posix.join(root, directory)))
-        found.push(path.posix.join(directory, name));
+      for (const name of await fs.readdir(path.posix.join(root, directory))) {
+        const entry = path.posix.join(directory, name);
+        if (!skip(entry)) found.push(entry);
+      }
     });
     const next: string[] = [];
     await eachLimit(found, IN_FLIGHT, async (entry) => {
