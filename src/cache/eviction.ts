@@ -18,19 +18,18 @@ export class Eviction {
   readonly #core: CacheCore;
   readonly #in = new PageQueue();
   readonly #main = new PageQueue();
-  readonly #ghosts = new Set<number>();
+  readonly #ghosts: Ghosts;
   readonly #inTarget: number;
-  readonly #ghostMax: number;
 
   constructor(core: CacheCore) {
     this.#core = core;
     this.#inTarget = Math.max(1, Math.floor(core.slots.total * IN_SHARE));
-    this.#ghostMax = Math.max(1, Math.floor(core.slots.total * GHOST_SHARE));
+    this.#ghosts = new Ghosts(Math.max(1, Math.floor(core.slots.total * GHOST_SHARE)));
   }
 
   /** A page was loaded. One that read-ahead brings shows only later whether it was wanted again. */
   admit(page: Page): void {
-    const wasGhost = this.#ghosts.delete(keyOf(page));
+    const wasGhost = this.#ghosts.take(page);
     if (wasGhost && !page.prefetched) this.#push(page, 'main');
     else {
       page.wasGhost = wasGhost;
@@ -90,7 +89,7 @@ export class Eviction {
       return false;
     }
     if (this.tryEvict(page)) {
-      this.#remember(page);
+      this.#ghosts.add(page);
       return true;
     }
     this.#in.toFront(page);
@@ -117,22 +116,57 @@ export class Eviction {
     page.queue = queue;
     (queue === 'in' ? this.#in : this.#main).push(page);
   }
-
-  #remember(page: Page): void {
-    const key = keyOf(page);
-    this.#ghosts.delete(key);
-    this.#ghosts.add(key);
-    if (this.#ghosts.size > this.#ghostMax) {
-      for (const oldest of this.#ghosts) {
-        this.#ghosts.delete(oldest);
-        break;
-      }
-    }
-  }
 }
 
-/** Two pages may share a key: then one of them is taken for hot once, no more. */
-const keyOf = (page: Page): number => (page.file.ino % 2 ** 21) * 2 ** 32 + (page.index % 2 ** 32);
+/**
+ * Keys of pages that left, the latest `max` of them, in buckets of four: where five meet, the oldest is forgotten early. That costs one
+ * read more, and nothing is allocated or searched.
+ */
+class Ghosts {
+  readonly #max: number;
+  readonly #mask: number;
+  readonly #tags: Uint32Array;
+  /** When it was added, by count; 0: empty. */
+  readonly #added: Float64Array;
+  #count = 0;
+
+  constructor(max: number) {
+    this.#max = max;
+    const buckets = 2 ** Math.ceil(Math.log2(Math.max(1, max / 2)));
+    this.#mask = buckets - 1;
+    this.#tags = new Uint32Array(buckets * BUCKET);
+    this.#added = new Float64Array(buckets * BUCKET);
+  }
+  add(page: Page): void {
+    const tag = hashOf(page);
+    const first = (tag & this.#mask) * BUCKET;
+    let oldest = first;
+    for (let at = first + 1; at < first + BUCKET; at++) if (this.#added[at]! < this.#added[oldest]!) oldest = at;
+    this.#tags[oldest] = tag;
+    this.#added[oldest] = ++this.#count;
+  }
+  /** Whether it was there; it isn't afterwards. */
+  take(page: Page): boolean {
+    const tag = hashOf(page);
+    const first = (tag & this.#mask) * BUCKET;
+    for (let at = first; at < first + BUCKET; at++) {
+      const added = this.#added[at]!;
+      if (this.#tags[at] !== tag || added === 0) continue;
+      this.#added[at] = 0;
+      return this.#count - added < this.#max;
+    }
+    return false;
+  }
+}
+const BUCKET = 4;
+
+/** Inode and page in 32 bits, mixed (the finaliser of MurmurHash3). */
+function hashOf(page: Page): number {
+  let h = Math.imul(page.file.ino, 0x9e3779b1) ^ page.index ^ Math.imul(Math.floor(page.index / 2 ** 32), 0x85ebca6b);
+  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+  h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
+  return (h ^ (h >>> 16)) >>> 0;
+}
 
 /** Doubly linked through the pages themselves; the oldest at the end. */
 class PageQueue {

@@ -220,7 +220,7 @@ export class HeldSectors {
 
 /** Sectors in slots, as pieces: neighbours in the file and in the pool become one. */
 export class PieceList {
-  readonly pieces: FilePiece[] = [];
+  readonly pieces: { offsetBytes: number; lengthBytes: number; poolOffsetBytes: number }[] = [];
 
   addSectors(pageIndex: number, mask: number, slot: SlotId): void {
     for (let sector = 0; sector < SECTORS_PER_PAGE; sector++) {
@@ -232,7 +232,7 @@ export class PieceList {
         last !== undefined &&
         last.offsetBytes + last.lengthBytes === offsetBytes &&
         last.poolOffsetBytes + last.lengthBytes === poolOffsetBytes;
-      if (follows) this.pieces[this.pieces.length - 1] = { ...last, lengthBytes: last.lengthBytes + SECTOR_BYTES };
+      if (follows) last.lengthBytes += SECTOR_BYTES;
       else this.pieces.push({ offsetBytes, lengthBytes: SECTOR_BYTES, poolOffsetBytes });
     }
   }

@@ -18,15 +18,18 @@ export async function readPages(
   target: Uint8Array,
   signal: AbortSignal | undefined,
 ): Promise<void> {
+  const { generation } = core;
   file.untouched = false;
   const start = firstPage(range) * PAGE_BYTES;
   const end = pageEnd(range) * PAGE_BYTES;
   const lock = file.lock.tryTake(start, end, false) ?? (await file.lock.take(start, end, false, signal));
   try {
+    // Fenced while it waited: its tokens are gone.
+    core.check('cache.read', file.ino, generation);
     const pieces = cutIntoPieces(range, core.settings.pieceBytes);
     if (pieces.length === 1) {
       if (readNow(core, file, range, target)) return;
-      await readPiece(core, file, range, target, signal, () => core.ahead.noteRead(file, range));
+      await readPiece(core, file, range, target, generation, signal, () => core.ahead.noteRead(file, range));
       return;
     }
     const withdrawn = await core.publisher.withdraw(file, range);
@@ -34,7 +37,7 @@ export async function readPages(
       for (const [i, piece] of pieces.entries()) {
         const next = pieces[i + 1];
         const bytes = target.subarray(piece.start - range.start, piece.end - range.start);
-        await readPiece(core, file, piece, bytes, signal, () => {
+        await readPiece(core, file, piece, bytes, generation, signal, () => {
           if (next === undefined) core.ahead.noteRead(file, range);
           else core.ahead.fetch(file, next);
         });
@@ -66,12 +69,12 @@ async function readPiece(
   file: FileCore,
   range: ByteRange,
   target: Uint8Array,
+  generation: number,
   signal: AbortSignal | undefined,
   lookAhead: () => void,
 ): Promise<void> {
   const { access, slots, copier, permits, counters } = core;
   const count = pageCount(range);
-  const generation = core.generation;
   counters.add('cache.readMisses');
   counters.add('cache.readBytes', target.length);
   if (permits.takeNow(count) === null) await permits.take(count, signal);

@@ -11,6 +11,7 @@ import { heapPagePool, type PagePool } from '../native/page-pool.js';
 import { TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
 import type { AcquireOptions, RevokeHandler, TokenClientApi } from '../token-manager/token-client-api.js';
 import type { BackingStore, FilePiece } from './backing-store.js';
+import type { CacheMap } from './cache-map.js';
 import { TwinCacheMap } from './cache-map-twin.js';
 import { createPageCache, type PageCacheSettings } from './page-cache.js';
 import type { CachedFile, PageCacheApi } from './page-cache-api.js';
@@ -282,9 +283,9 @@ export class FakeTokens implements TokenClientApi {
   }
 }
 
-export interface TestCache {
-  readonly clock: ManualClock;
-  readonly map: TwinCacheMap;
+export interface TestCache<C extends Clock = ManualClock> {
+  readonly clock: C;
+  readonly map: CacheMap;
   readonly backing: FakeBacking;
   readonly tokens: FakeTokens;
   readonly cache: PageCacheApi;
@@ -292,12 +293,26 @@ export interface TestCache {
   readonly pool: PagePool;
 }
 
-export function testCache(
-  options: { pages?: number; fileBytes?: number; entries?: number; settings?: Partial<PageCacheSettings> } = {},
-): TestCache {
+interface TestOptions {
+  readonly pages?: number;
+  readonly fileBytes?: number;
+  readonly entries?: number;
+  readonly settings?: Partial<PageCacheSettings>;
+}
+
+export function testCache(options: TestOptions = {}): TestCache {
   const clock = new ManualClock();
   const pool = heapPagePool((options.pages ?? 64) * PAGE_BYTES);
-  const map = new TwinCacheMap(pool, clock, options.entries ?? 16);
+  return testCacheOver(clock, pool, new TwinCacheMap(pool, clock, options.entries ?? 16), options);
+}
+
+/** Over a map and a clock of the test's own. */
+export function testCacheOver<C extends Clock>(
+  clock: C,
+  pool: PagePool,
+  map: CacheMap,
+  options: TestOptions = {},
+): TestCache<C> {
   map.setLeaseDeadline(Number.MAX_SAFE_INTEGER);
   const backing = new FakeBacking(pool, options.fileBytes ?? 4 << 20);
   const tokens = new FakeTokens(clock);
@@ -319,11 +334,11 @@ export function testCache(
 /** A file as the file system above would use it: tokens pinned around each operation, size set as writes are copied, hits tried first. */
 export class TestFile {
   constructor(
-    readonly t: TestCache,
+    readonly t: TestCache<Clock>,
     readonly file: CachedFile,
   ) {}
 
-  static open(t: TestCache, ino: number, content: Uint8Array | number = 0): TestFile {
+  static open(t: TestCache<Clock>, ino: number, content: Uint8Array | number = 0): TestFile {
     const number = ino as InodeNumber;
     const sizeBytes = typeof content === 'number' ? content : content.length;
     if (typeof content !== 'number') t.backing.bytesOf(number).set(content);
