@@ -381,6 +381,7 @@ export interface TestNode {
   readonly fs: MountedFileSystem;
   readonly tokens: TestTokens;
   readonly cache: PageCacheApi;
+  readonly map: TwinCacheMap;
   readonly counters: Counters;
   readonly pool: PagePool;
   readonly nsds: RamNsds;
@@ -479,7 +480,7 @@ export class TestVolume {
       checksums: testChecksums,
       settings: { ...this.#options.settings, ...nodeSettings },
     });
-    return { fs, tokens, cache, counters, pool, nsds };
+    return { fs, tokens, cache, map, counters, pool, nsds };
   }
 }
 
