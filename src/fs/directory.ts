@@ -144,12 +144,18 @@ export class Directory {
     return [...found.values()];
   }
 
-  /** The waiting part: what was found to be missing is there afterwards, most likely; the caller tries again. */
-  async advance(needed: Needed): Promise<void> {
-    if (needed.kind === 'split') return this.#split(needed.index, needed.roomBytes);
-    const range = leafRange(needed.index);
-    if (needed.mode === 'exclusive') await this.#reserve(needed.index);
-    await this.#file.withBytes(range, needed.mode, () => undefined);
+  /**
+   * The waiting part: what was found to be missing is there afterwards, most likely; the caller tries again.
+   * One at a time for each directory. Two that waited for the same page took it in turns, each finding it taken by the other when it
+   * came to look again, and neither got on.
+   */
+  advance(needed: Needed): Promise<void> {
+    return this.inode.directoryGate.run(async () => {
+      if (needed.kind === 'split') return this.#split(needed.index, needed.roomBytes);
+      const range = leafRange(needed.index);
+      if (needed.mode === 'exclusive') await this.#reserve(needed.index);
+      await this.#file.withBytes(range, needed.mode, () => undefined);
+    });
   }
 
   #reserve(index: number): Promise<void> {

@@ -30,6 +30,8 @@ export interface IndirectNode {
 }
 
 export class Inode implements InodeFields {
+  /** Of directories: see Directory.advance. */
+  readonly directoryGate = new Mutex();
   type: FileType | typeof FREE_INODE = FREE_INODE;
   mode = 0;
   uid = 0;
