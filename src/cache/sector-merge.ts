@@ -1,4 +1,4 @@
-import { PAGE_BYTES, SECTOR_BYTES, SECTORS_PER_PAGE } from '../common/units.js';
+import { SECTOR_BYTES, SECTORS_PER_PAGE } from '../common/units.js';
 import type { SlotContent } from './cache-map.js';
 import { hasPartial } from './slot-content.js';
 
@@ -63,7 +63,7 @@ export function completeSectors(content: SlotContent, mask: number, put: (start:
 }
 
 /** The ends of the run that lie in valid sectors are cut off; those sectors are dirty. */
-export function trimPartial(content: SlotContent): void {
+function trimPartial(content: SlotContent): void {
   while (hasPartial(content)) {
     const bit = 1 << Math.floor(content.partialStart / SECTOR_BYTES);
     if ((content.validMask & bit) === 0) break;
@@ -98,5 +98,3 @@ export function forgetBytes(content: SlotContent, start: number, end: number): v
   if (content.partialStart >= content.partialEnd) content.partialStart = content.partialEnd = 0;
   trimPartial(content);
 }
-
-export const wholePage = (start: number, end: number): boolean => start <= 0 && end >= PAGE_BYTES;
