@@ -12,6 +12,7 @@ import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { BLOCK_BYTES, SECTOR_BYTES } from '../common/units.js';
 import type { SectorIo } from '../nsd/nsd-api.js';
+import { TokenMode } from '../token-manager/token.js';
 import { findPointer, loadPointers } from './block-map.js';
 import { isReserved, reserve } from './file-space.js';
 import type { Inode } from './inode.js';
@@ -64,9 +65,19 @@ export class FileBacking implements BackingStore {
     });
   }
 
-  async reserve(ino: InodeNumber, range: ByteRange): Promise<void> {
-    if (this.#bound.systemFiles.has(ino)) return;
-    await reserve(this.#bound, await this.#inode(ino, 'reserve'), range);
+  async reserve(ino: InodeNumber, range: ByteRange, options?: { readonly ahead: boolean }): Promise<void> {
+    const volume = this.#bound;
+    if (volume.systemFiles.has(ino)) return;
+    if (options?.ahead !== true) return reserve(volume, await this.#inode(ino, 'reserve'), range);
+    // Pointers change under the exclusive status token only: without it they could change after it has left.
+    const pins = volume.parts.tokens.tryPin([volume.inodes.statusItem(ino, TokenMode.exclusive)]);
+    if (pins === null)
+      throw new FsError('busy', { op: 'reserve', object: `inode ${ino}`, detail: 'its status token is not at hand' });
+    try {
+      await reserve(volume, await this.#inode(ino, 'reserve'), range);
+    } finally {
+      pins.release();
+    }
   }
 
   isReserved(ino: InodeNumber, range: ByteRange): boolean {

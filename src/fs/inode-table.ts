@@ -1,8 +1,8 @@
 /**
  * Inodes in memory, and the status class of tokens on this node.
  *
- * Owns: which inodes are valid (their status token is held), reading them in runs of neighbours, serving status revokes, and
- * where inodes lie in the inode file. Writing them out is inode-writer.ts.
+ * Owns: which inodes are valid (their status token is held), reading them in runs of neighbours, serving status revokes. Where they lie is
+ * inode-file.ts, writing them out inode-writer.ts.
  * Invariant: a revoke is answered when every inode of its range is clean on the devices, with its data (decision 4 in
  * docs/architecture.md); serving it asks for no token.
  * Fault model: sectors that don't decode are reported for the inode that was asked for, and ignored for its neighbours. A revoke whose
@@ -16,14 +16,11 @@ import type { InodeNumber } from '../common/ids.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { INODES_PER_SEGMENT, type Revocation, TokenClass, type TokenItem, TokenMode } from '../token-manager/token.js';
-import { findPointer, loadPointers, preparePointer, setPointer } from './block-map.js';
-import { blockPointer } from './block-pointer.js';
-import { FileType } from './file-system-api.js';
 import { Inode } from './inode.js';
+import { InodeFile } from './inode-file.js';
 import { decodeInode, FREE_INODE, type InodeFields } from './inode-format.js';
 import { InodeWriter } from './inode-writer.js';
-import { INODE_FILE, INODES_PER_BLOCK, inodeBlockOf, segmentOf } from './layout.js';
-import { Mutex } from './mutex.js';
+import { INODE_FILE, segmentOf } from './layout.js';
 import type { Volume } from './volume.js';
 
 /** Inodes read at once around the one that is wanted. */
@@ -43,28 +40,22 @@ export class InodeTable {
   readonly #volume: Volume;
   readonly #inodes = new Map<InodeNumber, Inode>();
   readonly #reads = new Set<RunRead>();
-  readonly #growing = new Mutex();
-  /** The inode file itself: its pointers only grow, so those in memory stay right without a token. */
-  readonly #file = new Inode(INODE_FILE);
+  readonly #file: InodeFile;
   readonly #writer: InodeWriter;
   #round = 0;
 
   constructor(volume: Volume) {
     this.#volume = volume;
     this.#writer = new InodeWriter(volume, this);
+    this.#file = new InodeFile(volume, this);
     volume.parts.tokens.setRevokeHandler(TokenClass.status, {
       revoke: (revocation) => this.#revoke(revocation),
       working: () => null,
     });
   }
 
-  /** Reads the inode file's own inode, from where the superblock says. */
-  async start(): Promise<void> {
-    const { nsd, sector } = this.#volume.superblock.inodeFile;
-    this.#file.home = { nsd, sector: sector + INODE_FILE };
-    await this.#readInodeFile();
-    // Read without a token: good for its pointers, no more.
-    this.#file.valid = false;
+  start(): Promise<void> {
+    return this.#file.start();
   }
 
   get size(): number {
@@ -219,94 +210,14 @@ export class InodeTable {
 
   // Where inodes are
 
-  /** Null: its block of the inode file doesn't exist; undefined: not known here, `find` asks. */
   locate(ino: InodeNumber): Inode['home'] | null | undefined {
-    const pointer = findPointer(this.#file, inodeBlockOf(ino));
-    return pointer ? { nsd: pointer.nsd, sector: pointer.sector + (ino % INODES_PER_BLOCK) } : pointer;
+    return this.#file.locate(ino);
   }
-
-  /**
-   * To be called with nothing pinned, before the status token of an inode never met is asked for: it may need the inode
-   * file's own status token, which comes before all others in the order.
-   */
-  async find(ino: InodeNumber): Promise<Inode['home'] | null> {
-    const block = inodeBlockOf(ino);
-    if (!(ino >= 1 && segmentOf(ino) < this.#volume.geometry.segmentCount)) return null;
-    if (this.locate(ino) === undefined) await loadPointers(this.#volume, this.#file, block);
-    const known = this.locate(ino);
-    if (known) return known;
-    await this.#growing.run(async () => {
-      const pins = await this.#volume.pin([this.statusItem(INODE_FILE, TokenMode.shared)], undefined);
-      try {
-        if (!this.#file.valid) await this.#readInodeFile();
-        await loadPointers(this.#volume, this.#file, block);
-      } finally {
-        pins.release();
-      }
-    });
-    return this.locate(ino) ?? null;
+  find(ino: InodeNumber): Promise<Inode['home'] | null> {
+    return this.#file.find(ino);
   }
-
-  /** The blocks of the inode file that these numbers lie in exist afterwards, written so that others find them. */
-  async ensureMapped(inos: readonly InodeNumber[]): Promise<Inode['home'][]> {
-    const missing = new Set<number>();
-    for (const ino of inos) if ((await this.find(ino)) === null) missing.add(inodeBlockOf(ino));
-    if (missing.size > 0) await this.#growing.run(() => this.#growInodeFile(missing));
-    const homes: Inode['home'][] = [];
-    for (const ino of inos) {
-      const home = await this.find(ino);
-      if (home === null)
-        throw new FsError('internal', {
-          op: 'create',
-          object: `inode ${ino}`,
-          detail: 'has no place in the inode file',
-        });
-      homes.push(home);
-    }
-    return homes;
-  }
-
-  async #growInodeFile(blocks: ReadonlySet<number>): Promise<void> {
-    const pins = await this.#volume.pin([this.statusItem(INODE_FILE, TokenMode.exclusive)], undefined);
-    try {
-      if (!this.#file.valid) await this.#readInodeFile();
-      try {
-        for (const block of blocks) await this.#growBy(block);
-      } finally {
-        // Before anybody can hear of a number in it: another node finds the block as soon as it asks.
-        if (this.#file.dirty) await this.#writer.writeOut([this.#file]);
-      }
-    } finally {
-      pins.release();
-    }
-  }
-
-  async #growBy(block: number): Promise<void> {
-    const file = this.#file;
-    await loadPointers(this.#volume, file, block);
-    if (findPointer(file, block)) return;
-    const extent = await this.#volume.allocator.allocate(INODE_FILE, block, INODES_PER_BLOCK);
-    try {
-      await preparePointer(this.#volume, file, block);
-    } catch (error) {
-      this.#volume.frees.add([extent]);
-      throw error;
-    } finally {
-      this.markDirty(file, true);
-    }
-    setPointer(file, block, blockPointer(extent, this.#volume.parts.epoch()));
-    file.sizeBytes = Math.max(file.sizeBytes, (block + 1) * INODES_PER_BLOCK * SECTOR_BYTES);
-    this.markDirty(file, true);
-    this.#volume.counters.add('fs.inodeBlocksAdded');
-  }
-
-  async #readInodeFile(): Promise<void> {
-    const { nsd, sector } = this.#file.home;
-    const fields = await this.#volume.readSectors(nsd, sector, 1, (bytes) => this.#decode(INODE_FILE, bytes));
-    if (fields === null || fields.type !== FileType.regular)
-      throw new FsError('corrupt', { op: 'mount', object: 'inode 1', detail: 'is not the inode file' });
-    this.#file.assign(fields);
-    this.#file.valid = true;
+  ensureMapped(inos: readonly InodeNumber[]): Promise<Inode['home'][]> {
+    return this.#file.ensureMapped(inos);
   }
 
   #decode(ino: InodeNumber, sector: Uint8Array): InodeFields | null {
@@ -316,8 +227,7 @@ export class InodeTable {
   // Reading
 
   async #readRun(ino: InodeNumber): Promise<void> {
-    if (this.locate(ino) === undefined) await loadPointers(this.#volume, this.#file, inodeBlockOf(ino));
-    const home = this.locate(ino);
+    const home = await this.#file.locateLoaded(ino);
     if (!home) throw new FsError('staleHandle', { op: 'inode.read', object: `inode ${ino}`, detail: 'does not exist' });
     const held = this.#volume.parts.tokens.heldRange(
       TokenClass.status,
@@ -391,7 +301,7 @@ export class InodeTable {
     const concerned: Inode[] = [];
     for (const run of this.#reads) if (run.first < end && first < run.end) run.stale = true;
     for (let number = first; number < end; number++) {
-      const inode = number === INODE_FILE ? this.#file : this.#inodes.get(inodeNumber(number));
+      const inode = number === INODE_FILE ? this.#file.inode : this.#inodes.get(inodeNumber(number));
       if (inode?.valid) concerned.push(inode);
     }
     for (const inode of concerned)
@@ -418,7 +328,7 @@ export class InodeTable {
     // Read-ahead may still be using the pointers; it needs no token and ends by itself.
     for (const inode of concerned) await inode.transfersEnded();
     for (const inode of concerned) {
-      if (inode === this.#file) inode.valid = false;
+      if (inode === this.#file.inode) inode.valid = false;
       else this.drop(inode);
     }
     this.#volume.counters.add('fs.statusRevokes');

@@ -1,0 +1,223 @@
+/**
+ * Token clients for tests, and the arbiter in the same process that grants to them. First come, first served per object; what is granted is
+ * pinned in the same turn, all of an object together. A test can call everything back on command.
+ */
+import { type ByteRange, intersect, overlaps, subtract } from '../common/byte-range.js';
+import {
+  type Revocation,
+  type TokenClass,
+  type TokenItem,
+  TokenMode,
+  type TokenObject,
+  type TokenPins,
+} from '../token-manager/token.js';
+import type { AcquireOptions, RevokeHandler, TokenClientApi } from '../token-manager/token-client-api.js';
+import { groupBy } from './group.js';
+
+const keyOf = (item: { class: TokenClass; object: TokenObject }): string => `${item.class}/${item.object}`;
+
+interface Held {
+  readonly range: ByteRange;
+  readonly mode: TokenMode;
+}
+const stronger = (mode: TokenMode, than: TokenMode): boolean => mode >= than;
+const conflicting = (a: TokenMode, b: TokenMode): boolean => a === TokenMode.exclusive || b === TokenMode.exclusive;
+
+/** Grants to its clients, one request per object at a time; takes from the others what conflicts. */
+export class TestArbiter {
+  readonly clients: TestTokens[] = [];
+  readonly #queues = new Map<string, Promise<void>>();
+  messages = 0;
+
+  /** All items of one object together, pinned in the turn in which they are granted (T3); see group-items.ts for why. */
+  async grant(client: TestTokens, items: readonly TokenItem[]): Promise<TokenPins | null> {
+    const key = keyOf(items[0]!);
+    const before = this.#queues.get(key) ?? Promise.resolve();
+    let leave!: () => void;
+    this.#queues.set(
+      key,
+      new Promise((resolve) => {
+        leave = resolve;
+      }),
+    );
+    await before;
+    try {
+      for (const item of items) await this.#callBack(client, item);
+      for (const item of items) client.take(item, this.#free(client, item));
+      return client.tryPin(items);
+    } finally {
+      leave();
+    }
+  }
+
+  async #callBack(client: TestTokens, item: TokenItem): Promise<void> {
+    const keep = item.mode === TokenMode.shared ? TokenMode.shared : TokenMode.none;
+    for (const other of this.clients) {
+      if (other === client) continue;
+      for (const held of other.heldIn(item.class, item.object, item.required))
+        if (conflicting(held.mode, item.mode)) {
+          const range = intersect(held.range, item.required);
+          await other.revoke({ class: item.class, object: item.object, range, keep });
+        }
+    }
+  }
+  /** What of the desired range nobody else holds, around the required one. */
+  #free(client: TestTokens, item: TokenItem): ByteRange {
+    let free: ByteRange[] = [item.desired];
+    for (const other of this.clients) {
+      if (other === client) continue;
+      for (const held of other.heldIn(item.class, item.object, item.desired))
+        if (conflicting(held.mode, item.mode)) free = free.flatMap((range) => subtract(range, held.range));
+    }
+    return free.find((range) => overlaps(range, item.required)) ?? item.required;
+  }
+}
+
+/** One node's token client. */
+export class TestTokens implements TokenClientApi {
+  readonly #arbiter: TestArbiter;
+  readonly #held = new Map<string, Held[]>();
+  readonly #handlers = new Map<TokenClass, RevokeHandler>();
+  readonly #pins = new Set<{ items: readonly TokenItem[] }>();
+  readonly #revoking: { key: string; range: ByteRange }[] = [];
+  #waiters: (() => void)[] = [];
+  /** Acquires that were not satisfied by what was held. */
+  requests = 0;
+
+  constructor(arbiter: TestArbiter) {
+    this.#arbiter = arbiter;
+    arbiter.clients.push(this);
+  }
+
+  heldIn(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Held[] {
+    return (this.#held.get(`${tokenClass}/${object}`) ?? []).filter((held) => overlaps(held.range, range));
+  }
+  #covers(item: TokenItem): boolean {
+    let missing: ByteRange[] = [item.required];
+    for (const held of this.heldIn(item.class, item.object, item.required))
+      if (stronger(held.mode, item.mode)) missing = missing.flatMap((range) => subtract(range, held.range));
+    return missing.length === 0;
+  }
+  #isRevoking(item: TokenItem): boolean {
+    const key = `${item.class}/${item.object}`;
+    return this.#revoking.some((one) => one.key === key && overlaps(one.range, item.required));
+  }
+
+  tryPin(items: readonly TokenItem[]): TokenPins | null {
+    for (const item of items) if (this.#isRevoking(item) || !this.#covers(item)) return null;
+    return this.#pin(items);
+  }
+  #pin(items: readonly TokenItem[]): TokenPins {
+    const pin = { items };
+    this.#pins.add(pin);
+    let released = false;
+    return {
+      release: () => {
+        if (released) throw new Error('pins released twice');
+        released = true;
+        this.#pins.delete(pin);
+        this.#wake();
+      },
+    };
+  }
+  #wake(): void {
+    const waiters = this.#waiters;
+    this.#waiters = [];
+    for (const wake of waiters) wake();
+  }
+  #wait(): Promise<void> {
+    return new Promise((resolve) => this.#waiters.push(resolve));
+  }
+
+  async acquire(items: readonly TokenItem[], _options?: AcquireOptions): Promise<TokenPins> {
+    const pins: TokenPins[] = [];
+    let asked = false;
+    for (const group of groupBy(items, keyOf).values()) {
+      for (;;) {
+        const pinned = this.tryPin(group);
+        if (pinned !== null) {
+          pins.push(pinned);
+          break;
+        }
+        if (group.some((item) => this.#isRevoking(item))) {
+          await this.#wait();
+          continue;
+        }
+        if (!asked) this.requests++;
+        asked = true;
+        const granted = await this.#arbiter.grant(this, group);
+        if (granted === null) continue;
+        pins.push(granted);
+        break;
+      }
+    }
+    return { release: () => pins.forEach((pin) => void pin.release()) };
+  }
+  take(item: TokenItem, granted: ByteRange): void {
+    const key = `${item.class}/${item.object}`;
+    const rest: Held[] = [];
+    let fresh: ByteRange[] = [granted];
+    for (const held of this.#held.get(key) ?? []) {
+      if (stronger(held.mode, item.mode)) {
+        rest.push(held);
+        fresh = fresh.flatMap((range) => subtract(range, held.range));
+      } else for (const range of subtract(held.range, granted)) rest.push({ range, mode: held.mode });
+    }
+    for (const range of fresh) rest.push({ range, mode: item.mode });
+    this.#held.set(key, rest);
+  }
+
+  heldRange(tokenClass: TokenClass, object: TokenObject, offsetBytes: number, mode: TokenMode): ByteRange | null {
+    const key = `${tokenClass}/${object}`;
+    const at = { start: offsetBytes, end: offsetBytes + 1 };
+    if (this.#revoking.some((one) => one.key === key && overlaps(one.range, at))) return null;
+    const held = this.heldIn(tokenClass, object, at).find((one) => stronger(one.mode, mode));
+    if (held === undefined) return null;
+    let { start, end } = held.range;
+    for (const { range } of this.#revoking.filter((one) => one.key === key)) {
+      if (range.end <= offsetBytes) start = Math.max(start, range.end);
+      if (range.start > offsetBytes) end = Math.min(end, range.start);
+    }
+    return { start, end };
+  }
+
+  async release(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Promise<void> {
+    for (const held of this.heldIn(tokenClass, object, range))
+      await this.revoke({ class: tokenClass, object, range: intersect(held.range, range), keep: TokenMode.none });
+  }
+  setRevokeHandler(tokenClass: TokenClass, handler: RevokeHandler): void {
+    this.#handlers.set(tokenClass, handler);
+  }
+
+  async revoke(revocation: Revocation): Promise<void> {
+    const key = `${revocation.class}/${revocation.object}`;
+    const mark = { key, range: revocation.range };
+    this.#revoking.push(mark);
+    try {
+      const pinned = (): boolean =>
+        [...this.#pins].some(({ items }) =>
+          items.some((item) => `${item.class}/${item.object}` === key && overlaps(item.required, revocation.range)),
+        );
+      while (pinned()) await this.#wait();
+      await this.#handlers.get(revocation.class)?.revoke(revocation);
+      const rest: Held[] = [];
+      for (const held of this.#held.get(key) ?? []) {
+        for (const range of subtract(held.range, revocation.range)) rest.push({ range, mode: held.mode });
+        if (revocation.keep !== TokenMode.none && overlaps(held.range, revocation.range))
+          rest.push({ range: intersect(held.range, revocation.range), mode: revocation.keep });
+      }
+      this.#held.set(key, rest);
+    } finally {
+      this.#revoking.splice(this.#revoking.indexOf(mark), 1);
+      this.#wake();
+    }
+  }
+
+  /** Everything, as another node's greed would: what is dirty is written, what is cached is dropped. */
+  async revokeAll(): Promise<void> {
+    for (const [key, held] of [...this.#held]) {
+      const [tokenClass, object] = key.split('/').map(Number) as [TokenClass, number];
+      for (const { range } of [...held]) await this.revoke({ class: tokenClass, object, range, keep: TokenMode.none });
+    }
+  }
+}
