@@ -105,6 +105,8 @@ async function tooMuch(client: FileSystemClient, root: ImportRoot, expected: Exp
 
 const RECORD_BYTES = 1000;
 const RECORDS = 2000;
+/** What two writers write: every record into the shared file, every fourth appended to the log. */
+export const TOGETHER_BYTES = 2 * RECORD_BYTES * (RECORDS + RECORDS / 4);
 /** Record `index` of the shared file as its writer makes it: who wrote it, which it is, and a pattern of both. */
 function record(writer: number, index: number): Uint8Array {
   const bytes = new Uint8Array(RECORD_BYTES);

@@ -59,7 +59,7 @@ export function report(phases: readonly Phase[]): string {
       .map((f) => [
         f.name,
         f.seconds.toFixed(1),
-        countText(f.filesPerSecond),
+        f.filesPerSecond === 0 ? null : countText(f.filesPerSecond),
         f.megabytesPerSecond.toFixed(1),
         f.hitRate === null ? null : percent(f.hitRate, 1),
         f.messagesPerOperation === null ? null : f.messagesPerOperation.toFixed(2),

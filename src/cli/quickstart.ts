@@ -16,6 +16,7 @@ import {
   hashLocal,
   type ImportRoot,
   skipped,
+  TOGETHER_BYTES,
   writeTogether,
 } from './quickstart-checks.js';
 import { type CounterSnapshot, difference, type Phase, report, sumCounters } from './quickstart-report.js';
@@ -40,36 +41,38 @@ interface Cluster {
   readonly admins: readonly AdminClient[];
 }
 
+/** Set by a signal: the next step doesn't begin, and what waits for a daemon fails. */
+let interruption: NodeJS.Signals | null = null;
+let connected: readonly FileSystemClient[] = [];
+
+function interrupt(signal: NodeJS.Signals): void {
+  note(`holdfast: ${signal}, stopping everything`);
+  interruption = signal;
+  for (const client of connected) void client.close().catch(() => undefined);
+}
+
 async function run(options: { keep: boolean; dir: string | undefined }): Promise<void> {
   const started = performance.now();
   const dir = options.dir === undefined ? mkdtempSync(path.join(tmpdir(), 'holdfast-')) : path.resolve(options.dir);
-  let stopping: Promise<unknown> | null = null;
-  const stop = (clean: boolean): Promise<unknown> => {
-    stopping ??= existsSync(path.join(dir, 'dev.json')) ? devDown(dir, { clean }) : Promise.resolve();
-    return stopping;
-  };
-  const interrupted = (signal: NodeJS.Signals): void => {
-    note(`holdfast: ${signal}, stopping everything`);
-    stop(true).finally(() => process.exit(Exit.failed));
-  };
-  process.once('SIGINT', interrupted);
-  process.once('SIGTERM', interrupted);
+  process.once('SIGINT', interrupt);
+  process.once('SIGTERM', interrupt);
   try {
-    await show(dir, options.keep);
-    if (!options.keep) await say('stopping everything', () => stop(true));
+    await show(dir);
+    if (!options.keep) await say('stopping everything', () => devDown(dir, { clean: true }));
     print(`\nDone in ${durationText(performance.now() - started)}.`);
     if (options.keep) print(whatNext(dir));
   } catch (error) {
-    note(`holdfast: ${sentence(error)}`);
-    if (process.env['HOLDFAST_DEBUG'] === '1' && error instanceof Error) note(error.stack ?? '');
-    await stop(false).catch((why: unknown) => note(`holdfast: ${sentence(why)}`));
-    for (const file of existsSync(dir) ? readdirSync(dir) : []) if (file.endsWith('.nsd')) rmSync(path.join(dir, file));
-    note(`holdfast: everything is stopped; the logs are in ${dir}`);
     process.exitCode = Exit.failed;
+    if (interruption === null) note(`holdfast: ${sentence(error)}`);
+    if (process.env['HOLDFAST_DEBUG'] === '1' && error instanceof Error) note(error.stack ?? '');
+    if (existsSync(path.join(dir, 'dev.json')))
+      await devDown(dir, { clean: interruption !== null }).catch((why: unknown) => note(`holdfast: ${sentence(why)}`));
+    for (const file of existsSync(dir) ? readdirSync(dir) : []) if (file.endsWith('.nsd')) rmSync(path.join(dir, file));
+    note(`holdfast: everything is stopped${interruption === null ? `; the logs are in ${dir}` : ''}`);
   }
 }
 
-async function show(dir: string, keep: boolean): Promise<void> {
+async function show(dir: string): Promise<void> {
   const roots = await chooseTree();
   const expected = await say('hashing the tree here', () => hashLocal(roots));
   print(
@@ -84,7 +87,6 @@ async function show(dir: string, keep: boolean): Promise<void> {
     print(
       `${countText(expected.files.size)} files are the same on all nodes, cold and hot; two writers at once lost no byte.`,
     );
-    if (!keep) await say('removing the tree', () => cluster.clients[1]!.rm('/import', { recursive: true }));
   } finally {
     for (const client of cluster.clients) await client.close().catch(() => undefined);
     for (const admin of cluster.admins) admin.close();
@@ -123,6 +125,7 @@ async function start(dir: string, expected: Expected): Promise<Cluster> {
   const poolMib = Math.max(128, Math.floor(Math.min(wanted, freemem() / 6) / MIB));
   const { state } = await devUp({ dir, nodes: 3, nsdSize: '2GiB', pagePool: `${poolMib}MiB` });
   const clients = await Promise.all(state.nodes.map((node) => openClient(node.socket, 0)));
+  connected = clients;
   const admins = await Promise.all(state.nodes.map((node) => AdminClient.connect(adminSocketPath(node.socket))));
   return { state, clients, admins };
 }
@@ -153,7 +156,7 @@ async function phasesOf(
       );
     }
   const writers = clients.slice(1);
-  await phase('nodes 2 and 3 write one file', 2, 2 * 2 * 1000 * 2000, () => writeTogether(writers, clients));
+  await phase('nodes 2 and 3 write one file', 0, TOGETHER_BYTES, () => writeTogether(writers, clients));
   return phases;
 }
 
@@ -172,6 +175,7 @@ async function importTree(client: FileSystemClient, roots: readonly ImportRoot[]
 
 /** Says what is done, and how long it took. */
 async function say<T>(what: string, work: () => Promise<T>): Promise<T> {
+  if (interruption !== null) throw new Error(`interrupted by ${interruption}`);
   print(`- ${what} ...`);
   const started = performance.now();
   const result = await work();

@@ -101,6 +101,29 @@ describe('membership', () => {
     expect(lab.violations).toEqual([]);
   });
 
+  test('F3: of a return and an expulsion that is already on its way exactly one succeeds', async () => {
+    const outcomes = new Set<string>();
+    for (let healAfterMs = 10_000; healAfterMs <= 13_000; healAfterMs += 150) {
+      const lab = new Lab({ latencyMs: () => 2, callDeadlineMs: 5000 });
+      // The driver's requests take so long that node 2 can come back while one is under way.
+      await lab.clock.run(lab.start(1, { latencyMs: 700 }));
+      await lab.clock.run(lab.start(2));
+      await lab.clock.run(lab.start(3));
+      await lab.clock.advance(2000);
+      lab.node(2).connection!.setConnected(false);
+      await lab.clock.advance(healAfterMs);
+      lab.node(2).connection!.setConnected(true);
+      await lab.clock.advance(TTL_MS);
+      expect(lab.violations).toEqual([]);
+      const [first, ...rest] = lab.node(2).events;
+      expect([first, rest.length]).toEqual(['suspended', 1]);
+      expect(ids(lab).includes(2)).toBe(rest[0] === 'resumed');
+      outcomes.add(rest[0]!);
+      for (const id of [1, 2, 3]) lab.crash(id);
+    }
+    expect([...outcomes].sort()).toEqual(['fenced', 'resumed']);
+  });
+
   test('F1: a node that vanished is expelled in order: epoch, fence everywhere, tokens fall, cleaned up', async () => {
     const lab = await started(1, 2, 3);
     const epochBefore = lab.view.epoch;

@@ -71,10 +71,14 @@ export class Lab {
   }
 
   /** Claims and joins; resolves when the node is in the view. */
-  async start(id: number, options: { full?: boolean; identityWaitMs?: number; key?: Uint8Array } = {}): Promise<void> {
+  async start(
+    id: number,
+    options: { full?: boolean; identityWaitMs?: number; key?: Uint8Array; latencyMs?: number } = {},
+  ): Promise<void> {
     const node = this.nodes.get(id) ?? new LabNode(nodeId(id), options.full ?? true);
     this.nodes.set(id, node);
-    const connection = this.store.connect();
+    const { latencyMs } = options;
+    const connection = this.store.connect(latencyMs === undefined ? undefined : () => latencyMs);
     node.connection = connection;
     let life = '';
     const runtime = await MembershipRuntime.claim({
