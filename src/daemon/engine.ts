@@ -117,7 +117,7 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
       clock,
       clusterKey,
       nodeId: config.nodeId,
-      full: config.listen !== null && config.tokenServer,
+      full: config.listen !== null,
       identityWaitMs: config.leaseTtlMs * IDENTITY_WAIT_LEASES,
       newClusterId: randomUUID,
       name: config.name,

@@ -107,6 +107,8 @@ export class HoldfastNode {
       // Every full node is asked to fence; one that serves no NSD has nothing to drain.
       fabric.handleRequests(MessageType.nsdFence, () => new Uint8Array(0));
     }
+    // Echo: what measures the way between two nodes asks for it.
+    fabric.handleRequests(MessageType.ping, ({ body }) => body);
     this.tokenServer = role.tokenServer
       ? new TokenServer({
           fabric,
