@@ -134,13 +134,14 @@ export class FakeBacking implements BackingStore {
     try {
       await this.beforeWrite(pieces);
       for (const [i, { offsetBytes, lengthBytes, poolOffsetBytes }] of pieces.entries()) {
-        if (!this.isReserved(ino, { start: offsetBytes, end: offsetBytes + lengthBytes })) {
-          if (this.punched.has(ino)) continue;
-          throw new Error('a write where no space was reserved');
-        }
         const now = this.pool.bytes.subarray(poolOffsetBytes, poolOffsetBytes + lengthBytes);
         if (Buffer.compare(now, before[i]!) !== 0) throw new Error('S2: the bytes changed while they were written');
-        this.bytesOf(ino).set(now, offsetBytes);
+        for (const sector of sectorsOf({ start: offsetBytes, end: offsetBytes + lengthBytes })) {
+          const at = sector * SECTOR_BYTES;
+          if (this.isReserved(ino, { start: at, end: at + 1 }))
+            this.bytesOf(ino).set(now.subarray(at - offsetBytes, at - offsetBytes + SECTOR_BYTES), at);
+          else if (!this.punched.has(ino)) throw new Error('a write where no space was reserved');
+        }
       }
     } finally {
       this.writesInFlight--;
