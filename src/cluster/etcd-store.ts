@@ -26,7 +26,8 @@ const DEFAULT_CALL_DEADLINE_MS = 1000;
 const CHANNEL_OPTIONS = {
   'grpc.keepalive_time_ms': 2000,
   'grpc.keepalive_timeout_ms': 2000,
-  'grpc.keepalive_permit_without_calls': 1,
+  // etcd takes pings without a call for an attack, and hangs up.
+  'grpc.keepalive_permit_without_calls': 0,
   'grpc.initial_reconnect_backoff_ms': 100,
   'grpc.min_reconnect_backoff_ms': 100,
   'grpc.max_reconnect_backoff_ms': 500,
