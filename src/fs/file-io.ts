@@ -56,20 +56,28 @@ export async function readFile(
     const inode = await loadRef(volume, handle, 'read');
     await inode.contents.share();
     try {
-      volume.inodes.refresh(inode);
-      const length = Math.min(target.length, inode.sizeBytes - offsetBytes);
-      if (length <= 0) return 0;
-      const file = volume.inodes.attach(inode);
-      await file.read(offsetBytes, target.subarray(0, length), { signal: options?.signal });
-      file.publish();
-      publishStatus(volume, handle.ino);
-      return length;
+      for (;;) {
+        const length = lengthNow(volume, inode, offsetBytes, target.length);
+        if (length <= 0) return 0;
+        const file = volume.inodes.attach(inode);
+        await file.read(offsetBytes, target.subarray(0, length), { signal: options?.signal });
+        file.publish();
+        publishStatus(volume, handle.ino);
+        // A hit that wrote across the end meanwhile may be half in what was read: then the old end is no longer right.
+        if (lengthNow(volume, inode, offsetBytes, target.length) === length) return length;
+      }
     } finally {
       inode.contents.unshare();
     }
   } finally {
     pins.release();
   }
+}
+
+/** What of a read of `wanted` bytes there is, with what hits have written taken in. Only grows while `contents` is shared. */
+function lengthNow(volume: Volume, inode: Inode, offsetBytes: number, wanted: number): number {
+  volume.inodes.refresh(inode);
+  return Math.min(wanted, inode.sizeBytes - offsetBytes);
 }
 
 export async function writeFile(
