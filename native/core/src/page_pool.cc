@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cinttypes>
@@ -15,6 +16,11 @@ namespace holdfast {
 namespace {
 
 constexpr size_t kHugePageBytes = size_t{2} << 20;
+// Small enough that closing a pool doesn't wait long for it.
+constexpr size_t kTouchBytes = size_t{4} << 20;
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 struct Registry {
   std::mutex mutex;
@@ -81,10 +87,18 @@ PagePool::PagePool(uint32_t id, size_t lengthBytes) : id_(id), lengthBytes_(leng
   }
   // A child would otherwise turn pages that are registered with a device into copy-on-write ones.
   madvise(data_, mappedBytes_, MADV_DONTFORK);
+  toucher_ = std::thread([this] {
+    for (size_t at = 0; at < mappedBytes_ && !stopTouching_.load(std::memory_order_relaxed); at += kTouchBytes) {
+      // Older kernels don't know it (EINVAL): pages come at their first use then.
+      if (madvise(data_ + at, std::min(kTouchBytes, mappedBytes_ - at), MADV_POPULATE_WRITE) != 0) return;
+    }
+  });
   mappedPools.fetch_add(1);
 }
 
 PagePool::~PagePool() {
+  stopTouching_.store(true, std::memory_order_relaxed);
+  toucher_.join();
   munmap(data_, mappedBytes_);
   mappedPools.fetch_sub(1);
 }
