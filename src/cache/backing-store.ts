@@ -16,9 +16,10 @@ export interface BackingStore {
    * Before pages of the range become dirty: space for them is allocated, so that write-out can't fail for want of it and
    * needs no token (T5). Called with no page pinned; the implementation may itself use the file's pages (a small file that
    * outgrows its inode), so the cache must not hold anything of the file that would wait for it.
-   * @throws {FsError} noSpace
+   * `ahead`: for no operation, so that nobody holds the file's tokens meanwhile; what can't be had at once is refused with `busy`.
+   * @throws {FsError} noSpace; busy
    */
-  reserve(ino: InodeNumber, range: ByteRange): Promise<void>;
+  reserve(ino: InodeNumber, range: ByteRange, options?: { readonly ahead: boolean }): Promise<void>;
   /** True when `reserve` of the range would do nothing: the hot path skips the promise. */
   isReserved(ino: InodeNumber, range: ByteRange): boolean;
   /**

@@ -175,7 +175,7 @@ async function prepareAhead(core: CacheCore, file: FileCore, from: number): Prom
     const end = Math.min(from + core.settings.prepareBytes, Math.floor(token.end / PAGE_BYTES) * PAGE_BYTES);
     const wanted = { start: firstIndex * PAGE_BYTES, end: Math.ceil(end / PAGE_BYTES) * PAGE_BYTES };
     if (wanted.end <= wanted.start || !contains(token, wanted)) return;
-    if (!backing.isReserved(file.ino, wanted)) await backing.reserve(file.ino, wanted);
+    if (!backing.isReserved(file.ino, wanted)) await backing.reserve(file.ino, wanted, { ahead: true });
     // It may have been revoked or cut off meanwhile.
     const still = held();
     if (core.closed || file.forgotten || still === null || !contains(still, wanted)) return;
