@@ -4,6 +4,7 @@ import type { PageCacheApi } from '../cache/page-cache-api.js';
 import type { PageCacheSettings } from '../cache/page-cache-settings.js';
 import type { ClusterView, Membership } from '../cluster/membership-api.js';
 import type { ExpulsionActions } from '../cluster/membership-runtime.js';
+import { WHOLE } from '../common/byte-range.js';
 import type { Clock } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
@@ -26,8 +27,9 @@ import { MessageType } from '../protocol/message-types.js';
 import { encodeExpel } from '../protocol/token-messages.js';
 import { TokenClient } from '../token-manager/token-client.js';
 import type { TokenClientSettings } from '../token-manager/token-client-events.js';
-import type { TokenServerSettings } from '../token-manager/token-server-events.js';
+import type { Holding } from '../token-manager/token-client-machine.js';
 import { TokenServer } from '../token-manager/token-server.js';
+import type { TokenServerSettings } from '../token-manager/token-server-events.js';
 import type { PoolPlan } from './pool-plan.js';
 
 /**
@@ -241,6 +243,14 @@ export class HoldfastNode {
       this.#parts.logger.error({ error: String(error), lost }, 'unmount failed');
       throw error;
     }
+    await this.#giveBackTokens();
+  }
+
+  /** Those too that the file system knows nothing of any more: of files and directories that it has forgotten. */
+  async #giveBackTokens(): Promise<void> {
+    const objects = new Map<string, Holding>();
+    for (const held of this.tokens.machine.holdings()) objects.set(`${held.class} ${held.object}`, held);
+    await Promise.all([...objects.values()].map((held) => this.tokens.release(held.class, held.object, WHOLE)));
   }
 
   /** mkfs. The NSDs must be served by somebody, and be nobody's. */
