@@ -310,7 +310,10 @@ export class InodeTable {
     let retryMs = REVOKE_RETRY_MIN_MS;
     for (;;) {
       for (const inode of concerned) this.refresh(inode);
-      const unclean = concerned.filter((inode) => inode.dirty || inode.writing !== null || this.hasDirtyData(inode));
+      // Not valid any more: this node was fenced meanwhile, and what was dirty is lost.
+      const unclean = concerned.filter(
+        (inode) => inode.valid && (inode.dirty || inode.writing !== null || this.hasDirtyData(inode)),
+      );
       if (unclean.length === 0) break;
       try {
         await this.#writer.writeOut(unclean);
