@@ -5,7 +5,7 @@
 import { constants } from 'node:fs';
 import type { EntryId } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
-import { PAGE_BYTES, RANGE_END, SECTOR_BYTES } from '../common/units.js';
+import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode } from '../token-manager/token.js';
 import { type FileHandle, readFile, syncFile, truncateFile, writeFile } from './file-io.js';
 import { cutSpace, hasTail } from './file-space.js';
@@ -155,7 +155,6 @@ export class FsOpenFile implements OpenFile {
     if (!hasTail(inode)) return;
     const file = volume.inodes.attach(inode);
     const end = Math.ceil(inode.sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
-    const pageEnd = Math.ceil(inode.sizeBytes / PAGE_BYTES) * PAGE_BYTES;
     const pins = volume.parts.tokens.tryPin([
       volume.inodes.statusItem(this.ino, TokenMode.exclusive),
       file.dataItem({ start: end, end: RANGE_END }, TokenMode.exclusive),
@@ -164,8 +163,9 @@ export class FsOpenFile implements OpenFile {
     try {
       await inode.contents.runExclusive(async () => {
         if (inode.openCount > 0 || !inode.valid) return;
+        // Pages first, all of them: one prepared for a sequential writer would stay writable without space behind it.
+        await file.discard({ start: end, end: RANGE_END });
         await cutSpace(volume, inode, inode.sizeBytes);
-        await file.discard({ start: end, end: Math.max(end, pageEnd) });
       });
     } finally {
       pins.release();
