@@ -190,7 +190,7 @@ export class Faults {
         if (life.state !== 'up') return;
         for (const file of life.files.values()) await life.gate.pass(file.close());
         await life.gate.pass(life.unmount());
-        await life.gate.pass(life.leave());
+        await life.leave();
         await sleep(scheduler, fault.forMs);
         world.lifeEnded(life);
         return this.#untilAllUp();

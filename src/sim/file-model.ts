@@ -100,3 +100,16 @@ function cellValue(bytes: Uint8Array): number {
   }
   return uniform ? first : -2 - (hash >>> 0);
 }
+
+/** What is in bytes that are no whole cells of one stamp each: for the eye of whoever looks for the reason. */
+export function runsOf(offsetBytes: number, bytes: Uint8Array): string {
+  const words = new Uint32Array(bytes.slice().buffer, 0, Math.floor(bytes.length / 4));
+  const runs: string[] = [];
+  for (let at = 0; at < words.length; ) {
+    let end = at + 1;
+    while (end < words.length && words[end] === words[at]) end++;
+    runs.push(`[${offsetBytes + at * 4}, ${offsetBytes + end * 4}) = ${words[at]}`);
+    at = end;
+  }
+  return runs.join(', ');
+}

@@ -198,7 +198,8 @@ export class SimNode {
       const options = { uuid, clusterId: 'simulated', failureGroup: 0, name: `disk of node ${this.id}` };
       if (!this.#world.formatted.has(uuid)) await this.gate.pass(NsdStore.format(parts, options));
       this.#world.formatted.add(uuid);
-      this.doors.push(new StoreDoor(await this.gate.pass(NsdStore.open(parts, { uuid })), this.gate));
+      const say = (text: string): void => this.#world.trace.add(this.id, 0, text);
+      this.doors.push(new StoreDoor(await this.gate.pass(NsdStore.open(parts, { uuid })), this.gate, say));
     }
   }
 

@@ -1,4 +1,5 @@
 import { FsError } from '../common/errors.js';
+import { SECTOR_BYTES } from '../common/units.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
 import type { NodeGate } from './node-gate.js';
 
@@ -18,15 +19,22 @@ export class StoreDoor {
   constructor(
     readonly store: NsdStore,
     private readonly gate: NodeGate,
+    private readonly say: (text: string) => void,
   ) {
     const read = store.read.bind(store);
     const write = store.write.bind(store);
     const flush = store.flush.bind(store);
     const discard = store.discard.bind(store);
     store.read = (...args) => this.#pass('read', () => read(...args));
-    store.write = (...args) => this.#pass('write', () => write(...args));
+    store.write = (sector, memory, ...rest) => {
+      this.say(`disk: write [${sector}, ${sector + memory.lengthBytes / SECTOR_BYTES})`);
+      return this.#pass('write', () => write(sector, memory, ...rest));
+    };
     store.flush = () => this.#pass('flush', () => flush());
-    store.discard = (...args) => this.#pass('discard', () => discard(...args));
+    store.discard = (sector, count) => {
+      this.say(`disk: discard [${sector}, ${sector + count})`);
+      return this.#pass('discard', () => discard(sector, count));
+    };
   }
 
   shut(): Promise<void> {

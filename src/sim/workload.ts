@@ -1,7 +1,7 @@
 import { sleep } from '../common/clock.js';
 import { FsError, type Reason } from '../common/errors.js';
 import { below, chance, pick, type SeededRandom } from '../common/random.js';
-import { CELLS_MAX, cellsOf, cellsOfSize, type FileInput, stampedBytes } from './file-model.js';
+import { CELLS_MAX, cellsOf, cellsOfSize, type FileInput, runsOf, stampedBytes } from './file-model.js';
 import type { FilePending, HotFile } from './hot-file.js';
 import { NamesWorkload } from './names-workload.js';
 import type { SimNode } from './sim-node.js';
@@ -124,8 +124,18 @@ export class Workload {
     const target = new Uint8Array((to - from) * layout.cellBytes);
     await this.#operation(life, client, file, { op: 'read', from, to }, async () => {
       const length = await this.#open(life, file).read(layout.baseBytes + from * layout.cellBytes, target);
-      return cellsOf(layout, target.subarray(0, length));
+      return this.#cells(life, file, from, target.subarray(0, length));
     });
+  }
+
+  #cells(life: SimNode, file: HotFile, from: number, bytes: Uint8Array): number[] {
+    const { layout } = file;
+    const cells = cellsOf(layout, bytes);
+    if (cells.some((cell) => cell < 0)) {
+      const start = layout.baseBytes + from * layout.cellBytes;
+      this.world.trace.add(life.id, file.ino, `a read found ${runsOf(start, bytes)}`);
+    }
+    return cells;
   }
 
   async #write(life: SimNode, client: string, file: HotFile, from: number, to: number, hit: boolean): Promise<void> {
@@ -198,7 +208,7 @@ export class Workload {
     const pending = file.history.begin(client, life.name, { op: 'read', from, to });
     const length = life.map.read(entry, layout.baseBytes + from * layout.cellBytes, target);
     if (length < 0) file.history.forget(pending);
-    else this.#tell(life, file, pending, cellsOf(layout, target.subarray(0, length)));
+    else this.#tell(life, file, pending, this.#cells(life, file, from, target.subarray(0, length)));
     return this.#hit(length);
   }
 

@@ -1,6 +1,6 @@
 import { constants } from 'node:fs';
 import { MemoryStore } from '../cluster/memory-store.js';
-import type { ExpellingRecord } from '../cluster/records.js';
+import { type ExpellingRecord, parseView, StoreKey, sameLife } from '../cluster/records.js';
 import { InvariantError } from '../common/assert.js';
 import { sleep } from '../common/clock.js';
 import { deferred } from '../common/deferred.js';
@@ -105,7 +105,7 @@ export class World {
   }
 
   get nodeSettings(): NonNullable<NodeParts['settings']> {
-    const { minHoldMs, clientRangesMax, acquireTimeoutMs } = this.plan;
+    const { minHoldMs, clientRangesMax, serverRangesMax, acquireTimeoutMs } = this.plan;
     return {
       cache: {
         writeBehindAgeMs: 40,
@@ -117,6 +117,7 @@ export class World {
       },
       fs: { inodeWriteBehindMs: 80, backgroundIntervalMs: 60, inodesCachedMax: 16, regionTimeoutMs: 2000 },
       tokens: { minHoldMs, rangesMax: clientRangesMax, acquireTimeoutMs },
+      tokenServer: { rangesMax: serverRangesMax },
     };
   }
 
@@ -202,6 +203,7 @@ export class World {
   }
 
   async #begin(): Promise<void> {
+    this.#watchExpulsions();
     for (let id = 1; id <= this.plan.nodeCount; id++) await this.#newLife(nodeId(id)).boot();
     const lives = [...this.nodes.values()];
     const [first] = lives;
@@ -235,6 +237,24 @@ export class World {
   }
 
   // ---- lives
+
+  /** Where no token server is left in the view nobody is asked to let tokens fall: the store tells that it is over. */
+  #watchExpulsions(): void {
+    let before: readonly ExpellingRecord[] = [];
+    this.store
+      .connect(() => 0)
+      .watch(
+        StoreKey.view,
+        0,
+        ({ value }) => {
+          const expelling = parseView(value)?.expelling ?? [];
+          for (const target of before)
+            if (!expelling.some((entry) => sameLife(entry, target))) void this.beforeTokensFall(target);
+          before = expelling;
+        },
+        () => undefined,
+      );
+  }
 
   #newLife(id: NodeId): SimNode {
     const life = new SimNode(this, id, this.#random.nodes.fork());
