@@ -11,7 +11,7 @@ import {
   encodeToServer,
   type RequestItem,
   type ToServerItem,
-} from '../src/protocol/token-messages.js';
+} from '../src/token-manager/token-messages.js';
 import { HolderTable, objectKey } from '../src/token-manager/holder-table.js';
 import { listFingerprint } from '../src/token-manager/placement.js';
 import { TokenClass, TokenMode } from '../src/token-manager/token.js';

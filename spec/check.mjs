@@ -51,7 +51,8 @@ if (spawnSync('rumur', ['--version']).error) {
 function check({ BOUND = 0, ...constants }) {
   const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-spec-'));
   try {
-    let text = model;
+    // A bounded search sees no end of what begins near its bound: liveness is for the whole state space.
+    let text = BOUND > 0 ? model.replace(/^liveness [\s\S]*?^  [^\n]*;$/m, '') : model;
     for (const [name, value] of Object.entries(constants)) {
       const changed = text.replace(new RegExp(`^  ${name}: [^;]+;`, 'm'), `  ${name}: ${value};`);
       if (!new RegExp(`^  ${name}: ${value};`, 'm').test(changed)) throw new Error(`no constant ${name} in the model`);

@@ -3,8 +3,8 @@ import { FsError } from '../common/errors.js';
 import { type NodeId, nodeId } from '../common/ids.js';
 import { RANGE_END } from '../common/units.js';
 import { MessageType } from '../protocol/message-types.js';
-import { decodeListReply, encodeListRequest, LIST_ENTRIES_MAX } from '../protocol/token-messages.js';
 import { TokenClass, TokenMode } from '../token-manager/token.js';
+import { decodeListReply, encodeListRequest, LIST_ENTRIES_MAX } from '../token-manager/token-messages.js';
 import type {
   AdminApi,
   AdminMethod,

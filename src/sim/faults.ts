@@ -2,7 +2,7 @@ import { sleep } from '../common/clock.js';
 import type { NodeId } from '../common/ids.js';
 import { below, chance, pick, type SeededRandom } from '../common/random.js';
 import type { Crossing, Verdict } from '../fabric/memory-link.js';
-import type { RevokeItem } from '../protocol/token-messages.js';
+import type { RevokeItem } from '../token-manager/token-messages.js';
 import { type FaultPlan, LEASE_TTL_MS } from './seed-plan.js';
 import type { SimNode } from './sim-node.js';
 import type { World } from './world.js';

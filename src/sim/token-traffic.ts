@@ -2,7 +2,7 @@ import { FsError } from '../common/errors.js';
 import type { NodeId } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { MessageType } from '../protocol/message-types.js';
-import { decodeToClient, decodeToServer, type ToClientItem, type ToServerItem } from '../protocol/token-messages.js';
+import { decodeToClient, decodeToServer, type ToClientItem, type ToServerItem } from '../token-manager/token-messages.js';
 import { TokenClass } from '../token-manager/token.js';
 import type { Faults } from './faults.js';
 import type { SimNode } from './sim-node.js';

@@ -5,7 +5,6 @@
  * asked for is refused, and the operation fails.
  */
 import { type ByteRange, contains, range } from '../common/byte-range.js';
-import { type GrantItem, type RefusalItem, STATEMENT_RANGES_MAX } from '../protocol/token-messages.js';
 import type { ObjectState } from './client-object.js';
 import { ClientOperations } from './client-operations.js';
 import type { Link } from './client-state.js';
@@ -13,6 +12,7 @@ import { join } from './compatibility.js';
 import { sameServer, serverOf } from './placement.js';
 import { type FlatPieces, NEVER_SETTLED, STRIDE } from './range-map.js';
 import { TokenMode } from './token.js';
+import { type GrantItem, type RefusalItem, STATEMENT_RANGES_MAX } from './token-messages.js';
 
 export abstract class ClientGrants extends ClientOperations {
   protected receiveGrant(link: Link, item: GrantItem): void {

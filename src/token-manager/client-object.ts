@@ -6,12 +6,12 @@
  */
 import { type ByteRange, overlaps, range } from '../common/byte-range.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import type { RequestPart } from '../protocol/token-messages.js';
 import { covers, modeMask } from './compatibility.js';
 import type { ServerIdentity } from './placement.js';
 import { type FlatPieces, RangeMap, STRIDE } from './range-map.js';
 import { type TokenClass, TokenMode, type TokenObject, type TokenPins } from './token.js';
 import type { AcquireOp, TokenGroup } from './token-client-events.js';
+import type { RequestPart } from './token-messages.js';
 
 /** For each mode, the held modes that allow it. */
 export const COVER_MASK: readonly number[] = [

@@ -6,7 +6,6 @@
  * grants newer than the revocation are not touched).
  */
 import { type ByteRange, contains, overlaps } from '../common/byte-range.js';
-import { type RevokeItem, STATEMENT_RANGES_MAX } from '../protocol/token-messages.js';
 import { ClientGrants } from './client-grants.js';
 import { giveWay, type ObjectState, type Revoking } from './client-object.js';
 import type { Link } from './client-state.js';
@@ -14,6 +13,7 @@ import { covers } from './compatibility.js';
 import { sameServer, serverOf } from './placement.js';
 import { NEVER_SETTLED } from './range-map.js';
 import { TokenMode } from './token.js';
+import { type RevokeItem, STATEMENT_RANGES_MAX } from './token-messages.js';
 
 export abstract class ClientRevocations extends ClientGrants {
   protected receiveRevoke(link: Link, item: RevokeItem): void {

@@ -7,7 +7,6 @@
  */
 import { type ByteRange, range } from '../common/byte-range.js';
 import { type Epoch, type NodeId, epoch as toEpoch } from '../common/ids.js';
-import type { ToServerItem } from '../protocol/token-messages.js';
 import {
   COVER_MASK,
   ObjectState,
@@ -21,6 +20,7 @@ import { covers } from './compatibility.js';
 import { type ServerIdentity, serverOf } from './placement.js';
 import { TokenClass, type TokenItem, type TokenMode, type TokenObject, type TokenPins } from './token.js';
 import type { ClientEffect, ClientTransition, TokenClientSettings } from './token-client-events.js';
+import type { ToServerItem } from './token-messages.js';
 
 export interface TokenClientMachineOptions {
   readonly self: ServerIdentity;

@@ -2,10 +2,10 @@ import { describe, expect, it } from 'vitest';
 import { range } from '../common/byte-range.js';
 import { epoch, incarnation, nodeId } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import type { ToServerItem } from '../protocol/token-messages.js';
 import { conflicts, covers, join, keepBeside, modeExists } from './compatibility.js';
 import { listFingerprint } from './placement.js';
 import { TokenClass, TokenMode } from './token.js';
+import type { ToServerItem } from './token-messages.js';
 import { type ServerEffect, TOKEN_SERVER_DEFAULTS } from './token-server-events.js';
 import { TokenServerMachine } from './token-server-machine.js';
 

@@ -2,13 +2,13 @@ import { describe, expect, it } from 'vitest';
 import { type ByteRange, range, WHOLE } from '../common/byte-range.js';
 import { epoch, incarnation, nodeId } from '../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
-import type { ToClientMessage, ToServerMessage } from '../protocol/token-messages.js';
 import { giveWay } from './client-object.js';
 import { groupItems } from './group-items.js';
 import { segmentOf, serverOf } from './placement.js';
 import { INODES_PER_SEGMENT, TokenClass, type TokenItem, TokenMode } from './token.js';
 import { type ClientEvent, TOKEN_CLIENT_DEFAULTS } from './token-client-events.js';
 import { TokenClientMachine } from './token-client-machine.js';
+import type { ToClientMessage, ToServerMessage } from './token-messages.js';
 import { type ServerEvent, TOKEN_SERVER_DEFAULTS } from './token-server-events.js';
 import { TokenServerMachine } from './token-server-machine.js';
 

@@ -9,11 +9,11 @@
 import { type ByteRange, hull, roundOut } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END } from '../common/units.js';
-import { REQUEST_PARTS_MAX, type RequestPart } from '../protocol/token-messages.js';
 import { join, modeExists } from './compatibility.js';
 import { OBJECT_MAX } from './holder-table.js';
 import { compareItems, TokenClass, type TokenItem } from './token.js';
 import type { TokenGroup } from './token-client-events.js';
+import { REQUEST_PARTS_MAX, type RequestPart } from './token-messages.js';
 
 const valid = (r: ByteRange): boolean =>
   Number.isSafeInteger(r.start) && Number.isSafeInteger(r.end) && r.start >= 0 && r.start < r.end && r.end <= RANGE_END;

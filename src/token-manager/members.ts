@@ -7,10 +7,10 @@
  * last complete one, or everybody who may hold it has claimed. Fault model: messages of older lives and early or late claims.
  */
 import { type Epoch, epoch, type Incarnation, type NodeId } from '../common/ids.js';
-import type { ClaimEndItem, ClaimItem, ToClientItem } from '../protocol/token-messages.js';
 import { classOfKey, type MemberIndex, type ObjectKey, objectOfKey } from './holder-table.js';
 import { listFingerprint, type ServerIdentity, sameList, sameServer, serverOf } from './placement.js';
 import type { QueuedRequest } from './request-queue.js';
+import type { ClaimEndItem, ClaimItem, ToClientItem } from './token-messages.js';
 import type { MemberIdentity, TokenView } from './token-server-events.js';
 
 export interface Member {

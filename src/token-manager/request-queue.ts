@@ -5,11 +5,11 @@
  * no holder does. Kept only while somebody waits. No fault model: everything here was checked before.
  */
 import { type ByteRange, overlaps } from '../common/byte-range.js';
-import type { RequestPart } from '../protocol/token-messages.js';
 import { conflictsWithMask, type ModeMask, modeMask } from './compatibility.js';
 import type { MemberIndex, ObjectKey } from './holder-table.js';
 import type { Member } from './members.js';
 import type { TokenMode } from './token.js';
+import type { RequestPart } from './token-messages.js';
 
 export interface QueuedRequest {
   readonly requestId: number;

@@ -5,13 +5,13 @@
  * the desired range, other holders and those who wait allow; a holder is asked once for exactly the conflict.
  */
 import { type ByteRange, overlaps, range } from '../common/byte-range.js';
-import { BLOCKERS_MAX, type Blocker, type GrantedRange, type RequestPart } from '../protocol/token-messages.js';
 import { conflicts, keepBeside } from './compatibility.js';
 import { classOfKey, HIT_STRIDE, type MemberIndex, type ObjectKey, objectOfKey } from './holder-table.js';
 import type { Member } from './members.js';
 import { Ahead, type ObjectQueue, type QueuedRequest } from './request-queue.js';
 import { ServerState } from './server-state.js';
 import { TokenMode } from './token.js';
+import { BLOCKERS_MAX, type Blocker, type GrantedRange, type RequestPart } from './token-messages.js';
 
 /** Ranges asked back in one step when the table is over its bound. */
 const RECLAIMS_PER_STEP_MAX = 256;

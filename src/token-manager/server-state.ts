@@ -7,12 +7,12 @@
 import type { ByteRange } from '../common/byte-range.js';
 import type { Reason } from '../common/errors.js';
 import { type Incarnation, nodeId } from '../common/ids.js';
-import type { Blocker, RequestItem, ToClientItem } from '../protocol/token-messages.js';
 import { classOfKey, HolderTable, type MemberIndex, type ObjectKey, objectOfKey } from './holder-table.js';
 import { type Member, Members, Ownership } from './members.js';
 import type { ServerIdentity } from './placement.js';
 import { DeadlineHeap, type ObjectQueue, type QueuedRequest, type SentRevoke } from './request-queue.js';
 import type { TokenMode } from './token.js';
+import type { Blocker, RequestItem, ToClientItem } from './token-messages.js';
 import type { MemberIdentity, ServerEffect, ServerTransition, TokenServerSettings } from './token-server-events.js';
 
 export interface TokenServerOptions {

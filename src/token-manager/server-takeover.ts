@@ -1,9 +1,9 @@
-import type { ClaimItem } from '../protocol/token-messages.js';
 import { conflicts } from './compatibility.js';
 import { HIT_STRIDE, type ObjectKey, objectKey } from './holder-table.js';
 import type { Member } from './members.js';
 import { ServerLine } from './server-line.js';
 import type { TokenMode } from './token.js';
+import type { ClaimItem } from './token-messages.js';
 import type { MemberIdentity, TokenView } from './token-server-events.js';
 
 export abstract class ServerTakeover extends ServerLine {

@@ -10,15 +10,6 @@ import { type ByteRange, overlaps, range } from '../common/byte-range.js';
 import { epoch, incarnation, type NodeId, nodeId } from '../common/ids.js';
 import { below, chance, pick, type Random, SeededRandom } from '../common/random.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import {
-  decodeToClient,
-  decodeToServer,
-  encodeToClient,
-  encodeToServer,
-  type RequestItem,
-  type ToClientMessage,
-  type ToServerMessage,
-} from '../protocol/token-messages.js';
 import { conflicts } from './compatibility.js';
 import { groupItems } from './group-items.js';
 import { TokenClass, type TokenItem, TokenMode, type TokenPins } from './token.js';
@@ -29,6 +20,15 @@ import {
   TOKEN_CLIENT_DEFAULTS,
 } from './token-client-events.js';
 import { TokenClientMachine, type TokenClientMachineOptions } from './token-client-machine.js';
+import {
+  decodeToClient,
+  decodeToServer,
+  encodeToClient,
+  encodeToServer,
+  type RequestItem,
+  type ToClientMessage,
+  type ToServerMessage,
+} from './token-messages.js';
 import {
   type MemberIdentity,
   SERVER_FAULT_TRANSITIONS,

@@ -4,9 +4,9 @@
 import type { ByteRange } from '../common/byte-range.js';
 import type { Reason } from '../common/errors.js';
 import type { Epoch } from '../common/ids.js';
-import type { Blocker, RequestPart, ToClientMessage, ToServerMessage } from '../protocol/token-messages.js';
 import type { ServerIdentity } from './placement.js';
 import type { Revocation, TokenClass, TokenObject, TokenPins } from './token.js';
+import type { Blocker, RequestPart, ToClientMessage, ToServerMessage } from './token-messages.js';
 
 /** The tokens of one object that an operation needs: asked for, granted and pinned together. Parts ascend and are disjoint. */
 export interface TokenGroup {

@@ -14,13 +14,13 @@
  */
 import { type ByteRange, range } from '../common/byte-range.js';
 import type { Epoch } from '../common/ids.js';
-import type { ToClientItem, ToClientMessage } from '../protocol/token-messages.js';
 import { ClientRevocations } from './client-revocations.js';
 import { type Link, NEVER } from './client-state.js';
 import { listFingerprint, type ServerIdentity, sameServer, serverOf } from './placement.js';
 import { STRIDE } from './range-map.js';
 import type { TokenClass, TokenMode, TokenObject } from './token.js';
 import type { ClientEffect, ClientEvent } from './token-client-events.js';
+import type { ToClientItem, ToClientMessage } from './token-messages.js';
 
 export type { TokenClientMachineOptions } from './client-state.js';
 

@@ -20,7 +20,6 @@ import type { Logger } from '../common/logger.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { Fabric, IncomingMessage } from '../fabric/fabric.js';
 import { MessageType } from '../protocol/message-types.js';
-import { decodeToClient, encodeToServer } from '../protocol/token-messages.js';
 import { groupItems } from './group-items.js';
 import { OrderedSender } from './ordered-sender.js';
 import { segmentOf } from './placement.js';
@@ -37,6 +36,7 @@ import {
   type TokenClientSettings,
 } from './token-client-events.js';
 import { TokenClientMachine } from './token-client-machine.js';
+import { decodeToClient, encodeToServer } from './token-messages.js';
 import { tokenViewOf } from './token-view.js';
 
 export interface TokenClientWiring {

@@ -2,8 +2,8 @@
  * What goes into and comes out of the token server's machine, its settings and the names of its transitions.
  */
 import type { Epoch, Incarnation, NodeId } from '../common/ids.js';
-import type { ToClientMessage, ToServerMessage } from '../protocol/token-messages.js';
 import type { ServerIdentity } from './placement.js';
+import type { ToClientMessage, ToServerMessage } from './token-messages.js';
 
 /** A node in one of its lives. */
 export type MemberIdentity = ServerIdentity;

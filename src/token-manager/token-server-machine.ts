@@ -12,6 +12,12 @@
  * nodes may ask for nonsense or claim what others hold: refused and counted, never a crash.
  */
 import { type ByteRange, range } from '../common/byte-range.js';
+import { modeExists } from './compatibility.js';
+import { classOfKey, HIT_STRIDE, type ObjectKey, objectKey, objectOfKey } from './holder-table.js';
+import type { Member } from './members.js';
+import type { QueuedRequest } from './request-queue.js';
+import { ServerTakeover } from './server-takeover.js';
+import { type TokenClass, TokenMode } from './token.js';
 import type {
   AnswerItem,
   Blocker,
@@ -20,13 +26,7 @@ import type {
   Statement,
   ToServerItem,
   ToServerMessage,
-} from '../protocol/token-messages.js';
-import { modeExists } from './compatibility.js';
-import { classOfKey, HIT_STRIDE, type ObjectKey, objectKey, objectOfKey } from './holder-table.js';
-import type { Member } from './members.js';
-import type { QueuedRequest } from './request-queue.js';
-import { ServerTakeover } from './server-takeover.js';
-import { type TokenClass, TokenMode } from './token.js';
+} from './token-messages.js';
 import type { MemberIdentity, ServerEffect, ServerEvent } from './token-server-events.js';
 
 export type { TokenServerOptions } from './server-state.js';

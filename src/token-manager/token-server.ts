@@ -16,14 +16,8 @@ import type { Incarnation, NodeId } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { Fabric, IncomingMessage } from '../fabric/fabric.js';
 import { MessageType } from '../protocol/message-types.js';
-import {
-  decodeExpel,
-  decodeListRequest,
-  decodeToServer,
-  encodeListReply,
-  encodeToClient,
-} from '../protocol/token-messages.js';
 import { OrderedSender } from './ordered-sender.js';
+import { decodeExpel, decodeListRequest, decodeToServer, encodeListReply, encodeToClient } from './token-messages.js';
 import {
   type MemberIdentity,
   SERVER_FAULT_TRANSITIONS,

@@ -8,9 +8,9 @@ import { epoch, incarnation, type NodeId, nodeId } from '../common/ids.js';
 import { silentLogger } from '../common/logger.js';
 import type { Fabric, MessageHandler, Peer, RequestHandler } from '../fabric/fabric.js';
 import { MessageType } from '../protocol/message-types.js';
-import { decodeListReply, encodeExpel, encodeListRequest } from '../protocol/token-messages.js';
 import { TokenClass, type TokenItem, TokenMode } from './token.js';
 import { TokenClient } from './token-client.js';
+import { decodeListReply, encodeExpel, encodeListRequest } from './token-messages.js';
 import { TokenServer } from './token-server.js';
 
 /** Virtual time: `pass` runs what is due. */

@@ -14,7 +14,12 @@
 import { type ByteRange, range } from '../../common/byte-range.js';
 import { epoch, incarnation, nodeId } from '../../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../../common/units.js';
-import type { ToClientItem, ToClientMessage, ToServerItem, ToServerMessage } from '../../protocol/token-messages.js';
+import type {
+  ToClientItem,
+  ToClientMessage,
+  ToServerItem,
+  ToServerMessage,
+} from '../../token-manager/token-messages.js';
 import { groupItems } from '../group-items.js';
 import { TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token.js';
 import { type ClientEffect, type ClientEvent, TOKEN_CLIENT_DEFAULTS } from '../token-client-events.js';

@@ -10,9 +10,9 @@ import { type Reason, reasonFromNumber, reasonNumber } from '../common/errors.js
 import { type Epoch, epoch, type Incarnation, incarnation, type NodeId, nodeId } from '../common/ids.js';
 import { RANGE_END } from '../common/units.js';
 import { MESSAGE_BODY_BYTES_MAX } from '../fabric/fabric.js';
-import { OBJECT_MAX } from '../token-manager/holder-table.js';
-import { TokenClass, TokenMode, type TokenObject } from '../token-manager/token.js';
-import { ByteReader, ByteWriter } from './codec.js';
+import { ByteReader, ByteWriter } from '../protocol/codec.js';
+import { OBJECT_MAX } from './holder-table.js';
+import { TokenClass, TokenMode, type TokenObject } from './token.js';
 
 /** Ranges of one object that one request asks for together, and ranges in one statement. */
 export const REQUEST_PARTS_MAX = 32;
