@@ -77,8 +77,6 @@ export class Allocator {
         if (await this.#takeRegion(count)) continue;
         // What this node has freed but not yet given back counts before "full" is said.
         if (attempt < 3 && (await this.#volume.frees.reclaim())) continue;
-        this.#noSpaceUntilMs = this.#volume.clock.nowMs() + this.#volume.settings.noSpaceMemoryMs;
-        this.#noSpaceCount = Math.min(this.#noSpaceCount, count);
         this.#volume.counters.add('fs.noSpace');
         throw new FsError('noSpace', {
           op: 'allocate',
@@ -253,6 +251,9 @@ export class Allocator {
         volume.counters.add('fs.regionsBusy');
       }
     }
+    // Only who has looked remembers: an answer out of memory doesn't make the memory last longer.
+    this.#noSpaceUntilMs = volume.clock.nowMs() + volume.settings.noSpaceMemoryMs;
+    this.#noSpaceCount = Math.min(this.#noSpaceCount, count);
     return false;
   }
 
