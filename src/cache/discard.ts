@@ -7,6 +7,7 @@ import { inPage, pageEnd } from './page-access.js';
 import type { CachedFile } from './page-cache-api.js';
 import { forgetBytes, splitsPartial } from './sector-merge.js';
 import { isDirty } from './slot-content.js';
+import { writePages } from './write-operation.js';
 
 /**
  * Throwing bytes away without writing them (truncate, the last unlink), and zeros at a new end of file.
@@ -99,16 +100,20 @@ export async function zeroRange(
   const { generation } = core;
   for (let index = Math.floor(range.start / PAGE_BYTES); index < pageEnd(range); index++) {
     const part = intersect(range, { start: index * PAGE_BYTES, end: (index + 1) * PAGE_BYTES });
-    const zero = await target.withBytes(part, 'shared', (view) =>
-      isZero(view.bytes(part.start, part.end - part.start)),
-    );
-    if (zero) continue;
-    if (!core.backing.isReserved(file.ino, part)) await core.backing.reserve(file.ino, part);
+    const zero = await isZeroNow(target, part);
     core.check('cache.zero', file.ino, generation);
-    await target.withBytes(part, 'exclusive', (view) => {
-      view.bytes(part.start, part.end - part.start).fill(0);
-      view.changed(part.start, part.end - part.start);
-    });
+    if (zero) continue;
+    const zeros = new Uint8Array(part.end - part.start);
+    await writePages(core, file, part, zeros, { onCopied: () => undefined });
+  }
+}
+
+/** False also when nobody knows: the bytes behind a new end of file must be zeros, readable or not. */
+async function isZeroNow(target: CachedFile, part: ByteRange): Promise<boolean> {
+  try {
+    return await target.withBytes(part, 'shared', (view) => isZero(view.bytes(part.start, part.end - part.start)));
+  } catch {
+    return false;
   }
 }
 

@@ -206,6 +206,10 @@ async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeByt
       if (before === 0) inode.flags &= ~InodeFlag.inline;
       else await reserve(volume, inode, { start: 0, end: AREA_BYTES + 1 });
     }
+    const sectorEnd = Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
+    const tail = { start: sizeBytes, end: Math.min(before, sectorEnd) };
+    // Whoever can't read the last sector can't make zeros of its rest: better now than when the size has changed.
+    if (tail.start < tail.end) await volume.inodes.attach(inode).withBytes(tail, 'shared', () => undefined);
     const transaction = new MetadataTransaction(volume);
     inode.sizeBytes = sizeBytes;
     if (inode.isInline && inode.area.length > sizeBytes) inode.area = inode.area.slice(0, sizeBytes);
@@ -219,8 +223,7 @@ async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeByt
     const file = volume.inodes.attach(inode);
     await file.discard({ start: sizeBytes, end: WHOLE.end });
     // The rest of the last sector: growing again must show zeros.
-    const sectorEnd = Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
-    if (sizeBytes < sectorEnd) await file.zero({ start: sizeBytes, end: Math.min(before, sectorEnd) });
+    if (tail.start < tail.end) await file.zero(tail);
   } finally {
     inode.settling--;
   }
