@@ -247,7 +247,11 @@ async function computing(reader: FileSystemClient, options: Parameters<typeof co
   const samples: number[] = [];
   const block = Buffer.alloc(4096);
   const end = performance.now() + COMPUTE_MS * 0.9;
-  while (performance.now() < end) samples.push(...(await times(1, () => file.read(block, 0, 4096, 0))));
+  // The pause lets the holder take its token back, so that every read conflicts and none is a hit.
+  while (performance.now() < end) {
+    samples.push(...(await times(1, () => file.read(block, 0, 4096, 0))));
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
   await file.close();
   await exited;
   samples.sort((a, b) => a - b);

@@ -5,6 +5,11 @@
 import { range, WHOLE } from '../src/common/byte-range.js';
 import { epoch, incarnation, nodeId } from '../src/common/ids.js';
 import { SECTOR_BYTES } from '../src/common/units.js';
+import { HolderTable, objectKey } from '../src/token-manager/holder-table.js';
+import { listFingerprint } from '../src/token-manager/placement.js';
+import { TokenClass, TokenMode } from '../src/token-manager/token.js';
+import { TOKEN_CLIENT_DEFAULTS } from '../src/token-manager/token-client-events.js';
+import { TokenClientMachine } from '../src/token-manager/token-client-machine.js';
 import {
   decodeToServer,
   encodeToClient,
@@ -12,11 +17,6 @@ import {
   type RequestItem,
   type ToServerItem,
 } from '../src/token-manager/token-messages.js';
-import { HolderTable, objectKey } from '../src/token-manager/holder-table.js';
-import { listFingerprint } from '../src/token-manager/placement.js';
-import { TokenClass, TokenMode } from '../src/token-manager/token.js';
-import { TOKEN_CLIENT_DEFAULTS } from '../src/token-manager/token-client-events.js';
-import { TokenClientMachine } from '../src/token-manager/token-client-machine.js';
 import { type ServerEffect, TOKEN_SERVER_DEFAULTS } from '../src/token-manager/token-server-events.js';
 import { TokenServerMachine } from '../src/token-manager/token-server-machine.js';
 

@@ -156,11 +156,15 @@ function startNode(dir: string, nodeId: number, endpoint: string, options: DevUp
   };
   writeFileSync(file('yaml'), stringify(config), { mode: 0o600 });
   const log = openSync(file('log'), 'a', 0o600);
-  const child = spawn(process.execPath, ['--enable-source-maps', daemonMain(), '--config', file('yaml')], {
-    cwd: dir,
-    detached: true,
-    stdio: ['ignore', log, log],
-  });
+  const child = spawn(
+    process.execPath,
+    ['--enable-source-maps', '--max-semi-space-size=32', daemonMain(), '--config', file('yaml')],
+    {
+      cwd: dir,
+      detached: true,
+      stdio: ['ignore', log, log],
+    },
+  );
   closeSync(log);
   child.on('error', () => undefined);
   child.unref();

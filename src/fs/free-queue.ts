@@ -32,6 +32,11 @@ export class FreeQueue {
     for (const extent of extents) this.#extents.push(extent);
   }
 
+  /** Before an operation that will free more, with nothing pinned: keeps the queue bounded. */
+  async makeRoom(): Promise<void> {
+    if (this.#extents.length >= this.#volume.settings.freeQueueMax) await this.drain();
+  }
+
   /** Gives back what waits. Regions that can't be had in time keep their extents in the queue; they are tried again. */
   async drain(): Promise<number> {
     return this.#draining.run(async () => {

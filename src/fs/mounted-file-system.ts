@@ -75,7 +75,8 @@ export class MountedFs implements MountedFileSystem {
   rmdir(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
     return remove(this.#volume, 'rmdir', path, credentials, options);
   }
-  unlink(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
+  async unlink(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
+    await this.#volume.frees.makeRoom();
     return remove(this.#volume, 'unlink', path, credentials, options);
   }
   rename(from: string, to: string, credentials: Credentials, options?: OpOptions): Promise<void> {

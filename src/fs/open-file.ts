@@ -95,6 +95,7 @@ export class FsOpenFile implements OpenFile {
 
   async truncate(sizeBytes: number, options?: OpOptions): Promise<void> {
     this.#checkWritable('truncate');
+    await this.#volume.frees.makeRoom();
     await truncateFile(this.#volume, this.#handle, sizeBytes, options);
   }
 
