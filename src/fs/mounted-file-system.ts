@@ -146,7 +146,8 @@ export class MountedFs implements MountedFileSystem {
     volume.closed = true;
     this.#timer?.cancel();
     if (this.#working !== null) await this.#working;
-    await this.#writeEverything();
+    // The first flush also tells of write-behind that failed earlier, and was mended long ago perhaps: what counts is the second.
+    await this.#writeEverything().catch(() => this.#writeEverything());
     await volume.frees.drain();
     await volume.numbers.close();
     await this.#writeEverything();
