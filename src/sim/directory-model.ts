@@ -5,7 +5,9 @@ import type { Operation, SequentialModel } from './linearizability.js';
  */
 export type DirectoryInput =
   | { readonly op: 'create' | 'unlink' | 'look'; readonly name: string }
-  | { readonly op: 'rename' | 'link'; readonly name: string; readonly to: string }
+  | { readonly op: 'rename'; readonly name: string; readonly to: string }
+  /** A further name for a file that keeps another one elsewhere: looking that up is no part of the operation's moment. */
+  | { readonly op: 'link'; readonly name: string; readonly ino: string }
   | { readonly op: 'list' };
 
 /** The error's code, or what was found: create and look give the inode, list gives `name:inode` in order of names. */
@@ -42,12 +44,9 @@ export const directoryModel: SequentialModel<DirectoryState, DirectoryInput, Dir
         if (state.get(input.to) === ino) return state;
         return changed(state, (next) => next.set(input.to, ino).delete(input.name));
       }
-      case 'link': {
-        const ino = state.get(input.name);
-        if (ino === undefined) return output === missing ? state : null;
-        if (state.has(input.to)) return output === 'EEXIST' ? state : null;
-        return output === 'ok' ? changed(state, (next) => next.set(input.to, ino)) : null;
-      }
+      case 'link':
+        if (state.has(input.name)) return output === 'EEXIST' ? state : null;
+        return output === 'ok' ? changed(state, (next) => next.set(input.name, input.ino)) : null;
     }
   },
   key: listing,

@@ -13,6 +13,9 @@ const NAMES = ['a', 'b', 'c', 'd'] as const;
 const ANSWERS = new Set(['ENOENT', 'EEXIST']);
 
 export class NamesWorkload {
+  /** Inode of each client's own file. */
+  readonly #owned = new Map<string, string>();
+
   constructor(
     private readonly world: World,
     private readonly workload: Workload,
@@ -30,11 +33,24 @@ export class NamesWorkload {
           : what < 0.65
             ? { op: 'rename', name, to }
             : what < 0.72
-              ? { op: 'link', name, to }
+              ? { op: 'link', name, ino: await this.#own(life, client) }
               : what < 0.9
                 ? { op: 'look', name }
                 : { op: 'list' };
     await this.#operation(life, client, input);
+  }
+
+  /** A file that one client has for itself, under a name outside of the directory. */
+  async #own(life: SimNode, client: string): Promise<string> {
+    const known = this.#owned.get(client);
+    if (known !== undefined || life.fileSystem === null) return known ?? '';
+    const path = `/own-of-${client.replace('/', '-')}`;
+    const file = await life.fileSystem.open(path, constants.O_CREAT | constants.O_EXCL | constants.O_RDWR, 0o644, ROOT);
+    const ino = String(file.ino);
+    await file.close();
+    await life.fileSystem.rename(path, `/own-${ino}`, ROOT);
+    this.#owned.set(client, ino);
+    return ino;
   }
 
   look(life: SimNode): Promise<void> {
@@ -82,7 +98,7 @@ export class NamesWorkload {
           await fs.rename(path(input.name), path(input.to), ROOT);
           return 'ok';
         case 'link':
-          await fs.link(path(input.name), path(input.to), ROOT);
+          await fs.link(`/own-${input.ino}`, path(input.name), ROOT);
           return 'ok';
       }
     } catch (error) {

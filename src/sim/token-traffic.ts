@@ -2,8 +2,13 @@ import { FsError } from '../common/errors.js';
 import type { NodeId } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { MessageType } from '../protocol/message-types.js';
-import { decodeToClient, decodeToServer, type ToClientItem, type ToServerItem } from '../token-manager/token-messages.js';
 import { TokenClass } from '../token-manager/token.js';
+import {
+  decodeToClient,
+  decodeToServer,
+  type ToClientItem,
+  type ToServerItem,
+} from '../token-manager/token-messages.js';
 import type { Faults } from './faults.js';
 import type { SimNode } from './sim-node.js';
 import type { FabricTap } from './tapped-fabric.js';

@@ -34,6 +34,7 @@ export class Workload {
   #stamp = 0;
   #begun = 0;
   #stopping = false;
+  #failures = 0;
   readonly #clients = new Map<SimNode, number>();
   readonly #leaving = new Set<SimNode>();
 
@@ -95,9 +96,12 @@ export class Workload {
       await sleep(life.gate, thinkMs * 2 * random.next() + (this.#begun > operations ? 60 : 0));
       if (!this.#goesOn(life)) return;
       this.#begun++;
+      const failures = this.#failures;
       if (names && chance(random, 0.8)) await this.names.step(life, name, random);
       else await this.#step(life, name, random);
       this.ended++;
+      // Whoever got an error does not try again at once: a history full of unknown outcomes says nothing.
+      if (this.#failures > failures) await sleep(life.gate, 100 + 400 * random.next());
     }
   }
 
@@ -305,6 +309,7 @@ export class Workload {
 
   checkError(life: SimNode, ino: number, error: unknown, op: string): void {
     this.world.noteError(error);
+    this.#failures++;
     if (!FsError.is(error) || error.reason === 'internal') return this.world.broken(error, `${op} of ${life.name}`);
     const fault = this.world.healed ? 'although nothing is wrong any more' : 'for no reason that there is';
     if (this.world.healed || !EXPECTED.has(error.reason))

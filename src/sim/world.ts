@@ -50,6 +50,9 @@ const OPERATION_MS_MAX = 80_000;
 const HEALED_MS_MAX = 60_000;
 const DISK_BYTES = 14 * 2 ** 20;
 
+const lifeName = ({ nodeId, incarnation }: { nodeId: number; incarnation: number }): string =>
+  `${nodeId}.${incarnation}`;
+
 export class World {
   readonly scheduler = new Scheduler();
   readonly trace: Trace;
@@ -71,6 +74,8 @@ export class World {
   /** No fault is left: from here on nothing may fail. */
   healed = false;
   #ending = false;
+  /** Lives in the view, as the store has it. */
+  #members = new Set<string>();
   #moment = 0;
   readonly #random: { readonly nodes: SeededRandom; readonly store: SeededRandom };
   readonly #traffic: TokenTraffic;
@@ -138,7 +143,9 @@ export class World {
     return [...this.nodes.values()].filter((life) => life.state === 'up');
   }
   get allUp(): boolean {
-    return this.up.length === this.plan.nodeCount && this.up.every((life) => life.serves && !life.suspended);
+    // One that was expelled may not know yet.
+    const fine = (life: SimNode): boolean => life.serves && !life.suspended && this.#members.has(life.name);
+    return this.up.length === this.plan.nodeCount && this.up.every(fine);
   }
 
   report(violation: Violation): void {
@@ -247,7 +254,9 @@ export class World {
         StoreKey.view,
         0,
         ({ value }) => {
-          const expelling = parseView(value)?.expelling ?? [];
+          const view = parseView(value);
+          const expelling = view?.expelling ?? [];
+          this.#members = new Set(view?.nodes.map(lifeName));
           for (const target of before)
             if (!expelling.some((entry) => sameLife(entry, target))) void this.beforeTokensFall(target);
           before = expelling;
@@ -324,7 +333,7 @@ export class World {
    * what the disks hold is what its files are, for everybody.
    */
   async beforeTokensFall(target: ExpellingRecord): Promise<void> {
-    const name = `${target.nodeId}.${target.incarnation}`;
+    const name = lifeName(target);
     const life = this.lives.find((one) => one.membership !== undefined && one.name === name);
     if (life === undefined || life.outOfTheWay) return;
     for (const other of this.up) {
