@@ -19,7 +19,10 @@ async function step<T>(op: string, object: string | undefined, work: Promise<T>)
     return await work;
   } catch (error) {
     const known = FsError.from(error, op);
-    throw new FsError(known.reason, { op, object, detail: known.detail, cause: known });
+    // A step on a handle has no path; what failed below (an NSD's sector, an inode) is said all the same.
+    const below = object === undefined && known.object !== undefined ? `, ${known.object}` : '';
+    const detail = below === '' ? known.detail : `${known.detail ?? known.reason}${below}`;
+    throw new FsError(known.reason, { op, object, detail, cause: known });
   }
 }
 

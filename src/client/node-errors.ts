@@ -44,7 +44,8 @@ export class NodeFsError extends FsError {
     super(cause.reason, { op: cause.op, object: cause.object, detail: cause.detail, cause });
     const known = numbers.get(cause.code);
     const where = path === undefined ? '' : ` '${path}'${dest === undefined ? '' : ` -> '${dest}'`}`;
-    const detail = PLAIN_CODES.has(cause.code) || cause.detail === undefined ? '' : ` (${cause.detail})`;
+    const below = cause.object === undefined || cause.object === path ? '' : `, ${cause.object}`;
+    const detail = PLAIN_CODES.has(cause.code) || cause.detail === undefined ? '' : ` (${cause.detail}${below})`;
     this.message = `${cause.code}: ${known?.message ?? cause.reason}, ${syscall}${where}${detail}`;
     this.syscall = syscall;
     this.errno = known?.errno;
