@@ -5,6 +5,7 @@ import { NativeCacheMap } from '../cache/cache-map-native.js';
 import type { Engine, EngineConfig } from '../client/engine-contract.js';
 import { EtcdStore } from '../cluster/etcd-store.js';
 import { membershipSettings } from '../cluster/membership.js';
+import type { ClusterView } from '../cluster/membership-api.js';
 import { MembershipRuntime } from '../cluster/membership-runtime.js';
 import { FILE_SYSTEM_PREFIX, type FileSystemRecord, StoreKey } from '../cluster/records.js';
 import { Counters } from '../common/counters.js';
@@ -68,6 +69,7 @@ export interface NodeEngine extends Engine {
 
 const ENTRIES_MAX = 65_536;
 const LEAVE_TIMEOUT_MS = 10_000;
+const VIEW_TIMEOUT_MS = 30_000;
 const IDENTITY_WAIT_LEASES = 3;
 
 const checksums: Checksums = {
@@ -187,6 +189,7 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
 
     await membership.join({ address, tokenServer: config.tokenServer }, made.expulsionActions());
     for (const served of stores) {
+      refuseForeign(served, membership.view.nsds.get(served.uuid)?.fsUuid ?? null);
       await membership.updateNsd(served.uuid, (record) => ({
         uuid: served.uuid,
         name: served.header.name,
@@ -196,6 +199,7 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
         lengthBytes: served.lengthBytes,
       }));
     }
+    await seen(membership, ({ nsds }) => stores.every((served) => nsds.has(served.uuid)), VIEW_TIMEOUT_MS);
     // Which file system an NSD belongs to is decided in the store; its server writes it into the header.
     const claimStores = (): void => {
       for (const served of stores) {
@@ -293,6 +297,34 @@ export function startEngine(config: EngineConfig): Promise<Engine> {
     leaseTtlMs: 5000,
     nsds: [],
     fileSystem: config.fileSystem,
+  });
+}
+
+/** What was written to the store comes back with the view; whoever asks this node next finds it there. */
+function seen(membership: MembershipRuntime, there: (view: ClusterView) => boolean, timeoutMs: number): Promise<void> {
+  if (there(membership.view)) return Promise.resolve();
+  return new Promise((resolve, reject) => {
+    const over = (end: () => void): void => {
+      unsubscribe();
+      timer.cancel();
+      end();
+    };
+    const unsubscribe = membership.onChange((view) => {
+      if (there(view)) over(resolve);
+    });
+    const detail = 'what this node wrote into the store does not come back';
+    const late = new FsError('storeUnavailable', { op: 'join', detail });
+    const timer = systemClock.after(timeoutMs, () => over(() => reject(late)));
+  });
+}
+
+/** The cluster says which file system an NSD belongs to; a header that says another one was written elsewhere. */
+function refuseForeign({ header, uuid }: NsdStore, fsUuid: string | null): void {
+  if (fsUuid === null || header.fsUuid === null || header.fsUuid === fsUuid) return;
+  throw new FsError('wrongNsd', {
+    op: 'nsd.open',
+    object: `nsd ${uuid}`,
+    detail: `'${header.name}' belongs to file system ${header.fsUuid}, the cluster has it in ${fsUuid}`,
   });
 }
 
