@@ -1,0 +1,96 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { stringify } from 'yaml';
+import { connectSocket } from '../../client/connect-socket.js';
+import type { FileSystemClient } from '../../client/file-system-client.js';
+import { adminSocketPath } from '../admin-api.js';
+import { AdminClient } from '../admin-client.js';
+import type { DaemonConfigInput } from '../config-schema.js';
+import { built } from './child.js';
+import { eventually } from './counting.js';
+
+/** holdfastd as its users run it: a process with a configuration, killed by its process id. */
+export interface DaemonProcess {
+  readonly process: ChildProcess;
+  readonly nodeId: number;
+  connect(): Promise<FileSystemClient>;
+  admin(): Promise<AdminClient>;
+  /** SIGKILL, and until it is gone. */
+  kill(): Promise<void>;
+  /** SIGTERM; its exit code or the signal that ended it. */
+  stop(): Promise<number | string>;
+}
+
+export interface DaemonProcessOptions {
+  readonly directory: string;
+  readonly etcd: string;
+  readonly keyFile: string;
+  readonly nodeId: number;
+  readonly nsd: boolean;
+  readonly leaseTtl: string;
+}
+
+/** Starts it; it is a member when this resolves. @throws what it said last, when it ends before. */
+export async function startDaemon(options: DaemonProcessOptions): Promise<DaemonProcess> {
+  const { directory, nodeId } = options;
+  const file = (suffix: string): string => path.join(directory, `node${nodeId}.${suffix}`);
+  const config: DaemonConfigInput = {
+    clusterName: 'test',
+    nodeId,
+    name: `node${nodeId}`,
+    listen: { host: '127.0.0.1', port: 0 },
+    etcd: [options.etcd],
+    clusterKeyFile: options.keyFile,
+    socket: file('sock'),
+    pagePool: '64MiB',
+    leaseTtl: options.leaseTtl,
+    // What isn't synced stays in memory.
+    dirtyAge: '10min',
+    nsds: options.nsd ? [{ name: `nsd${nodeId}`, path: file('nsd'), size: '256MiB', failureGroup: nodeId }] : [],
+  };
+  writeFileSync(file('yaml'), stringify(config));
+  const log = openSync(file('log'), 'a');
+  const child = spawn(process.execPath, ['--enable-source-maps', built('daemon/main.js'), '--config', file('yaml')], {
+    stdio: ['ignore', log, log],
+  });
+  closeSync(log);
+  const exited = new Promise<number | string>((resolve) => {
+    child.once('exit', (code, signal) => resolve(code ?? signal ?? 'nothing'));
+    child.once('error', () => resolve('did not start'));
+  });
+  let ended: number | string | null = null;
+  void exited.then((how) => {
+    ended = how;
+  });
+  const daemon: DaemonProcess = {
+    process: child,
+    nodeId,
+    connect: () => connectSocket(file('sock')),
+    admin: () => AdminClient.connect(adminSocketPath(file('sock'))),
+    kill: async () => {
+      if (ended === null) child.kill('SIGKILL');
+      await exited;
+    },
+    stop: () => {
+      if (ended === null) child.kill('SIGTERM');
+      return exited;
+    },
+  };
+  try {
+    await eventually(`node ${nodeId} is a member`, async () => {
+      if (ended !== null) throw new Error(`it ended with ${ended}: ${readFileSync(file('log'), 'utf8').slice(-2000)}`);
+      const client = await daemon.admin().catch(() => null);
+      if (client === null) return false;
+      try {
+        return (await client.call('status', {})).phase === 'member';
+      } finally {
+        client.close();
+      }
+    });
+  } catch (error) {
+    await daemon.kill();
+    throw error;
+  }
+  return daemon;
+}
