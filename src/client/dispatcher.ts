@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import { constants } from 'node:fs';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
@@ -118,6 +119,8 @@ export class DispatcherSession {
     if (signal?.aborted === true) throw new FsError('aborted', { op });
     counters.add('client.calls');
     const both = signal === undefined ? this.#ended.signal : AbortSignal.any([this.#ended.signal, signal]);
+    // A large transfer is many requests that listen at once; they all stop listening when they end.
+    setMaxListeners(0, both);
     const run = this.#run(op, args, payload, both);
     this.#running.add(run);
     try {
