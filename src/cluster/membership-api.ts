@@ -35,5 +35,7 @@ export interface ClusterView {
 
 export interface Membership {
   readonly view: ClusterView;
+  /** Until when this node's lease lasts, on the Clock; absent where there is none. */
+  readonly leaseDeadlineMs?: number;
   onChange(listener: (view: ClusterView, previous: ClusterView) => void): () => void;
 }

@@ -75,6 +75,9 @@ const HEADLINES: Partial<Record<ClientTransition, string>> = {
 
 type RevokeEffect = ClientEffect & { type: 'revoke' };
 
+/** While the lease is out and the membership hasn't noticed. */
+const LEASE_LOOK_MS = 10;
+
 const NO_PINS: TokenPins = { release: () => undefined };
 
 export class TokenClient implements TokenClientApi {
@@ -90,6 +93,11 @@ export class TokenClient implements TokenClientApi {
   /** Operations of the present turn, not yet handed to the machine. */
   #fresh: AcquireOp[] = [];
   #lastId = 0;
+  /** As the membership says. */
+  #suspended = false;
+  /** As the clock says. */
+  #leaseOut = false;
+  #leaseTimer: Timer | null = null;
   #running = false;
   #closed = false;
   #timer: Timer | null = null;
@@ -124,7 +132,7 @@ export class TokenClient implements TokenClientApi {
   }
 
   tryPin(items: readonly TokenItem[]): TokenPins | null {
-    return this.machine.tryPin(items);
+    return this.#leaseHolds() ? this.machine.tryPin(items) : null;
   }
 
   async acquire(items: readonly TokenItem[], options?: AcquireOptions): Promise<TokenPins> {
@@ -132,7 +140,7 @@ export class TokenClient implements TokenClientApi {
     const signal = options?.signal;
     if (signal?.aborted) throw new FsError('aborted', { op: 'token.acquire', cause: signal.reason });
     if (this.#closed) throw new FsError('closed', { op: 'token.acquire' });
-    const at = this.machine.tryPin(items);
+    const at = this.tryPin(items);
     if (at !== null) return at;
     const opId = ++this.#lastId;
     const deadlineAtMs = this.#wiring.clock.nowMs() + (options?.timeoutMs ?? this.#acquireTimeoutMs);
@@ -172,9 +180,11 @@ export class TokenClient implements TokenClientApi {
 
   /** F3: the lease is out. Nothing is pinned, begun or given up until `resume` or `fence`. */
   suspend(): void {
+    this.#suspended = true;
     this.#dispatch({ type: 'suspend' });
   }
   resume(): void {
+    this.#suspended = false;
     this.#dispatch({ type: 'resume' });
   }
   /** F3: everything is dropped; every operation fails with `fenced`, now and from now on. */
@@ -192,6 +202,7 @@ export class TokenClient implements TokenClientApi {
     this.#closed = true;
     this.#unsubscribe();
     this.#timer?.cancel();
+    this.#leaseTimer?.cancel();
     this.#sender.close();
     for (const waiting of this.#waiting.values()) waiting.reject(new FsError('closed', { op: 'token.acquire' }));
     for (const releasing of this.#releasing.values()) releasing.resolve();
@@ -220,11 +231,29 @@ export class TokenClient implements TokenClientApi {
   }
 
   /** Steps never nest: what happens while effects are carried out waits for its turn. */
+  /**
+   * A process that stood still (a long collection, a stopped machine) may do anything before it gets to the timer that would suspend
+   * it; others may have been given its tokens by then. So nothing is pinned that the clock doesn't allow (I2).
+   */
+  #leaseHolds(): boolean {
+    const { membership, clock } = this.#wiring;
+    return membership.leaseDeadlineMs === undefined || clock.nowMs() < membership.leaseDeadlineMs;
+  }
+
+  /** Before a step: suspended as long as the lease is out, whether the membership has said so or not. */
+  #followLease(): void {
+    const out = !this.#leaseHolds();
+    if (out === this.#leaseOut) return;
+    this.#leaseOut = out;
+    if (!this.#suspended) this.#events.unshift({ type: out ? 'suspend' : 'resume' });
+  }
+
   #dispatch(event: ClientEvent): void {
     this.#events.push(event);
     if (this.#running || this.#closed) return;
     this.#running = true;
     try {
+      this.#followLease();
       for (let next = this.#events.shift(); next !== undefined; next = this.#events.shift()) {
         const revokes: RevokeEffect[] = [];
         for (const effect of this.machine.step(next, this.#wiring.clock.nowMs()))
@@ -236,6 +265,15 @@ export class TokenClient implements TokenClientApi {
       this.#running = false;
     }
     this.#arm();
+    if (this.#leaseOut && !this.#suspended) this.#lookAgain();
+  }
+
+  /** The membership will suspend us, or the lease is renewed and nobody else tells. */
+  #lookAgain(): void {
+    this.#leaseTimer ??= this.#wiring.clock.after(LEASE_LOOK_MS, () => {
+      this.#leaseTimer = null;
+      this.#dispatch({ type: 'tick' });
+    });
   }
 
   #carryOut(effect: Exclude<ClientEffect, RevokeEffect>): void {
