@@ -19,6 +19,8 @@ export class Faults {
   readonly #undo: (() => void)[] = [];
   /** Waits for a revocation of a hot file to be under way. */
   #ambush: { readonly who: 'holder' | 'requester'; spring: (victim: SimNode) => void } | null = null;
+  /** A node is on its way out. */
+  #taken = false;
   applied = 0;
 
   constructor(
@@ -112,7 +114,8 @@ export class Faults {
         return;
       }
       case 'pause': {
-        const life = await this.#victim();
+        await this.#untilAllUp();
+        const life = pick(random, world.up);
         say(`node ${life.name} for ${fault.forMs.toFixed(0)} ms`);
         await this.#during(
           fault.forMs,
@@ -125,21 +128,21 @@ export class Faults {
         const life = await this.#victim();
         say(`node ${life.name}`);
         world.kill(life);
-        return this.#untilAllUp();
+        return this.#untilBack();
       }
       case 'killServer': {
         const life = await this.#victim((one) => one.id <= world.plan.tokenServers);
         say(`node ${life.name}`);
         world.kill(life);
-        return this.#untilAllUp();
+        return this.#untilBack();
       }
       case 'killHolder':
       case 'killRequester': {
-        await this.#untilAllUp();
+        await this.#alone();
         const life = await this.#inAmbush(fault.kind === 'killHolder' ? 'holder' : 'requester');
         say(`node ${life.name}`);
         world.kill(life);
-        return this.#untilAllUp();
+        return this.#untilBack();
       }
       case 'zombie': {
         // Stopped for longer than its lease and its expulsion take; its application's threads run on.
@@ -151,7 +154,7 @@ export class Faults {
           () => life.gate.pause(),
           () => life.gate.resume(),
         );
-        return this.#untilAllUp();
+        return this.#untilBack();
       }
       case 'storeCut': {
         const life = await this.#victim();
@@ -162,7 +165,7 @@ export class Faults {
           () => life.connection.setConnected(false),
           () => life.connection.setConnected(true),
         );
-        return this.#untilAllUp();
+        return this.#untilBack();
       }
       case 'lateWrites': {
         // What it sends to a disk's server is under way for longer than its expulsion takes.
@@ -181,19 +184,26 @@ export class Faults {
             life.connection.setConnected(true);
           },
         );
-        return this.#untilAllUp();
+        return this.#untilBack();
       }
       case 'leave': {
         const life = await this.#victim((one) => one.id <= world.plan.tokenServers);
         say(`node ${life.name}`);
         await world.workload.stopLife(life);
-        if (life.state !== 'up') return;
-        for (const file of life.files.values()) await life.gate.pass(file.close());
-        await life.gate.pass(life.unmount());
-        await life.leave();
+        if (life.state !== 'up') return this.#untilBack();
+        try {
+          for (const file of life.files.values()) await file.close();
+          await life.unmount();
+          await life.leave();
+        } catch (error) {
+          // What it could not write it has given up: gone like any other.
+          say(`node ${life.name} gives up: ${String(error)}`);
+          world.kill(life);
+          return this.#untilBack();
+        }
         await sleep(scheduler, fault.forMs);
         world.lifeEnded(life);
-        return this.#untilAllUp();
+        return this.#untilBack();
       }
     }
   }
@@ -227,7 +237,7 @@ export class Faults {
       };
       this.#ambush = { who, spring };
     });
-    return sprung?.state === 'up' ? sprung : this.#victim();
+    return sprung?.state === 'up' ? sprung : pick(this.random, this.world.up);
   }
 
   async heal(): Promise<void> {
@@ -262,8 +272,19 @@ export class Faults {
     while (!this.world.allUp) await sleep(this.world.scheduler, 5);
   }
 
-  async #victim(fits: (life: SimNode) => boolean = () => true): Promise<SimNode> {
+  /** Nobody else is on the way out; from now on somebody is, until `#untilBack`. */
+  async #alone(): Promise<void> {
+    while (this.#taken || !this.world.allUp) await sleep(this.world.scheduler, 5);
+    this.#taken = true;
+  }
+
+  async #untilBack(): Promise<void> {
     await this.#untilAllUp();
+    this.#taken = false;
+  }
+
+  async #victim(fits: (life: SimNode) => boolean = () => true): Promise<SimNode> {
+    await this.#alone();
     return pick(this.random, this.world.up.filter(fits));
   }
 }

@@ -1,20 +1,215 @@
-import { runSeed } from './run-seed.js';
+import { fork } from 'node:child_process';
+import { availableParallelism } from 'node:os';
+import { fileURLToPath } from 'node:url';
+import { Command, InvalidArgumentError } from 'commander';
+import { CLIENT_TRANSITIONS } from '../token-manager/token-client-events.js';
+import { SERVER_TRANSITIONS } from '../token-manager/token-server-events.js';
+import { PLANTED_BUGS } from './planted/planted-bugs.js';
+import { runSeed, type SeedResult } from './run-seed.js';
 
-const from = Number(process.argv[2]);
-const to = Number(process.argv[3] ?? from);
-const trace = process.argv[4] === 'trace';
-for (let seed = from; seed <= to; seed++) {
-  const r = await runSeed(seed, trace ? { onLine: (l) => console.log(l) } : {});
-  console.log(
+/**
+ * `npm run sim`: many seeds spread over the cores, one seed with its trace, or the planted bugs. Ends with `N passed, N failed`;
+ * exit code 1 when anything failed.
+ */
+interface Job {
+  readonly seed: number;
+  readonly planted: string | null;
+}
+type Report = Pick<
+  SeedResult,
+  'seed' | 'violation' | 'digest' | 'lastEvents' | 'operations' | 'hits' | 'faults' | 'steps' | 'counters'
+> & {
+  readonly kind: string;
+  readonly planted: string | null;
+};
+
+/** Below this many seeds chance may leave a transition out; then it is only told. */
+const COVERAGE_SEEDS_MIN = 50;
+const SEEDS_PER_BUG = 200;
+const SEEDS_PER_BUG_QUICK = 12;
+
+const wholeNumber = (text: string): number => {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 0) throw new InvalidArgumentError('a whole number is wanted');
+  return value;
+};
+
+async function runJob({ seed, planted }: Job): Promise<Report> {
+  const bug = planted === null ? undefined : PLANTED_BUGS.find(({ name }) => name === planted);
+  const result = await runSeed(seed, bug === undefined ? {} : { planted: bug });
+  const { violation, digest, lastEvents, operations, hits, faults, steps, counters } = result;
+  return {
     seed,
-    r.plan.kind,
-    r.violation === null ? 'ok' : 'FAILED',
-    r.digest,
-    `${r.operations} ops ${r.hits} hits ${r.faults} faults ${r.steps} steps ${r.virtualMs.toFixed(0)} vms ${r.realMs.toFixed(0)} ms`,
-    JSON.stringify(r.errors),
+    planted,
+    kind: result.plan.kind,
+    violation,
+    digest,
+    lastEvents,
+    operations,
+    hits,
+    faults,
+    steps,
+    counters,
+  };
+}
+
+/** In a child: one job after the other, until there are no more. */
+function serve(): void {
+  process.on('message', (job: Job) => {
+    void runJob(job).then((report) => process.send!(report));
+  });
+  process.on('disconnect', () => process.exit(0));
+}
+
+/** Hands jobs to one process per core; `next` gives null when there are no more. */
+async function spread(next: () => Job | null, done: (report: Report) => void): Promise<void> {
+  await Promise.all(
+    Array.from(
+      { length: Math.max(1, Math.min(8, availableParallelism())) },
+      () =>
+        new Promise<void>((resolve, reject) => {
+          const child = fork(fileURLToPath(import.meta.url), ['--serve'], { execArgv: process.execArgv });
+          const feed = (): void => {
+            const job = next();
+            if (job !== null) child.send(job);
+            else child.disconnect();
+          };
+          child.on('message', (report: Report) => {
+            done(report);
+            feed();
+          });
+          child.on('error', reject);
+          child.on('exit', (code) =>
+            code === 0 ? resolve() : reject(new Error(`a process of the simulator ended with ${code}`)),
+          );
+          feed();
+        }),
+    ),
   );
-  if (r.violation) {
-    if (!trace) for (const l of r.lastEvents.slice(-45)) console.log('   ', l);
-    console.log(r.violation.check, r.violation.ino, r.violation.text);
+}
+
+function tell(report: Report): void {
+  const { seed, violation } = report;
+  if (violation === null) return;
+  console.log(`\nseed ${seed} (${report.kind}) FAILED: ${violation.check}: ${violation.text}`);
+  for (const line of report.lastEvents) console.log(`  ${line}`);
+  console.log(`replay: npm run sim -- --seed ${seed} --trace\n`);
+}
+
+function close(passed: number, failed: number): void {
+  console.log(`${passed} passed, ${failed} failed`);
+  process.exitCode = failed === 0 ? 0 : 1;
+}
+
+async function manySeeds(count: number, from: number): Promise<void> {
+  const startedMs = performance.now();
+  const totals = new Map<string, number>();
+  const sums = { operations: 0, hits: 0, faults: 0, steps: 0 };
+  const failedSeeds: number[] = [];
+  let seed = from;
+  let ended = 0;
+  await spread(
+    () => (seed < from + count ? { seed: seed++, planted: null } : null),
+    (report) => {
+      ended++;
+      tell(report);
+      if (report.violation !== null) failedSeeds.push(report.seed);
+      for (const [name, value] of Object.entries(report.counters)) totals.set(name, (totals.get(name) ?? 0) + value);
+      sums.operations += report.operations;
+      sums.hits += report.hits;
+      sums.faults += report.faults;
+      sums.steps += report.steps;
+      if (ended % 50 === 0) console.log(`seeds ${ended} of ${count}, ${failedSeeds.length} failed`);
+    },
+  );
+  const minutes = (performance.now() - startedMs) / 60_000;
+  console.log(
+    `sim: ${count} seeds from ${from}: ${sums.operations} operations, ${sums.hits} hits, ${sums.faults} faults, ${sums.steps} steps; ${(count / minutes).toFixed(0)} seeds per minute`,
+  );
+  const never: string[] = [];
+  for (const [machine, names] of [
+    ['client', CLIENT_TRANSITIONS],
+    ['server', SERVER_TRANSITIONS],
+  ] as const) {
+    const fired = names.map((name) => [name, totals.get(`tokens.${machine}.${name}`) ?? 0] as const);
+    console.log(`transitions of the token ${machine}: ${fired.map(([name, times]) => `${name} ${times}`).join(', ')}`);
+    never.push(...fired.filter(([, times]) => times === 0).map(([name]) => `${machine} ${name}`));
   }
+  const uncovered = count >= COVERAGE_SEEDS_MIN && never.length > 0;
+  if (never.length > 0)
+    console.log(`transitions that never fired: ${never.join(', ')}${uncovered ? '' : ' (few seeds)'}`);
+  if (failedSeeds.length > 0) console.log(`failed seeds: ${failedSeeds.sort((a, b) => a - b).join(', ')}`);
+  close(count - failedSeeds.length + (uncovered ? 0 : 1), failedSeeds.length + (uncovered ? 1 : 0));
+}
+
+async function oneSeed(seed: number, trace: boolean): Promise<void> {
+  const result = await runSeed(seed, trace ? { onLine: (line) => console.log(line) } : {});
+  if (!trace) for (const line of result.lastEvents) console.log(`  ${line}`);
+  console.log(
+    `seed ${seed} (${result.plan.kind}): ${result.violation === null ? 'clean' : `${result.violation.check}: ${result.violation.text}`}; ` +
+      `${result.operations} operations, ${result.hits} hits, ${result.faults} faults, ${result.steps} steps, digest ${result.digest}`,
+  );
+  close(result.violation === null ? 1 : 0, result.violation === null ? 0 : 1);
+}
+
+/** Each bug until a seed finds it. The seeds are those that are clean without it. */
+async function plantedBugs(quick: boolean, only: string | undefined): Promise<void> {
+  const seedsMax = quick ? SEEDS_PER_BUG_QUICK : SEEDS_PER_BUG;
+  const bugs = PLANTED_BUGS.filter(({ name }) => only === undefined || name === only);
+  const found = new Map<string, Report>();
+  const queue = bugs.map((bug) => ({ bug, next: 0 }));
+  const seedOf = (bug: (typeof bugs)[number], at: number): number =>
+    bug.knownSeeds[at] ?? 1 + at - bug.knownSeeds.length;
+  const tried = new Map<string, number>();
+  await spread(
+    () => {
+      const job = queue.find((entry) => !found.has(entry.bug.name) && entry.next < seedsMax);
+      if (job === undefined) return null;
+      return { seed: seedOf(job.bug, job.next++), planted: job.bug.name };
+    },
+    (report) => {
+      const name = report.planted!;
+      tried.set(name, (tried.get(name) ?? 0) + 1);
+      if (report.violation === null || found.has(name)) return;
+      found.set(name, report);
+    },
+  );
+  for (const { name, what } of bugs) {
+    const report = found.get(name);
+    if (report === undefined) console.log(`planted ${name}: NOT found within ${tried.get(name) ?? 0} seeds. ${what}`);
+    else
+      console.log(
+        `planted ${name}: found by seed ${report.seed} (after ${tried.get(name)}), ${report.violation!.check}: ${report.violation!.text.split('\n')[0]!.slice(0, 160)}`,
+      );
+  }
+  close(found.size, bugs.length - found.size);
+}
+
+if (process.argv[2] === '--serve') serve();
+else {
+  const program = new Command('sim')
+    .description('The cluster in one process: virtual time, faults, and every history checked.')
+    .option('--seeds <count>', 'run so many seeds', wholeNumber)
+    .option('--from <seed>', 'beginning with this one', wholeNumber, 1)
+    .option('--seed <seed>', 'run one seed', wholeNumber)
+    .option('--trace', 'with --seed: print its whole history')
+    .option('--planted [name]', 'put each known bug into the nodes, and find it')
+    .option('--quick', 'with --planted: few seeds for each')
+    .addHelpText(
+      'after',
+      '\nExamples:\n  npm run sim -- --seeds 100\n  npm run sim -- --seed 17 --trace\n  npm run sim -- --planted revoke-lost\n',
+    );
+  program.parse();
+  const options = program.opts<{
+    seeds?: number;
+    from: number;
+    seed?: number;
+    trace?: boolean;
+    planted?: boolean | string;
+    quick?: boolean;
+  }>();
+  if (options.planted !== undefined)
+    await plantedBugs(options.quick === true, typeof options.planted === 'string' ? options.planted : undefined);
+  else if (options.seed !== undefined) await oneSeed(options.seed, options.trace === true);
+  else await manySeeds(options.seeds ?? 20, options.from);
 }

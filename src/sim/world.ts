@@ -337,7 +337,13 @@ export class World {
     const life = this.lives.find((one) => one.membership !== undefined && one.name === name);
     if (life === undefined || life.outOfTheWay) return;
     for (const other of this.up) {
-      if (other.node.nsdServer === null || other.joinedEpoch >= target.epoch || other.id === target.nodeId) continue;
+      if (
+        !this.#members.has(other.name) ||
+        other.node.nsdServer === null ||
+        other.joinedEpoch >= target.epoch ||
+        other.id === target.nodeId
+      )
+        continue;
       if ((other.fencedOthers.get(target.nodeId) ?? 0) >= target.incarnation) continue;
       this.report({ check: 'I5', ino: 0, text: `tokens of ${name} fall before ${other.name} has shut it out` });
     }
