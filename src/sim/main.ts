@@ -28,6 +28,27 @@ const COVERAGE_SEEDS_MIN = 50;
 const SEEDS_PER_BUG = 200;
 const SEEDS_PER_BUG_QUICK = 12;
 
+/**
+ * What this world can't bring about, by name: nobody asks with nowait, and the fabric's sessions refuse messages of older lives before the
+ * machines see them. The scenarios of src/token-manager fire each of them.
+ */
+const NOT_IN_THIS_WORLD = new Set([
+  'client refusedNowait',
+  'client messageFromOldLife',
+  'server requestRefusedNowait',
+  'server messageFromOldLife',
+  'server messageToOldLife',
+]);
+/** Races so narrow that a short run may miss them. */
+const RARE = new Set([
+  'client pinnedAtOnce',
+  'client grantUnknown',
+  'client refusedEpoch',
+  'server releaseStale',
+  'server requestRefusedEpoch',
+]);
+const RARE_SEEDS_MIN = 1000;
+
 const wholeNumber = (text: string): number => {
   const value = Number(text);
   if (!Number.isInteger(value) || value < 0) throw new InvalidArgumentError('a whole number is wanted');
@@ -133,7 +154,10 @@ async function manySeeds(count: number, from: number): Promise<void> {
   ] as const) {
     const fired = names.map((name) => [name, totals.get(`tokens.${machine}.${name}`) ?? 0] as const);
     console.log(`transitions of the token ${machine}: ${fired.map(([name, times]) => `${name} ${times}`).join(', ')}`);
-    never.push(...fired.filter(([, times]) => times === 0).map(([name]) => `${machine} ${name}`));
+    const missing = fired.filter(([, times]) => times === 0).map(([name]) => `${machine} ${name}`);
+    never.push(
+      ...missing.filter((name) => !NOT_IN_THIS_WORLD.has(name) && (count >= RARE_SEEDS_MIN || !RARE.has(name))),
+    );
   }
   const uncovered = count >= COVERAGE_SEEDS_MIN && never.length > 0;
   if (never.length > 0)

@@ -94,7 +94,7 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'release-without-flush',
     what: 'A data token is answered as given up without its bytes being flushed or dropped (T6, I3).',
-    knownSeeds: [],
+    knownSeeds: [1],
     alterNode: (_world, life) =>
       wrapRevokes(life, TokenClass.data, (revocation, real) =>
         often(life) ? Promise.resolve() : real.revoke(revocation),
@@ -103,7 +103,7 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'release-before-flush-ended',
     what: 'A data token is answered while its flush is still under way (T6).',
-    knownSeeds: [],
+    knownSeeds: [1],
     alterNode: (_world, life) =>
       wrapRevokes(life, TokenClass.data, (revocation, real) => {
         real.revoke(revocation).catch(() => undefined);
@@ -113,7 +113,7 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'writable-after-downgrade',
     what: 'A revocation that leaves shared is answered, and the node goes on as if it held exclusive (I1, I2).',
-    knownSeeds: [],
+    knownSeeds: [1],
     alterNode: (_world, life) =>
       wrapRevokes(life, TokenClass.data, (revocation, real) =>
         revocation.keep === TokenMode.shared ? Promise.resolve() : real.revoke(revocation),
@@ -122,7 +122,7 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'status-without-flush',
     what: 'A status token is answered without size and times having been written (I13).',
-    knownSeeds: [],
+    knownSeeds: [1],
     alterNode: (_world, life) =>
       wrapRevokes(life, TokenClass.status, (revocation, real) =>
         often(life) ? Promise.resolve() : real.revoke(revocation),
@@ -131,19 +131,19 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'revoke-lost',
     what: 'A token server sends a revocation that never arrives (I12).',
-    knownSeeds: [],
+    knownSeeds: [1],
     tap: (_world, life) => changeToClient((item) => (item.kind === 'revoke' && life.random.next() < 0.2 ? null : item)),
   },
   {
     name: 'grant-lost',
     what: 'A token server sends a grant that never arrives (I12).',
-    knownSeeds: [],
+    knownSeeds: [1],
     tap: (_world, life) => changeToClient((item) => (item.kind === 'grant' && life.random.next() < 0.1 ? null : item)),
   },
   {
     name: 'exclusive-beside-shared',
     what: 'A shared request is granted as exclusive: nobody else was called back for that (I1).',
-    knownSeeds: [],
+    knownSeeds: [1],
     tap: (_world, life) =>
       changeToClient((item) =>
         item.kind === 'grant' && often(life)
@@ -154,7 +154,7 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'grant-before-answer',
     what: 'A token server takes a revocation for answered as soon as it is sent (T6, I1).',
-    knownSeeds: [],
+    knownSeeds: [1],
     tap: (world, life) => ({
       sending: (to, type, body) => {
         if (type !== MessageType.tokenToClient) return [body];
@@ -182,7 +182,7 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'stale-statement-believed',
     what: 'Answers and releases are believed whatever grants they had seen: one that crosses a newer grant undoes it (T2).',
-    knownSeeds: [],
+    knownSeeds: [2],
     tap: () => {
       let newest = 0;
       return {
@@ -209,25 +209,25 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'coverage-kept',
     what: 'Hits go on in a range that has been given up (I2).',
-    knownSeeds: [],
+    knownSeeds: [1],
     makeMap: (world, life) => map(world, life, CoverageNeverShrinks),
   },
   {
     name: 'status-kept',
     what: 'Hits go on relying on a status token that has been lowered (I2).',
-    knownSeeds: [],
+    knownSeeds: [1],
     makeMap: (world, life) => map(world, life, StatusNeverLowered),
   },
   {
     name: 'lease-for-ever',
     what: 'The lease word never ends: a node that is cut off serves its cache (I7, F2).',
-    knownSeeds: [],
+    knownSeeds: [9],
     makeMap: (world, life) => map(world, life, LeaseForEver),
   },
   {
     name: 'size-published-late',
     what: 'The size grows a millisecond after the write has returned (I13).',
-    knownSeeds: [],
+    knownSeeds: [1],
     makeMap: (world, life) => {
       const made = map(world, life, SizeComesLate) as SizeComesLate;
       made.late = (run) => void world.scheduler.after(1, run);
@@ -237,7 +237,7 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'fence-skipped',
     what: 'Tokens of a vanished node fall without its having been shut out from the NSDs (F1, I5).',
-    knownSeeds: [],
+    knownSeeds: [1],
     alterActions: (_world, _life, real) => ({
       fence: () => Promise.resolve(),
       tokensFall: (server, target) => real.tokensFall(server, target),
@@ -246,7 +246,7 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   {
     name: 'server-ignores-fence',
     what: 'An NSD server acknowledges the fence and goes on serving the old incarnation (F1, S4).',
-    knownSeeds: [],
+    knownSeeds: [1],
     tap: () => ({
       serving: (type, handler) => (type === MessageType.nsdFence ? () => new Uint8Array(0) : handler),
       forgetting: () => false,
