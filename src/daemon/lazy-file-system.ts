@@ -1,3 +1,4 @@
+import type { InodeNumber } from '../common/ids.js';
 import type {
   AttributeChanges,
   Attributes,
@@ -8,17 +9,18 @@ import type {
   OpenFile,
   OpOptions,
 } from '../fs/file-system-api.js';
+import type { MountedFileSystem } from '../fs/mount.js';
 
 /**
  * A file system that is mounted at its first use: a daemon serves its socket before the file system of its cluster has been
  * created. Fault model: a mount that failed is tried again by the next operation.
  */
 export class LazyFileSystem implements FileSystem {
-  #mounting: Promise<FileSystem> | null = null;
+  #mounting: Promise<MountedFileSystem> | null = null;
 
-  constructor(private readonly mount: () => Promise<FileSystem>) {}
+  constructor(private readonly mount: () => Promise<MountedFileSystem>) {}
 
-  #get(): Promise<FileSystem> {
+  #get(): Promise<MountedFileSystem> {
     this.#mounting ??= this.mount().catch((error: unknown) => {
       this.#mounting = null;
       throw error;
@@ -32,6 +34,9 @@ export class LazyFileSystem implements FileSystem {
 
   async open(path: string, flags: number, mode: number, who: Credentials, options?: OpOptions): Promise<OpenFile> {
     return (await this.#get()).open(path, flags, mode, who, options);
+  }
+  async openInode(ino: InodeNumber, generation: number, flags: number, who: Credentials): Promise<OpenFile> {
+    return (await this.#get()).openInode(ino, generation, flags, who);
   }
   async stat(path: string, who: Credentials, options?: OpOptions): Promise<Attributes> {
     return (await this.#get()).stat(path, who, options);

@@ -161,9 +161,15 @@ test("a proxied client's handles survive a cut socket and a daemon that comes ba
   await file.write(Buffer.from('after the cut '));
   expect(await fs.readFile('/proxied', 'utf8')).toBe('before after the cut ');
   await server.close();
+  // A handle is its inode's, not its name's.
+  await cluster.client(2).rename('/proxied', '/renamed');
   server = await serveSocket(socket, engine.fileSystem, {});
   await file.write(Buffer.from('after the return'));
-  expect(await fs.readFile('/proxied', 'utf8')).toBe('before after the cut after the return');
+  expect(await fs.readFile('/renamed', 'utf8')).toBe('before after the cut after the return');
+  await server.close();
+  await cluster.client(2).unlink('/renamed');
+  server = await serveSocket(socket, engine.fileSystem, {});
+  await expect(file.write(Buffer.from('to nobody'))).rejects.toMatchObject({ code: 'EBADF' });
   await file.close();
 });
 

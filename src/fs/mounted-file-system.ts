@@ -20,7 +20,7 @@ import { ALLOCATION_MAP, allNsds, INODE_MAP, RENAME_LOCK } from './layout.js';
 import { access, onPath, setInodeAttributes, statInode } from './operations/attributes.js';
 import { link } from './operations/link.js';
 import { mkdir, symlink } from './operations/make.js';
-import { open } from './operations/open.js';
+import { open, openInode } from './operations/open.js';
 import { readDirectory } from './operations/read-directory.js';
 import { rename } from './operations/rename.js';
 import { remove } from './operations/unlink.js';
@@ -30,6 +30,8 @@ import type { Superblock } from './superblock.js';
 import type { Volume } from './volume.js';
 
 export interface MountedFileSystem extends FileSystem {
+  /** A file by its inode: what a handle that outlives its daemon needs, after a rename too. @throws {FsError} staleHandle */
+  openInode(ino: InodeNumber, generation: number, flags: number, credentials: Credentials): Promise<OpenFile>;
   readonly superblock: Superblock;
   /** Fenced (F3): nothing is written any more; the inodes whose changes are lost. The cache tells about data. */
   abandon(): InodeNumber[];
@@ -55,6 +57,9 @@ export class MountedFs implements MountedFileSystem {
 
   open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpOptions): Promise<OpenFile> {
     return open(this.#volume, path, flags, mode, credentials, options);
+  }
+  openInode(ino: InodeNumber, generation: number, flags: number, credentials: Credentials): Promise<OpenFile> {
+    return openInode(this.#volume, { ino, generation }, flags, credentials, undefined);
   }
   stat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes> {
     return onPath(this.#volume, path, { op: 'stat', credentials, followLast: true, options }, (ref) =>

@@ -5,11 +5,12 @@ import { TokenMode } from '../../token-manager/token.js';
 import { truncateFile } from '../file-io.js';
 import { type Credentials, FileType, type OpenFile, type OpOptions } from '../file-system-api.js';
 import type { Inode } from '../inode.js';
+import { FIRST_USER_INODE, ROOT_DIRECTORY } from '../layout.js';
 import type { LeafEntry } from '../leaf-format.js';
 import { FsOpenFile } from '../open-file.js';
 import { walk } from '../path-walk.js';
 import { checkAccess, READ, WRITE } from '../permissions.js';
-import { loadRef, pinInodes } from '../pinning.js';
+import { type InodeRef, loadRef, pinInodes } from '../pinning.js';
 import type { Volume } from '../volume.js';
 import { createNode } from './create-node.js';
 
@@ -53,6 +54,37 @@ export async function open(
     if (opened !== null) return opened;
     if (existing !== null && exclusive) throw new FsError('exists', { op, object: path });
     // Somebody else made it between the look-up and our tokens: open theirs.
+  }
+}
+
+/**
+ * Opens what a handle once knew, whatever it is called by now: a client's handle outlives its daemon.
+ * @throws {FsError} staleHandle when the inode is gone, or has no name any more.
+ */
+export async function openInode(
+  volume: Volume,
+  ref: InodeRef,
+  flags: number,
+  credentials: Credentials,
+  options: OpOptions | undefined,
+): Promise<OpenFile> {
+  volume.checkOpen(op);
+  const object = `inode ${ref.ino}`;
+  if ((flags & 3) === 3) throw new FsError('invalidArgument', { op, object, detail: 'no access mode' });
+  // The maps and the inode file are nobody's to open.
+  if (ref.ino < FIRST_USER_INODE && ref.ino !== ROOT_DIRECTORY) throw new FsError('notPermitted', { op, object });
+  const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.shared }], options);
+  try {
+    const inode = await loadRef(volume, ref, op);
+    if (inode.nlink === 0) throw new FsError('staleHandle', { op, object, detail: 'has been removed' });
+    const writes = (flags & 3) !== O_RDONLY;
+    if (inode.isDirectory && writes) throw new FsError('isDirectory', { op, object });
+    if (inode.type === FileType.symlink) throw new FsError('tooManyLinks', { op, object });
+    checkAccess(inode, credentials, ((flags & 3) !== O_WRONLY ? READ : 0) | (writes ? WRITE : 0), op, object);
+    volume.inodes.refresh(inode);
+    return new FsOpenFile(volume, inode, flags, credentials);
+  } finally {
+    pins.release();
   }
 }
 
