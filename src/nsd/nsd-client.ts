@@ -1,6 +1,6 @@
 import type { Clock } from '../common/clock.js';
 import { Counters } from '../common/counters.js';
-import { FsError } from '../common/errors.js';
+import { FsError, type Reason } from '../common/errors.js';
 import type { Epoch, Incarnation, NodeId, NsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { type Fabric, WINDOW_BYTES_MAX, type Window } from '../fabric/fabric.js';
@@ -73,6 +73,8 @@ const BACKOFF_MS_MAX = 500;
 const WINDOW_SEGMENTS_MAX = 64;
 /** Bytes that arrive changed this often were not hit by chance. */
 const CHANGED_ON_THE_WAY_MAX = 3;
+
+const OF_THE_DEVICE: ReadonlySet<Reason> = new Set(['deviceError', 'shortIo', 'noSpace']);
 
 /** What goes to one NSD in one request. */
 interface Batch {
@@ -353,9 +355,26 @@ export class NsdClient implements NsdClientApi {
           backoffMs = Math.min(BACKOFF_MS_MAX, backoffMs * 2);
         }
       }
+    } catch (error) {
+      const known = FsError.from(error, op);
+      this.counters.add(`nsd.failed.${known.reason}`);
+      throw this.#named(known, nsd, op);
     } finally {
       this.#slots.release();
     }
+  }
+
+  /** A device knows offsets and paths; whoever asked wants to hear of which NSD. */
+  #named(error: FsError, nsd: NsdIndex, op: string): FsError {
+    if (error.object?.startsWith('nsd ') || !OF_THE_DEVICE.has(error.reason)) return error;
+    const what = error.detail ?? error.reason;
+    const detail = error.object === undefined ? what : `${what}, ${error.object}`;
+    return new FsError(error.reason, {
+      op,
+      object: `nsd ${this.parts.locate(nsd)?.uuid ?? nsd}`,
+      detail,
+      cause: error,
+    });
   }
 
   /** By NSD, in the order given; adjacent sectors and adjacent memory merged; split where a request would be too large. */
