@@ -5,14 +5,15 @@
  * is pinned for one synchronous moment at a time, or while its own sectors are read. So a revoke of a region always ends, and an operation may wait for a region
  * with pins on files in hand: nobody who holds up a region waits for a file.
  * Invariant: the summary of a region is in `#held` only while no revoke of its token has been served since it was read.
- * A free sub-block reads as zeros (free-queue.ts sees to it), so nothing is cleared here.
+ * A free sub-block reads as zeros: free-queue.ts sees to it for what is given back, and taking a region for what a dead node left.
  */
 import { invariant } from '../common/assert.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { DISCARD_EXTENTS_MAX } from './free-queue.js';
 import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange } from './layout.js';
-import { blockFree, countBits, fillBits, findRun, regionFree, setRegionFree } from './map-formats.js';
+import { blockFree, countBits, fillBits, findRun, freeRuns, regionFree, setRegionFree } from './map-formats.js';
 import { Mutex } from './mutex.js';
 import type { Volume } from './volume.js';
 
@@ -282,12 +283,34 @@ export class Allocator {
         }
       });
       if (held.free < count || !this.#couldServe(held, count)) return false;
+      await this.#clearFree(region, range.start);
       this.#held.set(region, held);
       volume.counters.add('fs.regionsTaken');
       return true;
     } finally {
       pins.release();
     }
+  }
+
+  /**
+   * What is free reads as zeros, also where a node died that had written to sub-blocks of this region and had not made its
+   * allocations durable: nobody points to them, and whoever gets them next must not find its bytes there. Nobody else can
+   * allocate from the region meanwhile: its token is pinned.
+   */
+  async #clearFree(region: number, start: number): Promise<void> {
+    const { geometry, parts } = this.#volume;
+    const extents: { nsd: NsdIndex; sector: number; sectorCount: number }[] = [];
+    for (let index = 0; index < geometry.nsdCount; index++) {
+      const at = start + index * SECTOR_BYTES;
+      const map = await this.#volume
+        .mapFile(ALLOCATION_MAP)
+        .withBytes({ start: at, end: at + SECTOR_BYTES }, 'shared', (view) => view.bytes(at, SECTOR_BYTES).slice());
+      const first = region * geometry.regionBlocks * SUB_BLOCKS_PER_BLOCK;
+      for (const { from, count } of freeRuns(map, geometry.regionBlocks))
+        extents.push({ nsd: nsdIndex(index), sector: first + from, sectorCount: count });
+    }
+    for (let at = 0; at < extents.length; at += DISCARD_EXTENTS_MAX)
+      await parts.nsds.discard(extents.slice(at, at + DISCARD_EXTENTS_MAX));
   }
 
   #couldServe(held: HeldRegion, count: number): boolean {

@@ -13,7 +13,7 @@ import { countBits, fillBits, regionFree, setRegionFree } from './map-formats.js
 import { Mutex } from './mutex.js';
 import type { Volume } from './volume.js';
 
-const DISCARD_EXTENTS_MAX = 256;
+export const DISCARD_EXTENTS_MAX = 256;
 
 export class FreeQueue {
   readonly #volume: Volume;

@@ -65,6 +65,22 @@ export function fillBits(sector: Uint8Array, blockInRegion: number, bit: number,
 }
 
 /** A region sector with everything free that exists on the NSD. */
+/** Free sub-blocks of a region's sector as runs, counted from the region's first sub-block. */
+export function freeRuns(sector: Uint8Array, regionBlocks: number): { from: number; count: number }[] {
+  const runs: { from: number; count: number }[] = [];
+  const bits = regionBlocks * SUB_BLOCKS_PER_BLOCK;
+  let from = -1;
+  for (let bit = 0; bit <= bits; bit++) {
+    const free = bit < bits && ((sector[BITMAPS_AT + (bit >> 3)]! >> (bit & 7)) & 1) === 0;
+    if (free && from < 0) from = bit;
+    if (!free && from >= 0) {
+      runs.push({ from, count: bit - from });
+      from = -1;
+    }
+  }
+  return runs;
+}
+
 export function formatRegion(
   sector: Uint8Array,
   region: number,
