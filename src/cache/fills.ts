@@ -96,28 +96,37 @@ export class Fills {
     await backing.read(file.ino, pieces);
   }
 
-  /** Sectors that are missing in pages that are there. Resolves when they are in, or were when their turn came. */
-  async merge(file: FileCore, wanted: readonly SectorsWanted[]): Promise<void> {
+  /**
+   * Sectors that are missing in pages that are there. Resolves when they are in, or were when their turn came. `still` says which of
+   * a page's sectors may be made valid when the turn has come: while it waited for a spare slot, a revoke may have taken some away, and
+   * they must not come back behind it (I2).
+   */
+  async merge(file: FileCore, wanted: readonly SectorsWanted[], still: (page: Page) => number): Promise<void> {
     for (let done = 0; done < wanted.length; ) {
       const spares = await this.#core.slots.takeSpares(wanted.length - done);
       const batch = wanted.slice(done, done + spares.length);
       done += batch.length;
       try {
-        await this.#mergeBatch(file, batch, spares);
+        await this.#mergeBatch(file, batch, spares, still);
       } finally {
         this.#core.slots.releaseSpares(spares);
       }
     }
   }
 
-  async #mergeBatch(file: FileCore, wanted: readonly SectorsWanted[], spares: readonly SlotId[]): Promise<void> {
+  async #mergeBatch(
+    file: FileCore,
+    wanted: readonly SectorsWanted[],
+    spares: readonly SlotId[],
+    still: (page: Page) => number,
+  ): Promise<void> {
     const { slots } = this.#core;
     const generation = this.#core.generation;
     const pieces = new PieceList();
     const reading: { page: Page; mask: number; spare: SlotId }[] = [];
     for (const [i, { page, mask }] of wanted.entries()) {
       slots.refresh(page);
-      const missing = mask & ~page.validMask;
+      const missing = mask & still(page) & ~page.validMask;
       // Somebody else is at it: whoever wants the page looks again when that has ended.
       if (missing === 0 || page.gone || page.filling !== null) continue;
       pieces.addSectors(page.index, missing, spares[i]!);
@@ -177,7 +186,7 @@ export class Fills {
       if (fromDevice !== 0) reads.push({ page, mask: fromDevice });
     }
     try {
-      await this.merge(file, reads);
+      await this.merge(file, reads, partialMask);
       return null;
     } catch (error) {
       return error;

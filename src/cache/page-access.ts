@@ -97,7 +97,8 @@ export class PageAccess {
         const running: Promise<unknown>[] = [];
         if (absent.length > 0)
           running.push(this.#bring(file, range, purpose, absent, stock.splice(0, absent.length), claim));
-        if (wanted.length > 0) running.push(fills.merge(file, wanted));
+        if (wanted.length > 0)
+          running.push(fills.merge(file, wanted, (page) => new HeldSectors(this.#core, file, range).of(page.index)));
         if (others !== null) running.push(others);
         await abortable(settledAll(running), 'a read', signal);
       }
