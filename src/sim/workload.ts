@@ -310,7 +310,10 @@ export class Workload {
   checkError(life: SimNode, ino: number, error: unknown, op: string): void {
     this.world.noteError(error);
     this.#failures++;
-    if (!FsError.is(error) || error.reason === 'internal') return this.world.broken(error, `${op} of ${life.name}`);
+    if (!FsError.is(error) || error.reason === 'internal') {
+      this.world.broken(error, `${op} of ${life.name}`);
+      return;
+    }
     const fault = this.world.healed ? 'although nothing is wrong any more' : 'for no reason that there is';
     if (this.world.healed || !EXPECTED.has(error.reason))
       this.world.report({ check: 'I12', ino, text: `${op} of ${life.name} failed ${fault}: ${error.message}` });
