@@ -70,6 +70,7 @@ const EXPELLING: readonly FaultKind[] = [
   'zombie',
   'storeCut',
   'lateWrites',
+  'lateWrites',
 ];
 
 export function planSeed(seed: number): SeedPlan {
