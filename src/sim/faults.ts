@@ -168,16 +168,15 @@ export class Faults {
         return this.#untilBack();
       }
       case 'lateWrites': {
-        // What it sends to a disk's server is under way until its lease is out, or for longer than its expulsion takes.
-        const life = await this.#dirtyVictim();
+        // What it sends to a disk's server is under way for longer than its expulsion takes.
+        const life = await this.#victim();
         const forMs = LEASE_TTL_MS * (2.3 + random.next());
-        const delayMs = LEASE_TTL_MS * (1 + 1.5 * random.next());
         const servers = world.disks.map((disk) => disk.server).filter((server) => server !== life.id);
         say(`node ${life.name} to ${servers.join()} for ${forMs.toFixed(0)} ms`);
         await this.#during(
           forMs,
           () => {
-            for (const server of servers) this.#slow.set(`n${life.id}>n${server}`, delayMs);
+            for (const server of servers) this.#slow.set(`n${life.id}>n${server}`, forMs);
             life.connection.setConnected(false);
           },
           () => {
@@ -239,18 +238,6 @@ export class Faults {
       this.#ambush = { who, spring };
     });
     return sprung?.state === 'up' ? sprung : pick(this.random, this.world.up);
-  }
-
-  /** One that has something to write, if there is one soon. */
-  async #dirtyVictim(): Promise<SimNode> {
-    await this.#alone();
-    const isDirty = (life: SimNode): boolean => this.world.hot.some(({ ino }) => life.cached(ino)?.dirty === true);
-    for (let look = 0; look < 100; look++) {
-      const dirty = this.world.up.filter(isDirty);
-      if (dirty.length > 0) return pick(this.random, dirty);
-      await sleep(this.world.scheduler, 1);
-    }
-    return pick(this.random, this.world.up);
   }
 
   async heal(): Promise<void> {

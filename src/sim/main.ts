@@ -6,7 +6,6 @@ import { CLIENT_TRANSITIONS } from '../token-manager/token-client-events.js';
 import { SERVER_TRANSITIONS } from '../token-manager/token-server-events.js';
 import { PLANTED_BUGS } from './planted/planted-bugs.js';
 import { runSeed, type SeedResult } from './run-seed.js';
-import { MEMBERSHIP_TRANSITIONS } from './transitions.js';
 
 /**
  * `npm run sim`: many seeds spread over the cores, one seed with its trace, or the planted bugs. Ends with `N passed, N failed`;
@@ -149,15 +148,12 @@ async function manySeeds(count: number, from: number): Promise<void> {
     `sim: ${count} seeds from ${from}: ${sums.operations} operations, ${sums.hits} hits, ${sums.faults} faults, ${sums.steps} steps; ${(count / minutes).toFixed(0)} seeds per minute`,
   );
   const never: string[] = [];
-  for (const [machine, prefix, names] of [
-    ['client', 'tokens.client', CLIENT_TRANSITIONS],
-    ['server', 'tokens.server', SERVER_TRANSITIONS],
-    ['membership', 'membership', MEMBERSHIP_TRANSITIONS],
+  for (const [machine, names] of [
+    ['client', CLIENT_TRANSITIONS],
+    ['server', SERVER_TRANSITIONS],
   ] as const) {
-    const fired = names.map((name) => [name, totals.get(`${prefix}.${name}`) ?? 0] as const);
-    console.log(
-      `transitions of the ${prefix === machine ? '' : 'token '}${machine}: ${fired.map(([name, times]) => `${name} ${times}`).join(', ')}`,
-    );
+    const fired = names.map((name) => [name, totals.get(`tokens.${machine}.${name}`) ?? 0] as const);
+    console.log(`transitions of the token ${machine}: ${fired.map(([name, times]) => `${name} ${times}`).join(', ')}`);
     const missing = fired.filter(([, times]) => times === 0).map(([name]) => `${machine} ${name}`);
     never.push(
       ...missing.filter((name) => !NOT_IN_THIS_WORLD.has(name) && (count >= RARE_SEEDS_MIN || !RARE.has(name))),

@@ -70,7 +70,6 @@ const EXPELLING: readonly FaultKind[] = [
   'zombie',
   'storeCut',
   'lateWrites',
-  'lateWrites',
 ];
 
 export function planSeed(seed: number): SeedPlan {

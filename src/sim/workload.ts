@@ -241,7 +241,7 @@ export class Workload {
     const length = life.map.write(entry, -1, bytes, life.gate.wallNs());
     if (length < 0) file.history.forget(pending);
     else {
-      const end = life.map.sizeNow(entry);
+      const end = life.map.entryState(entry).sizeBytes;
       this.#tell(life, file, pending, [cellsOfSize(layout, end) - count]);
     }
     return this.#hit(length);

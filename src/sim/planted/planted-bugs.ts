@@ -17,8 +17,6 @@ import type { FabricTap } from '../tapped-fabric.js';
 import { WatchedCacheMap } from '../watched-map.js';
 import type { World } from '../world.js';
 import type { PlantedBug } from './planted-bug.js';
-import { HOLDER_BUGS } from './revocations.js';
-import { STORAGE_BUGS } from './storage.js';
 
 /**
  * The bugs that the simulator has to find. Each breaks one rule, in every node, at a seam of the world; which check notices is the
@@ -258,8 +256,6 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
       if (server !== null) server.fence = () => Promise.resolve();
     },
   },
-  ...HOLDER_BUGS,
-  ...STORAGE_BUGS,
 ];
 
 /** What a holder would say that gave up all that was required of it. */
