@@ -5,13 +5,14 @@
  * truncations own it. Nothing waits for a file's token while it owns `contents` (a write may wait there for an allocation region, whose
  * holders wait for nobody).
  */
-import { WHOLE } from '../common/byte-range.js';
+import { type ByteRange, WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import type { NsdIndex } from '../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
 import { cutSpace, FILE_BYTES_MAX, reserve } from './file-space.js';
 import type { Credentials, OpOptions } from './file-system-api.js';
+import { clearTail } from './file-tail.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES, InodeFlag } from './inode-format.js';
 import { strippedOfSetId } from './permissions.js';
@@ -32,7 +33,7 @@ async function pinFile(
   volume: Volume,
   handle: FileHandle,
   status: TokenMode,
-  data: { start: number; end: number } | null,
+  data: ByteRange | null,
   mode: TokenMode,
   options: OpOptions | undefined,
 ): Promise<TokenPins> {
@@ -92,56 +93,85 @@ export async function writeFile(
   const end = offsetBytes + source.length;
   if (end > FILE_BYTES_MAX) throw new FsError('fileTooBig', { op: 'write', object: named(handle) });
   if (source.length === 0) return { offsetBytes, lengthBytes: 0 };
-  const pins = await pinFile(
-    volume,
-    handle,
-    TokenMode.exclusive,
-    { start: offsetBytes, end },
-    TokenMode.exclusive,
-    options,
-  );
-  try {
-    const inode = await loadRef(volume, handle, 'write');
+  await onCertainTail(volume, handle, { start: offsetBytes, end }, 'write', options, async (inode) => {
     await inode.contents.share();
     try {
       await copyIn(volume, handle, inode, offsetBytes, source, options);
     } finally {
       inode.contents.unshare();
     }
-  } finally {
-    publishStatus(volume, handle.ino);
-    pins.release();
-  }
+  });
   return { offsetBytes, lengthBytes: source.length };
 }
 
-/** At the end of file: the size is known once status is pinned exclusively, then the data token from there on is asked for. */
+/**
+ * Status and the range exclusively pinned, and the bytes behind the end of file known to be zeros. Where they are in doubt that takes the data
+ * token from the end on, which may lie before the range: so the tokens go, the tail is made certain, and it begins anew (T4).
+ */
+async function onCertainTail(
+  volume: Volume,
+  handle: FileHandle,
+  range: ByteRange,
+  op: string,
+  options: OpOptions | undefined,
+  body: (inode: Inode) => Promise<void>,
+): Promise<void> {
+  for (;;) {
+    const pins = await pinFile(volume, handle, TokenMode.exclusive, range, TokenMode.exclusive, options);
+    try {
+      const inode = await loadRef(volume, handle, op);
+      if (!inode.tailDoubtful) return await body(inode);
+    } finally {
+      publishStatus(volume, handle.ino);
+      pins.release();
+    }
+    await atEnd(volume, handle, op, options, () => Promise.resolve());
+  }
+}
+
 async function appendFile(
   volume: Volume,
   handle: FileHandle,
   source: Uint8Array,
   options: OpOptions | undefined,
 ): Promise<{ offsetBytes: number; lengthBytes: number }> {
+  return atEnd(volume, handle, 'write', options, async (inode, offsetBytes) => {
+    if (offsetBytes + source.length > FILE_BYTES_MAX)
+      throw new FsError('fileTooBig', { op: 'write', object: named(handle) });
+    if (source.length > 0) await copyIn(volume, handle, inode, offsetBytes, source, options);
+    return { offsetBytes, lengthBytes: source.length };
+  });
+}
+
+/**
+ * At the end of file, of which this node alone has the tokens meanwhile: the size is known once status is pinned exclusively, then the data token
+ * from there on is asked for.
+ */
+async function atEnd<T>(
+  volume: Volume,
+  handle: FileHandle,
+  op: string,
+  options: OpOptions | undefined,
+  body: (inode: Inode, endBytes: number) => Promise<T>,
+): Promise<T> {
   const pins = await pinFile(volume, handle, TokenMode.exclusive, null, TokenMode.none, options);
   try {
     for (;;) {
-      const inode = await loadRef(volume, handle, 'write');
+      const inode = await loadRef(volume, handle, op);
       volume.inodes.refresh(inode);
       const sizeThen = inode.sizeBytes;
       const item = volume.inodes.attach(inode).dataItem({ start: sizeThen, end: RANGE_END }, TokenMode.exclusive);
       const dataPins = await volume.pin([item], options);
       try {
-        const written = await inode.contents.runExclusive(async () => {
+        const done = await inode.contents.runExclusive(async () => {
           // No hit appends from here on; what hits and other operations of this node wrote meanwhile is counted.
-          const offsetBytes = withSettledState(volume, inode, () => inode.sizeBytes);
-          if (offsetBytes < sizeThen) return null;
-          if (offsetBytes + source.length > FILE_BYTES_MAX)
-            throw new FsError('fileTooBig', { op: 'write', object: named(handle) });
-          if (source.length > 0) await copyIn(volume, handle, inode, offsetBytes, source, options);
-          return { offsetBytes, lengthBytes: source.length };
+          const endBytes = withSettledState(volume, inode, () => inode.sizeBytes);
+          if (endBytes < sizeThen) return null;
+          if (inode.tailDoubtful) await clearTail(volume, inode);
+          return { value: await body(inode, endBytes) };
         });
         // Null: it was truncated while we waited; the token from the new end on may not be ours.
-        if (written !== null) return written;
+        if (done !== null) return done.value;
       } finally {
         dataPins.release();
       }
@@ -182,15 +212,9 @@ export async function truncateFile(
 ): Promise<void> {
   checkOffset('truncate', handle, sizeBytes);
   if (sizeBytes > FILE_BYTES_MAX) throw new FsError('fileTooBig', { op: 'truncate', object: named(handle) });
-  const range = { start: sizeBytes, end: WHOLE.end };
-  const pins = await pinFile(volume, handle, TokenMode.exclusive, range, TokenMode.exclusive, options);
-  try {
-    const inode = await loadRef(volume, handle, 'truncate');
-    await inode.contents.runExclusive(() => setSize(volume, handle, inode, sizeBytes));
-  } finally {
-    publishStatus(volume, handle.ino);
-    pins.release();
-  }
+  await onCertainTail(volume, handle, { start: sizeBytes, end: WHOLE.end }, 'truncate', options, (inode) =>
+    inode.contents.runExclusive(() => setSize(volume, handle, inode, sizeBytes)),
+  );
 }
 
 /**

@@ -72,6 +72,8 @@ export interface InodeFields {
   directoryEntries: number;
   /** Whom a quota will count it for, beyond uid and gid. */
   projectId: number;
+  /** Allocated bytes behind the size are zeros, but for what a node left there that died in this epoch or later. */
+  tailEpoch: number;
   /** Bytes of the area in use: inline length, or the pointers up to the last that was ever set. */
   area: Uint8Array;
 }
@@ -107,6 +109,7 @@ export function encodeInode(
   setU32(sector, 128, fields.directorySeed);
   setU32(sector, 132, fields.directoryEntries);
   setU32(sector, 136, fields.projectId);
+  setU32(sector, 140, fields.tailEpoch);
   sector.set(fields.area, AREA_AT);
   sealSector(sector, checksums);
 }
@@ -150,6 +153,7 @@ export function decodeInode(
     directorySeed: getU32(sector, 128),
     directoryEntries: getU32(sector, 132),
     projectId: getU32(sector, 136),
+    tailEpoch: getU32(sector, 140),
     area: sector.slice(AREA_AT, AREA_AT + areaLength),
   };
   if (!(fields.sizeBytes <= RANGE_END)) throw bad('size out of range');

@@ -16,6 +16,7 @@ import type { InodeNumber } from '../common/ids.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { INODES_PER_SEGMENT, type Revocation, TokenClass, type TokenItem, TokenMode } from '../token-manager/token.js';
+import { FileType } from './file-system-api.js';
 import { Inode } from './inode.js';
 import { InodeFile } from './inode-file.js';
 import { decodeInode, FREE_INODE, type InodeFields } from './inode-format.js';
@@ -28,6 +29,10 @@ const READ_RUN = 16;
 /** Between attempts to write out what a revoke waits for; doubles. */
 const REVOKE_RETRY_MIN_MS = 20;
 const REVOKE_RETRY_MAX_MS = 2_000;
+
+/** Whether there is space behind its size that a node may have written to. */
+const mayHideBytes = (inode: Inode): boolean =>
+  inode.type === FileType.regular && !inode.isInline && inode.allocatedSubBlocks > 0;
 
 interface RunRead {
   readonly first: number;
@@ -280,6 +285,7 @@ export class InodeTable {
     else inode.assign(fields);
     inode.onDevice = true;
     inode.home = { nsd: nsdIndex(near.nsd), sector: near.sector + (ino - wanted) };
+    inode.tailDoubtful = mayHideBytes(inode) && inode.tailEpoch !== this.#volume.parts.epoch();
     inode.valid = true;
     inode.pushState();
   }

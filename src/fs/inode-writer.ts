@@ -94,6 +94,8 @@ export class InodeWriter {
   /** A copy of how it is now: it may change while it is being written. */
   #image(inode: Inode): Image {
     if (inode.isInline && inode.area.length !== inode.sizeBytes) fitInline(inode);
+    // This node alone could write to it since it was read: whoever dies from now on does so in a later epoch.
+    if (!inode.tailDoubtful) inode.tailEpoch = this.#volume.parts.epoch();
     const sector = new Uint8Array(SECTOR_BYTES);
     encodeInode(inode.ino, inode, sector, this.#volume.fsId, this.#volume.checksums);
     const indirects = dirtyIndirects(inode).map((node) => {

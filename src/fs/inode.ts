@@ -52,9 +52,15 @@ export class Inode implements InodeFields {
   directorySeed = 0;
   directoryEntries = 0;
   projectId = 0;
+  tailEpoch = 0;
   area: Uint8Array = EMPTY_AREA;
 
   valid = false;
+  /**
+   * Somebody may have died since its sector was written, who had written behind the size that the sector says: those bytes are made zeros
+   * before anything here is written (file-tail.ts). Only regular files.
+   */
+  tailDoubtful = false;
   /** Its sector holds this life of it; false from creation to the first write-out. */
   onDevice = true;
   /** Something must be written; `dirtyCore`: more than times (fdatasync asks). */
@@ -108,6 +114,7 @@ export class Inode implements InodeFields {
   assign(fields: InodeFields): void {
     Object.assign(this, fields);
     this.roots.fill(null);
+    this.tailDoubtful = false;
   }
 
   /** Device transfers of the file's bytes pass here, so that a move of a fragment can wait for them and hold up new ones. */

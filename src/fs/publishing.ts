@@ -18,13 +18,13 @@ function heldStatus(volume: Volume, ino: InodeNumber): TokenMode {
   return TokenMode.none;
 }
 
-/** With status pinned. A write must clear setuid bits, which a hit can't: such a file is written through the engine. */
+/** With status pinned. A write must clear setuid bits, or a doubtful tail, which a hit can't: such a file is written through the engine. */
 export function publishStatus(volume: Volume, ino: InodeNumber): void {
   const inode = volume.inodes.get(ino);
   if (inode?.file == null || inode.openCount === 0) return;
   let mode = heldStatus(volume, ino);
   const setId = (inode.mode & (S_ISUID | S_ISGID)) !== 0;
-  if (mode === TokenMode.exclusive && (setId || inode.settling > 0)) mode = TokenMode.shared;
+  if (mode === TokenMode.exclusive && (setId || inode.tailDoubtful || inode.settling > 0)) mode = TokenMode.shared;
   inode.file.setStatusMode(mode);
 }
 

@@ -192,6 +192,7 @@ export class TestVolume {
   readonly clock = new TestClock();
   readonly arbiter = new TestArbiter();
   readonly nsds: RamNsds;
+  epoch = epoch(1);
   readonly #options: TestVolumeOptions;
 
   private constructor(options: TestVolumeOptions, nsds: RamNsds) {
@@ -223,6 +224,12 @@ export class TestVolume {
     return volume;
   }
 
+  /** It answers nothing any more and takes what it had in memory with it; what it held falls, in a new epoch. */
+  bury(node: TestNode): void {
+    this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
+    this.epoch = epoch(this.epoch + 1);
+  }
+
   async mount(node = 1, nodeSettings: Partial<FsSettings> = {}): Promise<TestNode> {
     const poolPages = this.#options.poolPages ?? 2048;
     const pool = heapPagePool(poolPages * PAGE_BYTES + STAGING_BYTES);
@@ -250,7 +257,7 @@ export class TestVolume {
     const fs = await mountFileSystem({
       nodeId: nodeId(node),
       incarnation: incarnation(1),
-      epoch: () => epoch(1),
+      epoch: () => this.epoch,
       tokens,
       cache,
       backing,

@@ -130,6 +130,7 @@ function initialise(
     directorySeed: isDirectory ? below(volume.parts.random, 2 ** 32) : 0,
     directoryEntries: 0,
     projectId: parent.projectId,
+    tailEpoch: volume.parts.epoch(),
     area: node.target ?? EMPTY_AREA,
   });
 }

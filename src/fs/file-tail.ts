@@ -1,0 +1,39 @@
+/**
+ * What lies behind the end of a file whose last writer may have died.
+ *
+ * A node writes data before the inode that exposes it. When it dies between the two, what it wrote behind the end lies in the file's own last sectors,
+ * where nobody sees it until the file grows over a gap; then it would be seen instead of zeros. The inode says up to which
+ * epoch its tail is certain (disk-format.md, tail epoch); each death makes a new epoch.
+ */
+import { WHOLE } from '../common/byte-range.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import { cutSpace, isReserved } from './file-space.js';
+import type { Inode } from './inode.js';
+import type { Volume } from './volume.js';
+
+/**
+ * Status, and data from the end on, pinned exclusively; `contents` owned, hits off. The zeros are on the NSDs before the doubt ends, because the
+ * inode that says so may be written out at any time after. Fault model: after an error it is as doubtful as before.
+ */
+export async function clearTail(volume: Volume, inode: Inode): Promise<void> {
+  inode.settling++;
+  try {
+    const { sizeBytes } = inode;
+    const sectorEnd = Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
+    const file = volume.inodes.attach(inode);
+    // Pages first: one that is prepared for a sequential writer would stay writable without space behind it.
+    await file.discard({ start: sectorEnd, end: WHOLE.end });
+    await cutSpace(volume, inode, sizeBytes);
+    const rest = { start: sizeBytes, end: sectorEnd };
+    if (sizeBytes < sectorEnd && isReserved(inode, rest)) {
+      // Written even if the cache shows zeros: the device may have something else.
+      await file.write(sizeBytes, new Uint8Array(sectorEnd - sizeBytes), { onCopied: () => undefined });
+      await file.flush(rest);
+    }
+    inode.tailDoubtful = false;
+    volume.inodes.markDirty(inode, true);
+    volume.counters.add('fs.tailsCleared');
+  } finally {
+    inode.settling--;
+  }
+}
