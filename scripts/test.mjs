@@ -31,13 +31,11 @@ const closing = (name, command) => ({
 });
 
 /** Caps for a two-core machine that is busy with other things too; alone, the short suites take about 5 minutes together. */
-// The simulator's short run begins at 490: seeds 42, 43 and 485 are open (what a dead node left behind the end of a file, see
-// docs/simulator.md); the full run has them all.
 const suites = [
   { ...closing('tidy', ['node', 'scripts/tidy.mjs']), budgetS: 60, fullBudgetS: 60 },
   { ...vitest('unit', ['src', 'native'], ['--exclude', '**/*.e2e.test.ts']), budgetS: 420, fullBudgetS: 1800 },
   { ...closing('model', ['node', 'spec/check.mjs', ...(full ? ['--full'] : [])]), budgetS: 300, fullBudgetS: 5400 },
-  { ...closing('simulator', ['node', '--enable-source-maps', 'dist/src/sim/main.js', ...(full ? ['--seeds', '1000'] : ['--from', '490', '--seeds', '60'])]), budgetS: 240, fullBudgetS: 5400 },
+  { ...closing('simulator', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--seeds', full ? '1000' : '60']), budgetS: 240, fullBudgetS: 5400 },
   { ...closing('planted', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--planted', ...(full ? [] : ['--quick'])]), budgetS: 240, fullBudgetS: 5400 },
   { ...vitest('cluster', ['e2e']), budgetS: 420, fullBudgetS: 1800 },
 ];

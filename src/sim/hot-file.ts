@@ -21,11 +21,6 @@ export class HotFile {
   readonly #syncs: { life: string; calledAt: number }[] = [];
   /** The last size that anybody saw, in cells: what the workload goes by. */
   seenSize = 0;
-  /**
-   * A node died that had written behind the end of file as the disks have it. Until there is a log, such bytes may show in a gap that a later
-   * growth leaves; so the workload leaves none in this file any more (a truncation takes such bytes away).
-   */
-  lossy = false;
 
   constructor(
     readonly path: string,

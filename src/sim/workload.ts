@@ -109,14 +109,12 @@ export class Workload {
     const file = pick(random, this.world.hot);
     const what = random.next();
     const hit = chance(random, 0.5);
-    const gap = file.lossy ? 0 : 2;
-    const from = below(random, Math.min(CELLS_MAX - 1, file.seenSize + gap + 1));
+    const from = below(random, Math.min(CELLS_MAX - 1, file.seenSize + 3));
     const to = Math.min(CELLS_MAX, from + 1 + below(random, 3));
     if (what < 0.36) await this.#read(life, client, file, from, to, hit);
     else if (what < 0.66) await this.#write(life, client, file, from, to, hit);
     else if (what < 0.74) await this.#append(life, client, file, 1 + below(random, 2), hit);
-    else if (what < 0.79)
-      await this.#truncate(life, client, file, below(random, file.lossy ? file.seenSize + 1 : CELLS_MAX));
+    else if (what < 0.79) await this.#truncate(life, client, file, below(random, CELLS_MAX));
     else if (what < 0.9) await this.#stat(life, client, file);
     else if (what < 0.97) await this.#sync(life, file, chance(random, 0.4));
     else this.#hint(life, file, from, to, random);

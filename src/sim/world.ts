@@ -362,8 +362,6 @@ export class World {
         const cells = this.#onDisk(file);
         const lost = file.lostOf(life.name, cells);
         if (lost !== null) this.report({ check: 'I8', ino: file.ino, text: lost });
-        file.lossy = true;
-        file.seenSize = cells.length;
         file.history.endLife(life.name);
         file.history.happened(`loss of ${life.name}`, { op: 'reverted', cells }, []);
         this.trace.add(0, file.ino, `what ${life.name} had not written is lost: ${cells.join()}`);
