@@ -168,7 +168,8 @@ export class MembershipMachine {
         }
         break;
       case 'leave':
-        if (this.#inView()) this.#phase = 'leaving';
+        // A swap that is under way may still put us into the view.
+        if (this.#inView() || this.#swapping) this.#phase = 'leaving';
         else this.#leftCluster();
         break;
       case 'renewed':
@@ -236,7 +237,7 @@ export class MembershipMachine {
     if (this.#phase === 'leaving') {
       const expelled = view.expelling.some((entry) => sameLife(entry, this.self) && !entry.clean);
       if (expelled) this.#fenced('expelled while it was leaving');
-      else this.#leftCluster();
+      else if (!this.#swapping) this.#leftCluster();
     } else if (this.#phase === 'member') {
       this.#fenced(`epoch ${view.epoch} has no node ${this.self.nodeId} of incarnation ${this.self.incarnation}`);
     } else {

@@ -62,6 +62,8 @@ export interface NodeEngine extends Engine {
   readonly node: HoldfastNode;
   readonly metrics: Counters;
   readonly stores: readonly NsdStore[];
+  /** Writes everything out and gives every token back; the next use mounts again. Before all nodes of a cluster are stopped. */
+  unmount(): Promise<void>;
   /** mkfs over these NSDs, or over all that belong to no file system. @throws {FsError} exists, notFound, busy. */
   createFileSystem(name: string, nsdNames?: readonly string[]): Promise<FileSystemRecord>;
   fileSystems(): Promise<{ name: string; record: FileSystemRecord }[]>;
@@ -69,6 +71,8 @@ export interface NodeEngine extends Engine {
 
 const ENTRIES_MAX = 65_536;
 const LEAVE_TIMEOUT_MS = 10_000;
+/** How long a start that is given up waits for the store's answer, to give back what it got. */
+const STOP_CLAIM_MS = 2000;
 const VIEW_TIMEOUT_MS = 30_000;
 const IDENTITY_WAIT_LEASES = 3;
 
@@ -77,7 +81,11 @@ const checksums: Checksums = {
     crc32cSectors(bytes, offsetBytes, sectorCount, out, outIndex),
 };
 
-export async function startNode(config: NodeConfig): Promise<NodeEngine> {
+/**
+ * @param stop Aborted: the start is given up, what it had begun is ended in good order.
+ * @throws {FsError} aborted, when `stop` was in time.
+ */
+export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise<NodeEngine> {
   const logger = config.logger ?? silentLogger;
   const counters = new Counters();
   const clock = systemClock;
@@ -114,7 +122,7 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
 
     const store = new EtcdStore({ endpoints: config.etcd, clusterName: config.clusterName });
     undo.push(() => store.close());
-    const membership = await MembershipRuntime.claim({
+    const claim = MembershipRuntime.claim({
       store,
       clock,
       clusterKey,
@@ -132,11 +140,21 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
         fenced: fail,
       },
     });
+    const membership = await unlessStopped(claim, stop, 'claim').catch(async (error: unknown) => {
+      // The store may answer yet: what it gives is given back, or runs out with its lease.
+      if (stop?.aborted === true)
+        await withinMs(
+          claim.then((late) => late.leave(LEAVE_TIMEOUT_MS)),
+          STOP_CLAIM_MS,
+        );
+      throw error;
+    });
     map.setLeaseDeadline(membership.leaseDeadlineMs);
-    const left = false;
+    let answering: FabricNode | null = null;
+    // Out of the view first, then silent: until then the others ask this node to shut out those that left before it.
     undo.push(async () => {
-      if (left) membership.stop();
-      else await membership.leave(LEAVE_TIMEOUT_MS);
+      await membership.leave(LEAVE_TIMEOUT_MS);
+      await answering?.close();
     });
 
     const fabric = new FabricNode({
@@ -150,7 +168,7 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
       pool,
       resolveAddress: async (id) => membership.view.nodes.get(id)?.address ?? null,
     });
-    undo.push(() => fabric.close());
+    answering = fabric;
     const listening = config.listen === null ? null : await fabric.listen(config.listen);
     const address = listening === null ? null : (config.advertise ?? listening);
 
@@ -187,7 +205,8 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
     node = made;
     undo.push(() => made.stop());
 
-    await membership.join({ address, tokenServer: config.tokenServer }, made.expulsionActions());
+    const joined = membership.join({ address, tokenServer: config.tokenServer }, made.expulsionActions());
+    await unlessStopped(joined, stop, 'join');
     for (const served of stores) {
       refuseForeign(served, membership.view.nsds.get(served.uuid)?.fsUuid ?? null);
       await membership.updateNsd(served.uuid, (record) => ({
@@ -199,7 +218,8 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
         lengthBytes: served.lengthBytes,
       }));
     }
-    await seen(membership, ({ nsds }) => stores.every((served) => nsds.has(served.uuid)), VIEW_TIMEOUT_MS);
+    const inView = seen(membership, ({ nsds }) => stores.every((served) => nsds.has(served.uuid)), VIEW_TIMEOUT_MS);
+    await unlessStopped(inView, stop, 'join');
     // Which file system an NSD belongs to is decided in the store; its server writes it into the header.
     const claimStores = (): void => {
       for (const served of stores) {
@@ -239,9 +259,11 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
       }
       return made.mount({ uuid: found.record.uuid, name: found.name, nsds: found.record.nsds });
     });
-    undo.push(async () => {
+    const unmount = async (): Promise<void> => {
+      lazy.forget();
       if (failure === null) await made.unmount();
-    });
+    };
+    undo.push(unmount);
 
     let ending: Promise<void> | null = null;
     return {
@@ -267,6 +289,7 @@ export async function startNode(config: NodeConfig): Promise<NodeEngine> {
         return counters.snapshot();
       },
       fileSystems,
+      unmount,
       createFileSystem: (name, nsdNames) => createFileSystem(made, membership, name, nsdNames),
       close: () => {
         ending ??= end();
@@ -298,6 +321,35 @@ export function startEngine(config: EngineConfig): Promise<Engine> {
     nsds: [],
     fileSystem: config.fileSystem,
   });
+}
+
+/** What `work` gives, or an error as soon as nobody wants it any more; it goes on by itself then. */
+async function unlessStopped<T>(work: Promise<T>, stop: AbortSignal | undefined, op: string): Promise<T> {
+  if (stop === undefined) return work;
+  let given = (): void => undefined;
+  const stopped = new Promise<never>((_, reject) => {
+    given = () => reject(new FsError('aborted', { op, detail: 'stopped while it was starting' }));
+  });
+  stop.addEventListener('abort', given);
+  if (stop.aborted) given();
+  // Whichever comes second is nobody's to hear of.
+  stopped.catch(() => undefined);
+  work.catch(() => undefined);
+  try {
+    return await Promise.race([stopped, work]);
+  } finally {
+    stop.removeEventListener('abort', given);
+  }
+}
+
+/** Waits for `work`, but not for long, and whatever comes of it. */
+async function withinMs(work: Promise<unknown>, ms: number): Promise<void> {
+  let timer: { cancel(): void } | null = null;
+  const late = new Promise<void>((resolve) => {
+    timer = systemClock.after(ms, resolve);
+  });
+  await Promise.race([work.catch(() => undefined), late]);
+  (timer as { cancel(): void } | null)?.cancel();
 }
 
 /** What was written to the store comes back with the view; whoever asks this node next finds it there. */

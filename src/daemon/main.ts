@@ -58,11 +58,14 @@ async function run(configFile: string): Promise<void> {
     process.exit(code);
   };
   let starting = true;
+  const stop = new AbortController();
   const signalled = (signal: NodeJS.Signals): void => {
-    if (ending) process.exit(Exit.failed);
-    // An engine in the middle of starting has no way back but the one that a crash has: its lease runs out.
-    if (starting) process.exit(Exit.failed);
-    void end(Exit.ok, signal);
+    if (ending || stop.signal.aborted) process.exit(Exit.failed);
+    if (!starting) void end(Exit.ok, signal);
+    else {
+      logger.info({ signal }, 'stopped before it was up');
+      stop.abort();
+    }
   };
   process.on('SIGTERM', signalled);
   process.on('SIGINT', signalled);
@@ -71,32 +74,36 @@ async function run(configFile: string): Promise<void> {
     process.exit(Exit.failed);
   });
 
+  logger.info({ config: configFile, pid: process.pid }, 'starting');
   try {
-    const engine = await startNode({
-      clusterName: config.clusterName,
-      etcd: config.etcd,
-      keyFile: config.clusterKeyFile,
-      nodeId: nodeId(config.nodeId),
-      name: config.name,
-      listen: config.listen,
-      tokenServer: config.tokenServer,
-      pagePoolBytes: config.pagePool,
-      leaseTtlMs: config.leaseTtl,
-      nsds: config.nsds.map(({ name, path, size, failureGroup }) => ({
-        name,
-        path,
-        sizeBytes: size ?? null,
-        failureGroup,
-      })),
-      fileSystem: config.fileSystem ?? null,
-      settings: {
-        cache: {
-          writeBehindAgeMs: config.dirtyAge,
-          ...(config.dirtyMax === undefined ? {} : { dirtyPagesMax: Math.floor(config.dirtyMax / PAGE_BYTES) }),
+    const engine = await startNode(
+      {
+        clusterName: config.clusterName,
+        etcd: config.etcd,
+        keyFile: config.clusterKeyFile,
+        nodeId: nodeId(config.nodeId),
+        name: config.name,
+        listen: config.listen,
+        tokenServer: config.tokenServer,
+        pagePoolBytes: config.pagePool,
+        leaseTtlMs: config.leaseTtl,
+        nsds: config.nsds.map(({ name, path, size, failureGroup }) => ({
+          name,
+          path,
+          sizeBytes: size ?? null,
+          failureGroup,
+        })),
+        fileSystem: config.fileSystem ?? null,
+        settings: {
+          cache: {
+            writeBehindAgeMs: config.dirtyAge,
+            ...(config.dirtyMax === undefined ? {} : { dirtyPagesMax: Math.floor(config.dirtyMax / PAGE_BYTES) }),
+          },
         },
+        logger,
       },
-      logger,
-    });
+      stop.signal,
+    );
     undo.push(() => engine.close());
     engine.onFailure((why) => void end(Exit.failed, why.message));
     const clients = await serveSocket(config.socket, engine.fileSystem, {
@@ -117,8 +124,16 @@ async function run(configFile: string): Promise<void> {
     });
     undo.push(() => admin.close());
     starting = false;
+    if (stop.signal.aborted) {
+      await end(Exit.ok, 'stopped before it was up');
+      return;
+    }
     logger.info({ socket: config.socket, ...engine.membership.self }, 'ready');
   } catch (error) {
+    if (stop.signal.aborted) {
+      await end(Exit.ok, 'stopped before it was up');
+      return;
+    }
     logger.fatal({ error: error instanceof Error ? (error.stack ?? error.message) : String(error) }, 'did not start');
     process.stderr.write(`holdfastd: ${FsError.from(error, 'start').message}\n`);
     await end(Exit.failed, 'start failed');

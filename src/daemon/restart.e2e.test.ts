@@ -1,12 +1,14 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, describe, expect, test } from 'vitest';
 import type { FileSystemClient } from '../client/file-system-client.js';
 import { startPrivateEtcd } from '../cluster/private-etcd.js';
+import { deferred } from '../common/deferred.js';
 import { eventually } from './testing/counting.js';
-import { type DaemonProcess, startDaemon } from './testing/daemon-process.js';
+import { type DaemonProcess, launchDaemon, startDaemon } from './testing/daemon-process.js';
 import { startLocalCluster } from './testing/local-cluster.js';
 
 /** What is durable is there again, however the nodes ended. There is no log yet: what wasn't synced may be lost with its node. */
@@ -85,7 +87,19 @@ async function daemons(nsds: number, count: number) {
     cleanups.push(() => client.close());
     return client;
   };
-  return { all, start, connect };
+  const launch = (nodeId: number): DaemonProcess => {
+    const daemon = launchDaemon({
+      directory,
+      etcd: etcd.endpoint,
+      keyFile,
+      leaseTtl: '2s',
+      nodeId,
+      nsd: nodeId <= nsds,
+    });
+    cleanups.push(() => daemon.kill());
+    return daemon;
+  };
+  return { all, start, launch, connect };
 }
 
 test('a daemon killed after fsync: the others go on when its lease is out, with every byte that was synced', async () => {
@@ -137,4 +151,47 @@ test('a daemon killed with its NSD after fsync: when it is back, everything sync
   // And a clean end of all of them, one after the other.
   await back.writeFile('/kept/last', 'the end');
   for (const daemon of [all[1]!, all[0]!]) expect(await daemon.stop()).toBe(0);
+});
+
+describe('a daemon told to stop before it was up ends well', () => {
+  test('while its store does not answer', async () => {
+    const directory = await mkdtemp(path.join(tmpdir(), 'holdfast-restart-'));
+    cleanups.push(() => rm(directory, { recursive: true, force: true }));
+    const keyFile = path.join(directory, 'key');
+    await writeFile(keyFile, randomBytes(32), { mode: 0o600 });
+    const sockets = new Set<Socket>();
+    const asked = deferred<void>();
+    const silent = createServer((socket) => {
+      sockets.add(socket.on('error', () => undefined));
+      asked.resolve();
+    });
+    await new Promise<void>((resolve) => silent.listen(0, '127.0.0.1', resolve));
+    cleanups.push(async () => {
+      for (const socket of sockets) socket.destroy();
+      silent.close();
+    });
+    const address = silent.address();
+    const port = typeof address === 'object' && address !== null ? address.port : 0;
+    const etcd = `http://127.0.0.1:${port}`;
+    const daemon = launchDaemon({ directory, etcd, keyFile, leaseTtl: '2s', nodeId: 1, nsd: false });
+    cleanups.push(() => daemon.kill());
+    await asked.promise;
+    expect(await daemon.stop()).toBe(0);
+    expect(daemon.log()).toContain('stopped before it was up');
+    expect(daemon.log()).not.toContain('"level":60');
+  });
+
+  test('while it waits for the lease of its last life; then it starts as if it had never tried', async () => {
+    const { all, launch, start } = await daemons(1, 2);
+    await all[1]!.kill();
+    const before = all[1]!.log().length;
+    const daemon = launch(2);
+    const said = (): string => daemon.log().slice(before);
+    await eventually('it is starting', () => said().includes('"starting"'));
+    expect(await daemon.stop()).toBe(0);
+    expect(said()).toContain('stopped before it was up');
+    const again = await start(2);
+    expect(await again.stop()).toBe(0);
+    expect(await all[0]!.stop()).toBe(0);
+  });
 });

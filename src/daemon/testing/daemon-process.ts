@@ -16,6 +16,10 @@ export interface DaemonProcess {
   readonly nodeId: number;
   connect(): Promise<FileSystemClient>;
   admin(): Promise<AdminClient>;
+  /** Its exit code or the signal that ended it. */
+  readonly exited: Promise<number | string>;
+  /** What it has written so far, its earlier lives too. */
+  log(): string;
   /** SIGKILL, and until it is gone. */
   kill(): Promise<void>;
   /** SIGTERM; its exit code or the signal that ended it. */
@@ -33,6 +37,31 @@ export interface DaemonProcessOptions {
 
 /** Starts it; it is a member when this resolves. @throws what it said last, when it ends before. */
 export async function startDaemon(options: DaemonProcessOptions): Promise<DaemonProcess> {
+  const daemon = launchDaemon(options);
+  let ended: number | string | null = null;
+  void daemon.exited.then((how) => {
+    ended = how;
+  });
+  try {
+    await eventually(`node ${options.nodeId} is a member`, async () => {
+      if (ended !== null) throw new Error(`it ended with ${ended}: ${daemon.log().slice(-2000)}`);
+      const client = await daemon.admin().catch(() => null);
+      if (client === null) return false;
+      try {
+        return (await client.call('status', {})).phase === 'member';
+      } finally {
+        client.close();
+      }
+    });
+  } catch (error) {
+    await daemon.kill();
+    throw error;
+  }
+  return daemon;
+}
+
+/** Starts it, and doesn't wait. */
+export function launchDaemon(options: DaemonProcessOptions): DaemonProcess {
   const { directory, nodeId } = options;
   const file = (suffix: string): string => path.join(directory, `node${nodeId}.${suffix}`);
   const config: DaemonConfigInput = {
@@ -63,9 +92,11 @@ export async function startDaemon(options: DaemonProcessOptions): Promise<Daemon
   void exited.then((how) => {
     ended = how;
   });
-  const daemon: DaemonProcess = {
+  return {
     process: child,
     nodeId,
+    exited,
+    log: () => readFileSync(file('log'), 'utf8'),
     connect: () => connectSocket(file('sock')),
     admin: () => AdminClient.connect(adminSocketPath(file('sock'))),
     kill: async () => {
@@ -77,20 +108,4 @@ export async function startDaemon(options: DaemonProcessOptions): Promise<Daemon
       return exited;
     },
   };
-  try {
-    await eventually(`node ${nodeId} is a member`, async () => {
-      if (ended !== null) throw new Error(`it ended with ${ended}: ${readFileSync(file('log'), 'utf8').slice(-2000)}`);
-      const client = await daemon.admin().catch(() => null);
-      if (client === null) return false;
-      try {
-        return (await client.call('status', {})).phase === 'member';
-      } finally {
-        client.close();
-      }
-    });
-  } catch (error) {
-    await daemon.kill();
-    throw error;
-  }
-  return daemon;
 }
