@@ -185,13 +185,27 @@ describe('a local cluster', () => {
     expect(ok('cat', '/kept', '--node', '3')).toBe('before the crash');
   }, 120_000);
 
-  test('that is stopped and started again has its files', () => {
+  test('that is stopped and started again has its files, and none of its nodes has anything to complain of', async () => {
     const before = pids(readState(dir)!);
+    // Dirty on every node, with pages for every NSD, when all of them are told to stop.
+    const clients = await Promise.all(readState(dir)!.nodes.map((node) => connectSocket(node.socket)));
+    const content = Buffer.alloc(5 << 20, 'dirty to the end ');
+    await Promise.all(clients.map((client, i) => client.writeFile(`/dirty-${i}`, content)));
+    await Promise.all(clients.map((client) => client.close()));
+    const logs = readState(dir)!.nodes.map(({ log }) => ({ log, saidBytes: statSync(log).size }));
     const outcome = json('dev', 'down');
     expect(outcome.nodes.map((node: { outcome: string }) => node.outcome)).toEqual(['stopped', 'stopped', 'stopped']);
     expect(before.map((pid) => processRecord(pid))).toEqual(before.map(() => null));
+    for (const { log, saidBytes } of logs) {
+      const said = readFileSync(log).subarray(saidBytes).toString();
+      expect(said).toContain('"ended"');
+      expect(said.split('\n').filter((line) => /"level":[456]0/.test(line))).toEqual([]);
+    }
     expect(holdfast('ls', '/').code).toBe(3);
     ok('dev', 'up');
+    const again = await connectSocket(readState(dir)!.nodes[0]!.socket);
+    for (const i of [0, 1, 2]) expect((await again.readFile(`/dirty-${i}`)).equals(content)).toBe(true);
+    await again.close();
     expect(ok('cat', '/kept')).toBe('before the crash');
   }, 180_000);
 

@@ -351,7 +351,12 @@ export class MembershipRuntime implements Membership {
         done = true;
       }
     } catch (error) {
-      this.options.logger.warn({ server: server.nodeId, target, error: String(error) }, `${type} failed, asked again`);
+      // Who has left meanwhile, or has nothing to drive any more, owes and is owed no answer.
+      if (!this.#stopped && this.#view.nodes.get(server.nodeId)?.incarnation === server.incarnation)
+        this.options.logger.warn(
+          { server: server.nodeId, target, error: String(error) },
+          `${type} failed, asked again`,
+        );
     }
     const event = type === 'fence' ? 'fenceAnswered' : 'fallAnswered';
     this.#dispatch({ type: event, target, server, done });

@@ -16,6 +16,8 @@ export const ADMIN_METHODS = {
   }),
   fileSystems: z.strictObject({}),
   counters: z.strictObject({}),
+  /** Everything written out, every token given back: what each node does first when all of them are to be stopped. */
+  unmount: z.strictObject({}),
 } as const;
 
 export type AdminMethod = keyof typeof ADMIN_METHODS;
@@ -29,6 +31,7 @@ export interface AdminResults {
   createFileSystem: FileSystemInfo;
   fileSystems: FileSystemInfo[];
   counters: Record<string, number>;
+  unmount: Record<string, never>;
 }
 
 /** The daemon's side: `AdminServer` calls it, `daemonAdmin` implements it over an engine. May throw FsError. */

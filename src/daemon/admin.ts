@@ -43,6 +43,10 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
       return Promise.all(found.map(({ name, record }) => describe(engine, name, record)));
     },
     counters: async () => engine.counters(),
+    unmount: async () => {
+      await engine.unmount();
+      return {};
+    },
   };
   return { call: (method, params) => handlers[method](params) };
 }

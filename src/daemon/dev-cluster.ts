@@ -34,6 +34,7 @@ const STATE_FILE = 'dev.json';
 const LOCK_FILE = 'dev.lock';
 const READY_TIMEOUT_MS = 90_000;
 const NODE_GRACE_MS = 40_000;
+const UNMOUNT_GRACE_MS = 30_000;
 const ETCD_GRACE_MS = 10_000;
 /** sun_path, less the terminating NUL. */
 const SOCKET_PATH_BYTES_MAX = 107;
@@ -211,6 +212,23 @@ async function nodeStatus(node: DevNode) {
   }
 }
 
+/** Best effort, and bounded: a node that can't answer, or can't write out, says so in its log when it is stopped. */
+async function unmountNode(node: DevNode): Promise<void> {
+  if (!isRunning(node.process)) return;
+  try {
+    const client = await AdminClient.connect(adminSocketPath(node.socket));
+    const late = setTimeout(() => client.close(), UNMOUNT_GRACE_MS);
+    try {
+      await client.call('unmount', {});
+    } finally {
+      clearTimeout(late);
+      client.close();
+    }
+  } catch {
+    // Stopping it tries again.
+  }
+}
+
 /** The last thing that the daemon said to people, to spare them a look into the log. */
 function lastError(log: string): string {
   const lines = readFileSync(log, 'utf8').split('\n');
@@ -223,12 +241,16 @@ export interface DevDownResult {
   readonly etcd: 'gone' | 'stopped' | 'killed';
 }
 
-/** Stops everything; the nodes at once and cleanly, etcd last. `clean` removes the directory with all data. */
+/**
+ * Stops everything. First every node writes out, while all NSDs are still served: one that went first would take its NSD from
+ * under the others' dirty pages. Then the nodes end, all at once; etcd last. `clean` removes the directory with all data.
+ */
 export async function devDown(dirGiven: string, options: { readonly clean: boolean }): Promise<DevDownResult> {
   const dir = path.resolve(dirGiven);
   if (readState(dir) === null) throw devError(`${dir} has no local cluster`, 'notFound');
   return withLock(dir, async () => {
     const state = readState(dir)!;
+    await Promise.all(state.nodes.map(unmountNode));
     const nodes = await Promise.all(
       state.nodes.map(async (node) => ({
         nodeId: node.nodeId,
