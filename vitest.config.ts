@@ -5,6 +5,8 @@ export default defineConfig({
   test: {
     pool: 'forks',
     include: ['src/**/*.test.ts', 'native/*/test/**/*.test.ts'],
+    // These need devices: docs/hw-test.md.
+    exclude: ['**/node_modules/**', '**/dist/**', '**/*.hw.test.ts'],
     testTimeout: 60_000,
     hookTimeout: 60_000,
     maxWorkers: 2,

@@ -1,0 +1,25 @@
+/**
+ * The suites, each in one entry: how many guests it takes, what runs on each of them, how long it may take. A command runs in
+ * the project's folder as built; what it may know about its surroundings is in the environment (docs/hw-test.md). A suite's
+ * result is what vitest's JSON report says, or the last line `N passed, N failed` of a command that is not vitest.
+ */
+export interface Suite {
+  readonly name: string;
+  /** One sentence: what it shows. */
+  readonly shows: string;
+  readonly guests: 1 | 2;
+  /** What runs on guest 1, guest 2. A suite of two guests with one command runs it on both. */
+  readonly commands: readonly (readonly string[])[];
+  /** From the start of the guests to the last result. */
+  readonly deadlineS: number;
+  readonly memoryMiB?: number;
+  /** False where it is about the emulation itself. */
+  readonly native?: boolean;
+}
+
+/** A vitest file (or folder) of `*.hw.test.ts` as a guest's command. */
+export function vitest(...paths: readonly string[]): readonly string[] {
+  return ['vitest', ...paths];
+}
+
+export const suites: readonly Suite[] = [];
