@@ -7,7 +7,6 @@
  */
 import { type ByteRange, WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
-import type { NsdIndex } from '../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
 import { cutSpace, FILE_BYTES_MAX, reserve } from './file-space.js';
@@ -250,35 +249,6 @@ async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeByt
     if (tail.start < tail.end) await file.zero(tail);
   } finally {
     inode.settling--;
-  }
-}
-
-/** Durable: dirty data, the inode, then the devices' own flush. `dataOnly` passes over an inode of which only times changed. */
-export async function syncFile(
-  volume: Volume,
-  inode: Inode,
-  dataOnly: boolean,
-  options: OpOptions | undefined,
-): Promise<void> {
-  volume.inodes.refresh(inode);
-  // Errors of earlier write-behind come out here, dirty or not.
-  const file = inode.file ?? volume.cache.get(inode.ino);
-  await file?.flush();
-  if (inode.valid && (inode.dirtyCore || (inode.dirty && !dataOnly))) await volume.inodes.writeOut([inode]);
-  else if (inode.writing !== null) await inode.writing;
-  // The map of what is allocated has to survive with what points into it.
-  const written = [inode.unflushed, ...[...volume.systemFiles.values()].map((map) => map.unflushed)];
-  const nsds = new Set<NsdIndex>();
-  for (const set of written) {
-    for (const nsd of set) nsds.add(nsd);
-    set.clear();
-  }
-  if (nsds.size === 0) return;
-  try {
-    await volume.parts.nsds.flush([...nsds], { signal: options?.signal });
-  } catch (error) {
-    for (const set of written) for (const nsd of nsds) set.add(nsd);
-    throw error;
   }
 }
 

@@ -89,6 +89,11 @@ export class Inode implements InodeFields {
   readonly roots: (IndirectNode | null)[] = [null, null, null];
   /** No longer pointed to by the fields; free once a write-out of them is done. */
   pendingFrees: Extent[] = [];
+  /**
+   * Directories to which this node gave a name of it, or from which it took one, since it was last synced; and which change
+   * that was. Null: none. They are written out with it, after it.
+   */
+  renamedIn: Map<InodeNumber, number> | null = null;
   /** NSDs that this node wrote to for the file since their last flush. */
   readonly unflushed = new Set<NsdIndex>();
 
@@ -101,6 +106,7 @@ export class Inode implements InodeFields {
 
   readonly #transfers = new Set<Promise<void>>();
   #gate: Promise<void> | null = null;
+  #nameChanges = 0;
 
   constructor(readonly ino: InodeNumber) {}
 
@@ -146,6 +152,12 @@ export class Inode implements InodeFields {
       this.#gate = null;
       gate.resolve();
     }
+  }
+
+  /** Its names in a directory change: who syncs it syncs that too. */
+  noteName(directory: InodeNumber): void {
+    this.renamedIn ??= new Map();
+    this.renamedIn.set(directory, ++this.#nameChanges);
   }
 
   /** Takes over what writes did to size and times. */

@@ -7,7 +7,7 @@ import type { EntryId } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode } from '../token-manager/token.js';
-import { type FileHandle, readFile, syncFile, truncateFile, writeFile } from './file-io.js';
+import { type FileHandle, readFile, truncateFile, writeFile } from './file-io.js';
 import { cutSpace, hasTail } from './file-space.js';
 import {
   type AttributeChanges,
@@ -21,6 +21,7 @@ import type { Inode } from './inode.js';
 import { setInodeAttributes, statInode } from './operations/attributes.js';
 import { freeOrphan } from './operations/free-inode.js';
 import { publishStatus } from './publishing.js';
+import { syncFile } from './sync-file.js';
 import type { Volume } from './volume.js';
 
 const SYNC = constants.O_SYNC & ~constants.O_DSYNC;

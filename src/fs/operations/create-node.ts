@@ -91,6 +91,8 @@ async function insertNode(
     if (isDirectory) directoryInode.nlink++;
     const inode = volume.inodes.create(ticket.ino, ticket.home);
     initialise(volume, inode, directoryInode, node, ticket.generation, transaction.nowNs);
+    inode.renamedIn = null;
+    inode.noteName(directoryInode.ino);
     transaction.inode(inode);
     transaction.commit();
     node.onCreated?.(inode);

@@ -63,6 +63,7 @@ export async function link(
       }
       volume.inodes.refresh(inode);
       inode.nlink++;
+      inode.noteName(directoryInode.ino);
       inode.ctimeNs = transaction.nowNs;
       transaction.inode(inode);
       transaction.commit();

@@ -190,6 +190,9 @@ async function tryMove(volume: Volume, move: Move): Promise<boolean | Waiting> {
   }
   volume.inodes.refresh(moved);
   moved.ctimeNs = transaction.nowNs;
+  // In this order: written half, it has two names rather than none.
+  moved.noteName(toInode.ino);
+  if (fromInode !== toInode) moved.noteName(fromInode.ino);
   transaction.inode(moved);
   transaction.commit();
   if (victim !== null && !dangling) await freeIfUnused(volume, victim);

@@ -1,0 +1,115 @@
+import { constants } from 'node:fs';
+import { describe, expect, test } from 'vitest';
+import { type FileSystem, ROOT } from './file-system-api.js';
+import { TestVolume } from './testing.js';
+
+const { O_CREAT, O_RDWR, O_RDONLY } = constants;
+const CONTENT = Buffer.alloc(70_000, 'what was synced ');
+
+async function create(fs: FileSystem, path: string) {
+  const file = await fs.open(path, O_CREAT | O_RDWR, 0o644, ROOT);
+  await file.write(0, CONTENT);
+  return file;
+}
+/** Null: there is no such name. */
+async function content(fs: FileSystem, path: string): Promise<Buffer | null> {
+  try {
+    const file = await fs.open(path, O_RDONLY, 0, ROOT);
+    const target = Buffer.alloc(CONTENT.length + 1);
+    const length = await file.read(0, target);
+    await file.close();
+    return target.subarray(0, length);
+  } catch (error) {
+    if ((error as { code?: string }).code === 'ENOENT') return null;
+    throw error;
+  }
+}
+/** Nothing is written that nobody asks for. */
+const LAZY = { inodeWriteBehindMs: 3_600_000 };
+
+describe('what was synced is found by its name when its node has died (I8)', () => {
+  test.each([
+    ['fsync', false],
+    ['fdatasync', true],
+  ])('%s of a new file, in directories as new as itself', async (_, dataOnly) => {
+    const volume = await TestVolume.create();
+    const node = await volume.mount(1, LAZY);
+    await node.fs.mkdir('/new', 0o755, ROOT);
+    await node.fs.mkdir('/new/newer', 0o755, ROOT);
+    const file = await create(node.fs, '/new/newer/file');
+    await create(node.fs, '/new/newer/other');
+    await file.sync(dataOnly);
+    volume.bury(node);
+    const { fs } = await volume.mount(2);
+    expect((await content(fs, '/new/newer/file'))?.equals(CONTENT)).toBe(true);
+    await fs.unmount();
+  });
+
+  test('fsync of a file that got another name, or moved', async () => {
+    const volume = await TestVolume.create();
+    const node = await volume.mount(1, LAZY);
+    await node.fs.mkdir('/from', 0o755, ROOT);
+    await node.fs.mkdir('/to', 0o755, ROOT);
+    const moved = await create(node.fs, '/from/moved');
+    const linked = await create(node.fs, '/from/linked');
+    await node.fs.sync();
+    await node.fs.rename('/from/moved', '/to/moved', ROOT);
+    await node.fs.link('/from/linked', '/to/linked', ROOT);
+    await moved.sync(false);
+    await linked.sync(false);
+    volume.bury(node);
+    const { fs } = await volume.mount(2);
+    expect(await content(fs, '/from/moved')).toBeNull();
+    for (const name of ['/to/moved', '/to/linked', '/from/linked'])
+      expect((await content(fs, name))?.equals(CONTENT)).toBe(true);
+    await fs.unmount();
+  });
+
+  test('directories that were moved into each other in turn are synced once each', async () => {
+    const { fs } = await (await TestVolume.create()).mount(1, LAZY);
+    await fs.mkdir('/a', 0o755, ROOT);
+    await fs.mkdir('/b', 0o755, ROOT);
+    await fs.rename('/b', '/a/b', ROOT);
+    await fs.rename('/a/b', '/b', ROOT);
+    await fs.rename('/a', '/b/a', ROOT);
+    const file = await create(fs, '/b/a/file');
+    await file.sync(false);
+    await fs.unmount();
+  });
+
+  test('a second fsync writes no directory again', async () => {
+    const { fs, nsds } = await (await TestVolume.create()).mount(1, LAZY);
+    const file = await create(fs, '/file');
+    await file.sync(false);
+    await create(fs, '/other');
+    const before = nsds.shared.writes;
+    await file.sync(false);
+    expect(nsds.shared.writes - before).toBe(0);
+    await fs.unmount();
+  });
+});
+
+test('wherever fsync breaks off, a name on the devices has its file behind it', async () => {
+  let outcomes = '';
+  for (let writes = 0; !outcomes.endsWith('+'); writes++) {
+    const volume = await TestVolume.create();
+    const node = await volume.mount(1, LAZY);
+    const file = await create(node.fs, '/file');
+    let left = writes;
+    volume.nsds.failWhen((op) => op === 'nsd.write' && --left < 0);
+    const synced = await file.sync(false).then(
+      () => true,
+      () => false,
+    );
+    volume.bury(node);
+    volume.nsds.failWhen(null);
+    const { fs } = await volume.mount(2);
+    const found = await content(fs, '/file');
+    if (found !== null) expect(found.equals(CONTENT)).toBe(true);
+    if (synced) expect(found).not.toBeNull();
+    outcomes += synced ? '+' : '-';
+    await fs.unmount();
+    expect(writes).toBeLessThan(100);
+  }
+  expect(outcomes).toMatch(/^-+\+$/);
+});

@@ -1,0 +1,84 @@
+/**
+ * fsync and fdatasync.
+ *
+ * Order: dirty data, the inode, the devices' own flush; then, for a file that this node created, linked or renamed since it was last
+ * synced, the directories concerned in the same way, and what names those. So a name on a device has an inode behind it, and
+ * a file that was synced is found by its name, as on any local file system. Needs no token: a directory whose token has
+ * gone was written out then.
+ */
+import type { InodeNumber, NsdIndex } from '../common/ids.js';
+import type { OpOptions } from './file-system-api.js';
+import type { Inode } from './inode.js';
+import { allNsds } from './layout.js';
+import type { Volume } from './volume.js';
+
+/** `dataOnly` passes over an inode of which only times changed. */
+export async function syncFile(
+  volume: Volume,
+  inode: Inode,
+  dataOnly: boolean,
+  options: OpOptions | undefined,
+): Promise<void> {
+  await syncInode(volume, inode, dataOnly, options);
+  await syncNames(volume, inode, new Set([inode.ino]), options);
+}
+
+async function syncInode(
+  volume: Volume,
+  inode: Inode,
+  dataOnly: boolean,
+  options: OpOptions | undefined,
+): Promise<void> {
+  volume.inodes.refresh(inode);
+  // Errors of earlier write-behind come out here, dirty or not.
+  const file = inode.file ?? volume.cache.get(inode.ino);
+  await file?.flush();
+  if (inode.valid && (inode.dirtyCore || (inode.dirty && !dataOnly))) await volume.inodes.writeOut([inode]);
+  else if (inode.writing !== null) await inode.writing;
+  // The map of what is allocated has to survive with what points into it.
+  await flushNsds(volume, [inode.unflushed, ...[...volume.systemFiles.values()].map((map) => map.unflushed)], options);
+}
+
+async function flushNsds(
+  volume: Volume,
+  written: readonly Set<NsdIndex>[],
+  options: OpOptions | undefined,
+): Promise<void> {
+  const nsds = new Set<NsdIndex>();
+  for (const set of written) {
+    for (const nsd of set) nsds.add(nsd);
+    set.clear();
+  }
+  if (nsds.size === 0) return;
+  try {
+    await volume.parts.nsds.flush([...nsds], { signal: options?.signal });
+  } catch (error) {
+    for (const set of written) for (const nsd of nsds) set.add(nsd);
+    throw error;
+  }
+}
+
+/** Upwards, each directory once: what was renamed back and forth could lead in a circle. */
+async function syncNames(
+  volume: Volume,
+  inode: Inode,
+  done: Set<InodeNumber>,
+  options: OpOptions | undefined,
+): Promise<void> {
+  const names = inode.renamedIn;
+  if (names === null) return;
+  for (const [directory, change] of [...names]) {
+    if (!done.has(directory)) {
+      done.add(directory);
+      const named = volume.inodes.get(directory);
+      if (named === undefined) await volume.parts.nsds.flush(allNsds(volume.geometry), { signal: options?.signal });
+      else {
+        await syncInode(volume, named, false, options);
+        await syncNames(volume, named, done, options);
+      }
+    }
+    // A name that came while this ran is the next one's to write.
+    if (names.get(directory) === change) names.delete(directory);
+  }
+  if (names.size === 0 && inode.renamedIn === names) inode.renamedIn = null;
+}
