@@ -11,8 +11,8 @@ import { closedError, FailureState, type Session } from './session.js';
 /**
  * A client's session over a daemon's socket. Durable: when the connection breaks it connects again, with backoff, and goes on
  * with the session the daemon still has; calls in flight are sent again under their numbers and executed once. If the daemon
- * has forgotten the session (it was restarted), handles are opened again by inode and generation; calls that may be
- * repeated are, the others fail with connectionLost: whether they happened is not known.
+ * has forgotten the session (it was restarted), handles are opened again by inode and generation, and those that can't be are
+ * stale (ESTALE) from then on; calls that may be repeated are, the others fail with connectionLost: whether they happened is not known.
  *
  * Invariants: at most `IN_FLIGHT_MAX` calls are on the wire, the others wait in line; every call ends; the process is kept
  * alive by calls in flight only, never by an idle connection.
@@ -71,6 +71,8 @@ export class SocketSession implements Session {
   readonly #calls = new Map<number, Call>();
   readonly #waiting: Call[] = [];
   readonly #handles = new Map<number, DurableHandle>();
+  /** Those that a restarted daemon could not open again, and why; until they are closed. */
+  readonly #stale = new Map<number, FsError>();
   #nextId = 1;
   #socket: Socket | null = null;
   #writer: FrameWriter | null = null;
@@ -111,6 +113,8 @@ export class SocketSession implements Session {
     if (this.#state.failure !== null) return Promise.reject(this.#state.failure);
     if (this.#closing !== null) return Promise.reject(closedError(op));
     if (signal?.aborted === true) return Promise.reject(new FsError('aborted', { op }));
+    const stale = this.#staleness(op, args);
+    if (stale !== null) return Promise.reject(stale);
     const wireArgs = op === 'open' ? { ...args, identify: true } : args;
     const call: Call = {
       id: this.#nextId++,
@@ -125,6 +129,13 @@ export class SocketSession implements Session {
     if (this.#calls.size >= IN_FLIGHT_MAX) this.#waiting.push(call);
     else this.#start(call);
     return call.done.promise as Promise<Reply<K>>;
+  }
+
+  #staleness(op: OpName, args: OpArgs<OpName>): FsError | null {
+    const why = 'handle' in args && op !== 'close' && op !== 'reopen' ? this.#stale.get(args.handle) : undefined;
+    if (why === undefined) return null;
+    const detail = `the daemon was restarted and could not open it again: ${why.detail ?? why.reason}`;
+    return new FsError('staleHandle', { op, object: why.object, detail, cause: why });
   }
 
   #abortable(call: Call, signal: AbortSignal): void {
@@ -204,7 +215,10 @@ export class SocketSession implements Session {
       // Nobody will ever close it otherwise.
       if (call.abandoned) this.call('close', { handle }).catch(() => undefined);
       else this.#handles.set(handle, { handle, ino, generation, flags, path: (call.args as OpArgs<'open'>).path });
-    } else if (call.op === 'close') this.#handles.delete((call.args as OpArgs<'close'>).handle);
+    } else if (call.op === 'close') {
+      this.#handles.delete((call.args as OpArgs<'close'>).handle);
+      this.#stale.delete((call.args as OpArgs<'close'>).handle);
+    }
   }
 
   /** Connects, says hello, waits for the welcome, brings handles back, sends what is owed. */
@@ -282,11 +296,23 @@ export class SocketSession implements Session {
         try {
           await call.done.promise;
         } catch (error) {
-          // Calls on this handle get EBADF from the daemon; the others go on. A break in between comes here again.
-          if (this.#writer?.socket.destroyed === false && FsError.is(error)) this.#handles.delete(durable.handle);
+          // Calls on this handle fail; the others go on. A break in between comes here again.
+          if (this.#writer?.socket.destroyed === false && FsError.is(error)) this.#giveUp(durable, error);
         }
       }),
     );
+  }
+
+  #giveUp({ handle }: DurableHandle, why: FsError): void {
+    this.#handles.delete(handle);
+    this.#stale.set(handle, why);
+    const doomed = [...this.#calls.values(), ...this.#waiting].filter((call) => this.#staleness(call.op, call.args));
+    for (const call of doomed) {
+      const at = this.#waiting.indexOf(call);
+      if (at >= 0) this.#waiting.splice(at, 1);
+      else this.#finish(call);
+      call.done.reject(this.#staleness(call.op, call.args));
+    }
   }
 
   /** The connection is gone, by whoever's doing. */
@@ -333,6 +359,7 @@ export class SocketSession implements Session {
     for (const call of [...this.#calls.values(), ...this.#waiting.splice(0)]) call.done.reject(why);
     this.#calls.clear();
     this.#handles.clear();
+    this.#stale.clear();
   }
 
   /** Lets calls in flight end, then closes the daemon's session with all its handles. */

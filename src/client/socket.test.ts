@@ -268,6 +268,37 @@ describe('a durable handle', () => {
     await h.close();
   });
 
+  it('whose file was removed meanwhile is stale when the daemon was restarted; the others go on', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
+    closers.push(() => rm(folder, { recursive: true }));
+    const path = join(folder, 's');
+    const fs = new MemoryFileSystem();
+    const first = await serveSocket(path, fs);
+    const client = await connectSocket(path);
+    closers.push(() => client.close());
+    const gone = await client.open('/gone', 'w+');
+    const kept = await client.open('/kept', 'w+');
+    await kept.write('kept');
+    // A read that is under way when the daemon ends, and is to be asked again.
+    const gate = hold(fs, 'read');
+    const reading = gone.read(Buffer.alloc(4), 0, 4, 0).catch((error: unknown) => error);
+    await gate.entered;
+    const stopped = first.close();
+    gate.release();
+    await stopped;
+    fs.before = () => undefined;
+    await fs.unlink('/gone', who);
+    const second = await serveSocket(path, fs);
+    closers.push(() => second.close());
+    expect((await kept.read(Buffer.alloc(4), 0, 4, 0)).bytesRead).toBe(4);
+    expect(await reading).toMatchObject({ code: 'ESTALE' });
+    await expect(gone.write('x')).rejects.toMatchObject({ code: 'ESTALE', syscall: 'write' });
+    await expect(gone.stat()).rejects.toMatchObject({ code: 'ESTALE' });
+    await gone.close();
+    await expect(gone.write('x')).rejects.toMatchObject({ code: 'EBADF' });
+    await kept.close();
+  });
+
   it('fails with why when the daemon does not come back, and its session is ended by the daemon', async () => {
     const rig = await rigUp({ sessionGraceMs: 1 });
     const cutter = await Cutter.start(`${rig.path}.cut`, rig.path);
