@@ -99,13 +99,16 @@ async function copyFile(
   copied: (bytes: number) => void,
 ): Promise<void> {
   const mode = stat.mode & PERMISSIONS;
+  const times = { atime: stat.atimeMs / 1000, mtime: stat.mtimeMs / 1000 };
   if (stat.size <= SMALL_BYTES) {
     const bytes = await fromFs.readFile(from);
-    await toFs.writeFile(to, bytes, { mode });
+    await toFs.writeFile(to, bytes, { mode, times });
     copied(bytes.length);
-  } else await copyLarge(fromFs, from, toFs, to, mode, copied);
+  } else {
+    await copyLarge(fromFs, from, toFs, to, mode, copied);
+    await toFs.utimes(to, times.atime, times.mtime);
+  }
   if (merges) await toFs.chmod(to, mode);
-  await toFs.utimes(to, stat.atimeMs / 1000, stat.mtimeMs / 1000);
 }
 
 async function copyLarge(

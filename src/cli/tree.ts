@@ -18,12 +18,16 @@ interface TreeHandle {
   write(buffer: Uint8Array, offset: number, length: number, position: number): Promise<{ bytesWritten: number }>;
   close(): Promise<void>;
 }
+interface WriteOptions {
+  readonly mode: number;
+  readonly times: { readonly atime: number; readonly mtime: number };
+}
 export interface TreeFs {
   stat(path: string): Promise<TreeStat>;
   lstat(path: string): Promise<TreeStat>;
   readdir(path: string): Promise<string[]>;
   readFile(path: string): Promise<Buffer>;
-  writeFile(path: string, data: Uint8Array, options: { mode: number }): Promise<void>;
+  writeFile(path: string, data: Uint8Array, options: WriteOptions): Promise<void>;
   open(path: string, flags: string, mode?: number): Promise<TreeHandle>;
   mkdir(path: string, options: { mode: number }): Promise<unknown>;
   symlink(target: string, path: string): Promise<void>;
@@ -39,7 +43,10 @@ export const localTree: TreeFs = {
   lstat: (file) => local.lstat(file),
   readdir: (directory) => local.readdir(directory),
   readFile: (file) => local.readFile(file),
-  writeFile: (file, data, options) => local.writeFile(file, data, options),
+  writeFile: async (file, data, { mode, times }) => {
+    await local.writeFile(file, data, { mode });
+    await local.utimes(file, times.atime, times.mtime);
+  },
   open: (file, flags, mode) => local.open(file, flags, mode),
   mkdir: (directory, options) => local.mkdir(directory, options),
   symlink: (target, file) => local.symlink(target, file),

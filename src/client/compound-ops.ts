@@ -2,7 +2,7 @@ import { constants } from 'node:fs';
 import { FsError } from '../common/errors.js';
 import type { AttributeChanges, Credentials, FileSystem, OpenFile } from '../fs/file-system-api.js';
 import { FileType } from '../fs/file-system-api.js';
-import type { WireChanges } from './ops.js';
+import type { OpArgs, WireChanges } from './ops.js';
 
 /**
  * Operations that are several of the file system's, done on the engine's side so that they cost the client one exchange.
@@ -81,9 +81,7 @@ export async function writeAll(file: OpenFile, bytes: Uint8Array, append: boolea
 export async function writeWhole(
   fs: FileSystem,
   path: string,
-  flags: number,
-  mode: number,
-  sync: boolean,
+  { flags, mode, sync, changes }: Omit<OpArgs<'writeFile'>, 'path'>,
   bytes: Uint8Array,
   who: Credentials,
   signal: AbortSignal,
@@ -91,6 +89,7 @@ export async function writeWhole(
   const file = await step('open', path, fs.open(path, flags, mode, who, { signal }));
   await withOpen(file, async () => {
     await step('write', undefined, writeAll(file, bytes, (flags & constants.O_APPEND) !== 0, signal));
+    if (changes !== undefined) await step('futime', undefined, file.setAttributes(toChanges(changes), who, { signal }));
     if (sync) await step('fsync', undefined, file.sync(false, { signal }));
   });
 }

@@ -48,6 +48,8 @@ export interface WriteFileOptions extends ReadFileOptions {
   readonly mode?: Mode | undefined;
   /** fsync before closing. */
   readonly flush?: boolean | undefined;
+  /** Not node's: what `utimes` would set afterwards, in the same exchange. */
+  readonly times?: { readonly atime: TimeLike; readonly mtime: TimeLike } | undefined;
 }
 export interface ReaddirOptions extends EncodingOptions {
   readonly withFileTypes?: boolean | undefined;
@@ -73,7 +75,7 @@ export interface ClientStats {
 const ONE_EXCHANGE_READ_BYTES = 1 << 20;
 const MKDTEMP_TRIES = 100;
 /** Steps of the engine's compound operations; an error of another kind happened before any of them. */
-const STEPS = new Set(['open', 'read', 'write', 'fstat', 'fsync', 'close']);
+const STEPS = new Set(['open', 'read', 'write', 'fstat', 'futime', 'fsync', 'close']);
 
 /** The signal of a last options argument. Anything else there (an index, from `map`) is left alone. */
 function signalOf(options: unknown): AbortSignal | undefined {
@@ -178,13 +180,18 @@ export class FileSystemClient implements AsyncDisposable {
     const encoding = given.encoding ?? 'utf8';
     const flush = given.flush ?? false;
     checkBoolean(flush, 'options.flush');
+    const changes = given.times === undefined ? undefined : times(given.times.atime, given.times.mtime);
     const whole = wholeBytes(data, encoding);
-    if (path instanceof FileHandle) return path.writeFile(data, { encoding, signal });
+    if (path instanceof FileHandle) {
+      await path.writeFile(data, { encoding, signal });
+      if (given.times !== undefined) await path.utimes(given.times.atime, given.times.mtime, { signal });
+      return;
+    }
     const checked = checkPath(path, 'path', 'open');
     const flags = checkFlags(given.flag ?? 'w');
     const mode = checkMode(given.mode, 'mode', 0o666);
     if (whole !== null && whole.byteLength <= this.#session.transferBytesMax) {
-      const args = { path: checked.absolute, flags, mode, sync: flush };
+      const args = { path: checked.absolute, flags, mode, sync: flush, changes };
       // A string's bytes are new already; the caller's own are copied before anything waits.
       const payload = typeof data === 'string' ? whole : new Uint8Array(whole);
       await this.#compound('writeFile', args, checked, payload, signal);
@@ -192,6 +199,7 @@ export class FileSystemClient implements AsyncDisposable {
     }
     await using handle = await this.open(path, flags, mode, { signal });
     await handle.writeFile(whole ?? toChunksOnce(data, encoding), { signal });
+    if (given.times !== undefined) await handle.utimes(given.times.atime, given.times.mtime, { signal });
     if (flush) await handle.sync({ signal });
   }
 

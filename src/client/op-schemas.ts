@@ -46,7 +46,7 @@ export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
   hint: z.strictObject({ handle, kind: z.enum(HINT_KINDS), offset: bytes, length: bytes }),
   reopen: z.strictObject({ handle, path, ino: bytes, generation: bytes, flags }),
   readFile: z.strictObject({ path, flags, limit: bytes }),
-  writeFile: z.strictObject({ path, flags, mode, sync: z.boolean() }),
+  writeFile: z.strictObject({ path, flags, mode, sync: z.boolean(), changes: changes.optional() }),
   stat: z.strictObject({ path, follow: z.boolean() }),
   access: z.strictObject({ path, mode: z.int().min(0).max(7) }),
   mkdir: z.strictObject({ path, mode, recursive: z.boolean() }),

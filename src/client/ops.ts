@@ -81,9 +81,14 @@ export interface OpTable {
     args: PathArgs & { readonly flags: number; readonly limit: number };
     result: { readonly complete: boolean };
   };
-  /** open, write the payload, sync if asked, close. */
+  /** open, write the payload, change attributes and sync if asked, close. */
   writeFile: {
-    args: PathArgs & { readonly flags: number; readonly mode: number; readonly sync: boolean };
+    args: PathArgs & {
+      readonly flags: number;
+      readonly mode: number;
+      readonly sync: boolean;
+      readonly changes?: WireChanges | undefined;
+    };
     result: Nothing;
   };
   stat: { args: PathArgs & { readonly follow: boolean }; result: WireAttributes };

@@ -267,7 +267,7 @@ class Connection {
         const cancel = new AbortController();
         durable.cancels.set(id, cancel);
         try {
-          return { reply: await durable.session.execute(op, args, payload, cancel.signal) };
+          return { reply: await durable.session.executeUntil(cancel, op, args, payload) };
         } catch (error) {
           return { error: errorToRecord(FsError.from(error, op)) };
         } finally {

@@ -103,6 +103,19 @@ describe('the client socket', () => {
     expect(await rig.client.readFile('/f', 'utf8')).toBe('still here');
   });
 
+  it('writes a file with its times in one exchange', async () => {
+    const rig = await rigUp();
+    const before = rig.counters.get('client.calls');
+    await rig.client.writeFile('/f', 'old', { mode: 0o640, times: { atime: 1_600_000_000, mtime: 1_500_000_000.25 } });
+    expect(rig.counters.get('client.calls') - before).toBe(1);
+    const found = await rig.client.stat('/f');
+    expect([found.mode & 0o777, found.atimeMs, found.mtimeMs]).toEqual([0o640, 1.6e12, 1_500_000_000_250]);
+    await expect(rig.client.writeFile('/f', 'x', { times: { atime: 'never', mtime: 0 } })).rejects.toMatchObject({
+      code: 'ERR_INVALID_ARG_TYPE',
+    });
+    expect(await rig.client.readFile('/f', 'utf8')).toBe('old');
+  });
+
   it('executes nothing of a frame in which a bit was flipped', async () => {
     const rig = await rigUp();
     await rig.client.writeFile('/f', 'untouched');

@@ -18,7 +18,7 @@ import { type FromWorker, type Host, type ToWorker, transferOf, type WorkerData 
 interface Executor {
   readonly mapId: number | null;
   readonly transferBytesMax: number;
-  execute<K extends OpName>(op: K, args: OpArgs<K>, payload?: Uint8Array, signal?: AbortSignal): Promise<Reply<K>>;
+  execute<K extends OpName>(cancel: AbortController, op: K, args: OpArgs<K>, payload?: Uint8Array): Promise<Reply<K>>;
   close(): Promise<void>;
 }
 
@@ -51,7 +51,7 @@ async function startEngine({ modulePath, config }: Host & { kind: 'engine' }): P
   return {
     mapId: engine.mapIds?.mapId ?? null,
     transferBytesMax: limits.readBytesMax,
-    execute: (op, args, payload, signal) => session.execute(op, args, payload, signal),
+    execute: (cancel, op, args, payload) => session.executeUntil(cancel, op, args, payload),
     close: async () => {
       await session.end();
       await engine.close();
@@ -67,7 +67,7 @@ async function startSocket(path: string, reconnectForMs: number | undefined): Pr
   return {
     mapId: null,
     transferBytesMax: session.transferBytesMax,
-    execute: (op, args, payload, signal) => session.call(op, args, payload, signal),
+    execute: (cancel, op, args, payload) => session.call(op, args, payload, cancel.signal),
     close: () => session.close(),
   };
 }
@@ -76,7 +76,7 @@ async function call(executor: Executor, { id, op, args, payload }: ToWorker & { 
   const cancel = new AbortController();
   cancels.set(id, cancel);
   try {
-    const reply = await executor.execute(op, args, payload, cancel.signal);
+    const reply = await executor.execute(cancel, op, args, payload);
     const message: FromWorker = { kind: 'reply', id, result: reply.result, payload: reply.payload };
     tell(message, transferOf(reply.payload, true));
   } catch (error) {
@@ -88,7 +88,7 @@ async function call(executor: Executor, { id, op, args, payload }: ToWorker & { 
 
 async function sync(executor: Executor, { op, args, payload, reply }: ToWorker & { kind: 'sync' }): Promise<void> {
   try {
-    answerSync(reply, await executor.execute(op, args, payload));
+    answerSync(reply, await executor.execute(new AbortController(), op, args, payload));
   } catch (error) {
     answerSync(reply, FsError.from(error, op));
   }
@@ -117,7 +117,7 @@ function serve(executor: Executor): void {
         void sync(executor, message);
         break;
       case 'notify':
-        executor.execute(message.op, message.args).catch(() => undefined);
+        executor.execute(new AbortController(), message.op, message.args).catch(() => undefined);
         break;
       case 'cancel':
         cancels.get(message.id)?.abort();
