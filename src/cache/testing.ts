@@ -221,6 +221,10 @@ export class FakeTokens implements TokenClientApi {
     }
   }
 
+  ask(items: readonly TokenItem[]): void {
+    for (const item of items) void this.acquire([item]).then((pins) => pins.release());
+  }
+
   heldRange(tokenClass: TokenClass, object: number, offset: number, mode: TokenMode): ByteRange | null {
     if (tokenClass !== TokenClass.data) return null;
     let pieces: ByteRange[] = (this.#held.get(object) ?? []).filter((held) => held.mode >= mode);

@@ -81,7 +81,7 @@ export class TestTokens implements TokenClientApi {
   readonly #pins = new Set<{ items: readonly TokenItem[] }>();
   readonly #revoking: { key: string; range: ByteRange }[] = [];
   #waiters: (() => void)[] = [];
-  /** Acquires that were not satisfied by what was held. */
+  /** Acquires that were not satisfied by what was held; what is asked for ahead in one call counts once. */
   requests = 0;
 
   constructor(arbiter: TestArbiter) {
@@ -130,8 +130,17 @@ export class TestTokens implements TokenClientApi {
   }
 
   async acquire(items: readonly TokenItem[], _options?: AcquireOptions): Promise<TokenPins> {
+    return this.#acquire(items, false);
+  }
+  ask(items: readonly TokenItem[]): void {
+    const missing = items.filter((item) => !this.#covers(item));
+    if (missing.length > 0) this.requests++;
+    for (const item of missing) void this.#acquire([item], true).then((pins) => pins.release());
+  }
+
+  async #acquire(items: readonly TokenItem[], counted: boolean): Promise<TokenPins> {
     const pins: TokenPins[] = [];
-    let asked = false;
+    let asked = counted;
     for (const group of groupBy(items, keyOf).values()) {
       for (;;) {
         const pinned = this.tryPin(group);

@@ -15,6 +15,11 @@ export interface TokenClientApi {
    * @throws {FsError} tokenDeadline naming who blocks, tokenRefused, aborted, suspended, fenced.
    */
   acquire(items: readonly TokenItem[], options?: AcquireOptions): Promise<TokenPins>;
+  /**
+   * Asks for what will be needed soon, each item for itself, and returns at once: those of one turn travel in one message per server.
+   * What is granted is held and not pinned; what is refused is asked for again by whoever needs it.
+   */
+  ask(items: readonly TokenItem[]): void;
   /** The longest held range around `offset` with at least this mode and not being revoked, or null. */
   heldRange(tokenClass: TokenClass, object: TokenObject, offsetBytes: number, mode: TokenMode): ByteRange | null;
   /** Gives up what is held and unpinned in the range, after the revoke handler has run for it. */

@@ -8,6 +8,7 @@
  * Counters: `tokens.client.<transition>` for each transition of the machine; `tokens.requestsSent`, `tokens.grants`,
  * `tokens.revokesServed`, `tokens.releases`, `tokens.refused` (by the server), `tokens.stale` (crossed or of an older life),
  * `tokens.messagesIn`, `tokens.messagesOut` (bodies, shared with the server on the same node), `tokens.badMessages`;
+ * `tokens.askedAhead` (see TokenClientApi.ask);
  * gauge `tokens.held` (ranges) is set by `gauges()`.
  */
 import type { Membership } from '../cluster/membership-api.js';
@@ -92,6 +93,8 @@ export class TokenClient implements TokenClientApi {
   readonly #events: ClientEvent[] = [];
   /** Operations of the present turn, not yet handed to the machine. */
   #fresh: AcquireOp[] = [];
+  /** Revocations whose handlers are done, not yet answered. */
+  #served: number[] = [];
   #lastId = 0;
   /** As the membership says. */
   #suspended = false;
@@ -158,6 +161,20 @@ export class TokenClient implements TokenClientApi {
       return await waiting.promise;
     } finally {
       signal.removeEventListener('abort', abort);
+    }
+  }
+
+  ask(items: readonly TokenItem[]): void {
+    if (this.#closed) return;
+    const deadlineAtMs = this.#wiring.clock.nowMs() + this.#acquireTimeoutMs;
+    for (const item of items) {
+      const { class: tokenClass, object, required, mode } = item;
+      const held = this.machine.heldRange(tokenClass, object, required.start, mode);
+      if (held !== null && held.end >= required.end) continue;
+      // Nobody waits for it: what comes of it is not told to anybody, and its pins are released at once.
+      const op = { opId: ++this.#lastId, groups: groupItems([item]), deadlineAtMs, nowait: false };
+      if (this.#fresh.push(op) === 1) queueMicrotask(() => this.#start());
+      this.#wiring.counters.add('tokens.askedAhead');
     }
   }
 
@@ -305,9 +322,16 @@ export class TokenClient implements TokenClientApi {
 
   async #revoke(group: readonly RevokeEffect[]): Promise<void> {
     const served = await Promise.all(group.map((effect) => this.#serve(effect)));
-    const handles = group.filter((_, index) => served[index]).map((effect) => effect.handle);
-    const last = handles.pop();
-    if (last === undefined) return;
+    group.forEach(({ handle }, index) => {
+      if (served[index] && this.#served.push(handle) === 1) queueMicrotask(() => this.#answer());
+    });
+  }
+
+  /** What was made safe in one turn is answered in one message. */
+  #answer(): void {
+    const handles = this.#served;
+    this.#served = [];
+    const last = handles.pop()!;
     // Nothing can come between these: #dispatch takes events in their order.
     for (const handle of handles) this.#events.push({ type: 'revokeDone', handle, more: true });
     this.#dispatch({ type: 'revokeDone', handle: last });

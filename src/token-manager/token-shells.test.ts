@@ -154,6 +154,38 @@ describe('token client and server over a fabric', () => {
     expect(network.sent.map((s) => s.type)).toEqual([MessageType.tokenToServer, MessageType.tokenToClient]);
   });
 
+  it('T4: what is asked for ahead is one message each way, held, not pinned, and called back in one message too', async () => {
+    const { clients, network, counters } = await cluster();
+    const items = [1, 2, 3].map((object) => item(object, TokenMode.exclusive));
+    clients[1].ask(items);
+    clients[1].ask(items);
+    await turns();
+    expect(network.sent.map((s) => s.type)).toEqual([MessageType.tokenToServer, MessageType.tokenToClient]);
+    expect(counters[1]!.get('tokens.grants')).toBe(3);
+    clients[1].ask(items);
+    for (const one of items) clients[1].tryPin([one])!.release();
+    await turns();
+    expect(network.sent).toHaveLength(2);
+
+    const revoked: number[] = [];
+    clients[1].setRevokeHandler(TokenClass.data, {
+      working: () => null,
+      revoke: async ({ object }) => {
+        await turns();
+        revoked.push(object);
+      },
+    });
+    network.sent.length = 0;
+    clients[0].ask(items.map((one) => ({ ...one, mode: TokenMode.shared })));
+    await turns();
+    await turns();
+    expect(revoked).toEqual([1, 2, 3]);
+    for (const { object } of items) expect(clients[0].tryPin([item(object, TokenMode.shared)])).not.toBeNull();
+    // Request, revoke, answer, grant: as many as for one.
+    const { tokenToServer, tokenToClient } = MessageType;
+    expect(network.sent.map((s) => s.type)).toEqual([tokenToServer, tokenToClient, tokenToServer, tokenToClient]);
+  });
+
   it('a conflict calls the holder back: the handler flushes before the token moves', async () => {
     const { clients } = await cluster();
     const story: string[] = [];
