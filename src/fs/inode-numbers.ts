@@ -5,12 +5,14 @@
  * Each batch has a generation greater than any that its numbers had before: a handle or a directory entry of an earlier life of the
  * number is recognised by it. Numbers given back wait until their inode has been written as free, then go back in batches, never
  * straight to the next create: their next life needs a new generation.
+ * The data tokens of a batch are asked for with it, in one message: whoever makes a file writes it next, and would ask for each alone.
  * Fault model: a node that dies takes the rest of its batch with it (numbers marked used, inodes free); a check finds them.
  */
+import { WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, inodeNumber, type NsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import { INODES_PER_SEGMENT } from '../token-manager/token.js';
+import { INODES_PER_SEGMENT, TokenClass } from '../token-manager/token.js';
 import { groupBy } from './group.js';
 import { INODE_MAP, segmentOf, segmentRange } from './layout.js';
 import {
@@ -92,6 +94,7 @@ export class InodeNumbers {
       try {
         const homes = await this.#volume.inodes.ensureMapped(batch.map(({ ino }) => ino));
         this.#free = batch.map((ticket, index) => ({ ...ticket, home: homes[index]! })).reverse();
+        this.#volume.parts.tokens.ask(batch.map(({ ino }) => this.#volume.dataItem(ino, WHOLE)));
       } catch (error) {
         this.#returned.push(...batch.map(({ ino }) => ino));
         throw error;
@@ -157,9 +160,11 @@ export class InodeNumbers {
   /** Before unmounting: unused numbers too. */
   async close(): Promise<void> {
     await this.#mutex.run(async () => {
-      this.#returned.push(...this.#free.map((ticket) => ticket.ino));
+      const unused = this.#free.map((ticket) => ticket.ino);
+      this.#returned.push(...unused);
       this.#free = [];
       await this.#returnNow();
+      for (const ino of unused) await this.#volume.parts.tokens.release(TokenClass.data, ino, WHOLE);
     });
   }
 }

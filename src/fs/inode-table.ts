@@ -11,6 +11,7 @@
 
 import type { CachedFile } from '../cache/page-cache-api.js';
 import { sleep } from '../common/clock.js';
+import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
@@ -25,7 +26,7 @@ import { INODE_FILE, segmentOf } from './layout.js';
 import type { Volume } from './volume.js';
 
 /** Inodes read at once around the one that is wanted. */
-const READ_RUN = 16;
+export const READ_RUN = 16;
 /** Between attempts to write out what a revoke waits for; doubles. */
 const REVOKE_RETRY_MIN_MS = 20;
 const REVOKE_RETRY_MAX_MS = 2_000;
@@ -39,6 +40,8 @@ interface RunRead {
   readonly end: number;
   /** Something in the run was written, created or given up since the read began: what it brings may be old. */
   stale: boolean;
+  /** Resolves when it has ended, however. */
+  readonly ended: Promise<void>;
 }
 
 export class InodeTable {
@@ -109,8 +112,16 @@ export class InodeTable {
     for (;;) {
       const present = this.get(ino);
       if (present !== undefined) return present;
-      await this.#readRun(ino);
+      const under = this.#beingRead(ino);
+      if (under === undefined) await this.#readRun(ino);
+      else await under.ended;
     }
+  }
+
+  /** A read that may bring it: those who go through neighbours side by side read a run once. */
+  #beingRead(ino: InodeNumber): RunRead | undefined {
+    for (const run of this.#reads) if (run.first <= ino && ino < run.end && !run.stale) return run;
+    return undefined;
   }
 
   /** A number from InodeNumbers becomes an inode, in memory; exclusive status pinned. The caller fills it in and commits. */
@@ -232,7 +243,8 @@ export class InodeTable {
   // Reading
 
   async #readRun(ino: InodeNumber): Promise<void> {
-    const home = await this.#file.locateLoaded(ino);
+    // Usually known: then the run is entered in the turn in which nobody else was found reading it.
+    const home = this.#file.locate(ino) ?? (await this.#file.locateLoaded(ino));
     if (!home) throw new FsError('staleHandle', { op: 'inode.read', object: `inode ${ino}`, detail: 'does not exist' });
     const held = this.#volume.parts.tokens.heldRange(
       TokenClass.status,
@@ -244,7 +256,8 @@ export class InodeTable {
     // Pinned but being revoked: the token client does not show it as held; the pinned one alone is safe.
     const first = held === null ? ino : Math.max(aligned, Math.ceil(held.start / SECTOR_BYTES));
     const end = held === null ? ino + 1 : Math.min(aligned + READ_RUN, Math.floor(held.end / SECTOR_BYTES));
-    const run: RunRead = { first, end, stale: false };
+    const ended = deferred<void>();
+    const run: RunRead = { first, end, stale: false, ended: ended.promise };
     this.#reads.add(run);
     try {
       const fields = await this.#volume.readSectors(home.nsd, home.sector - (ino - first), end - first, (bytes) =>
@@ -255,6 +268,7 @@ export class InodeTable {
       this.#volume.counters.add('fs.inodeReads');
     } finally {
       this.#reads.delete(run);
+      ended.resolve();
     }
   }
 

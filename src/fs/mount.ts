@@ -17,6 +17,7 @@ import { InodeNumbers } from './inode-numbers.js';
 import { InodeTable } from './inode-table.js';
 import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
 import { type MountedFileSystem, MountedFs } from './mounted-file-system.js';
+import { Neighbours } from './neighbours.js';
 import { DEFAULT_FS_SETTINGS, type FsSettings } from './settings.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
 import { Volume, type VolumeParts } from './volume.js';
@@ -51,6 +52,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
   volume.allocator = new Allocator(volume);
   volume.frees = new FreeQueue(volume);
   volume.numbers = new InodeNumbers(volume);
+  volume.neighbours = new Neighbours(volume);
   backing.bind(volume);
   await volume.inodes.start();
   for (const ino of [ALLOCATION_MAP, INODE_MAP]) await attachMap(volume, ino);

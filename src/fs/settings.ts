@@ -24,7 +24,7 @@ export const DEFAULT_FS_SETTINGS: FsSettings = {
   inodeWriteBehindMs: 5_000,
   backgroundIntervalMs: 1_000,
   inodesCachedMax: 50_000,
-  inodeBatch: 128,
+  inodeBatch: 256,
   inodeRun: 64,
   regionTimeoutMs: 2_000,
   noSpaceMemoryMs: 200,

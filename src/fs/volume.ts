@@ -21,6 +21,7 @@ import type { Inode } from './inode.js';
 import type { InodeNumbers } from './inode-numbers.js';
 import type { InodeTable } from './inode-table.js';
 import type { Geometry } from './layout.js';
+import type { Neighbours } from './neighbours.js';
 import type { FsSettings } from './settings.js';
 import type { Superblock } from './superblock.js';
 
@@ -46,6 +47,7 @@ export class Volume {
   allocator!: Allocator;
   frees!: FreeQueue;
   numbers!: InodeNumbers;
+  neighbours!: Neighbours;
   /** The two maps: their blocks never move, so they need no status token. */
   readonly systemFiles = new Map<InodeNumber, Inode>();
   readonly geometry: Geometry;

@@ -113,6 +113,7 @@ async function openExisting(
     checkAccess(inode, credentials, mask, op, path);
     volume.inodes.refresh(inode);
     file = new FsOpenFile(volume, inode, flags, credentials);
+    if (!writes && inode.type === FileType.regular) volume.neighbours.opened(inode.ino);
     truncates = (flags & O_TRUNC) !== 0 && inode.type === FileType.regular;
     if (truncates) {
       try {
