@@ -11,6 +11,7 @@ import {
   type MessageHandler,
   type NodeIdentity,
   type Peer,
+  REMOTE_WINDOW_BYTES_MAX,
   type RemoteWindow,
   type RequestHandler,
   WINDOW_BYTES_MAX,
@@ -191,7 +192,7 @@ export class FabricNode implements Fabric, RemotePeerHost {
   /** For peers: what they may hand to a transfer. @returns its length in bytes. @throws {FsError} invalidArgument. */
   checkTransfer(window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): number {
     const invalid = (detail: string) => new FsError('invalidArgument', { op: 'fabric.transfer', detail });
-    if (window.length < 16 || window.length > 256) throw invalid('not the name of a window');
+    if (window.length < 16 || window.length > REMOTE_WINDOW_BYTES_MAX) throw invalid('not the name of a window');
     if (!Number.isSafeInteger(windowOffsetBytes) || windowOffsetBytes < 0) throw invalid(`offset ${windowOffsetBytes}`);
     if (local.length > WINDOW_SEGMENTS_MAX) throw invalid(`${local.length} segments`);
     const lengthBytes = this.#checkSegments(local, invalid);
@@ -234,7 +235,7 @@ export class FabricNode implements Fabric, RemotePeerHost {
       this.counters.add('fabric.refusedHandshake.deadline');
       link.close();
     });
-    const handshake = this.#handshake('acceptor', undefined);
+    const handshake = this.#handshake('acceptor', undefined, link);
     link.events = {
       onFrames: () => undefined,
       onTransferDone: () => undefined,
@@ -299,7 +300,7 @@ export class FabricNode implements Fabric, RemotePeerHost {
     fail: (error: FsError) => void,
     done: (identity: HandshakePeer) => void,
   ): void {
-    const handshake = this.#handshake('dialer', peer.nodeId);
+    const handshake = this.#handshake('dialer', peer.nodeId, link);
     link.events = {
       onFrames: () => undefined,
       onTransferDone: () => undefined,
@@ -319,7 +320,7 @@ export class FabricNode implements Fabric, RemotePeerHost {
     for (const record of handshake.start()) link.sendRecord(record);
   }
 
-  #handshake(role: 'dialer' | 'acceptor', wanted: NodeId | undefined): Handshake {
+  #handshake(role: 'dialer' | 'acceptor', wanted: NodeId | undefined, link: Link): Handshake {
     return new Handshake({
       role,
       self: this.self,
@@ -329,6 +330,8 @@ export class FabricNode implements Fabric, RemotePeerHost {
       randomBytes: this.#randomBytes,
       wanted,
       version: this.#options.handshakeVersion,
+      channelBinding: link.channelBinding,
+      claimed: link.claimed,
       admit: (hello) => this.#remote(hello.nodeId).admit(hello, role === 'dialer'),
     });
   }

@@ -38,8 +38,9 @@ export interface NodeIdentity {
   readonly incarnation: Incarnation;
 }
 
-/** How a peer names our window on the wire; opaque to everyone but the link that made it; at most 256 bytes. */
+/** How a peer names our window on the wire, with the keys where there are some; opaque to everyone but the links. */
 export type RemoteWindow = Uint8Array;
+export const REMOTE_WINDOW_BYTES_MAX = 2048;
 
 export interface Window {
   readonly remote: RemoteWindow;

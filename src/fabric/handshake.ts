@@ -14,8 +14,9 @@ import { HANDSHAKE_RECORD_BYTES } from './link.js';
  *              <------------------------------ welcome = HMAC(session key, "welcome")
  *
  * Both proofs cover both hellos, and these carry fresh nonces of both sides: nothing recorded earlier fits, and a proof
- * can't be turned round, since it names its role. The session key is derived from the same bytes. Instead of any record
- * either side may send `refuse` with a reason, and closes.
+ * can't be turned round, since it names its role. They also cover what was said while the connection was made (RDMA: the private
+ * data of both sides), so that the proof is of this connection. The session key is derived from the same bytes. Instead of any
+ * record either side may send `refuse` with a reason, and closes.
  *
  * Record, 128 bytes, little-endian: 0 u32 magic 'HFHS', 4 u16 version, 6 u8 kind, 7 u8 role, then
  *   hello: 8 cluster (16: SHA-256 of its id, cut), 24 u32 node, 28 u32 node wanted (0: whoever), 32 u32 incarnation,
@@ -76,6 +77,9 @@ export interface HandshakeConfig {
   readonly randomBytes: (count: number) => Uint8Array;
   /** Dialer: whom it means to reach. */
   readonly wanted?: number | undefined;
+  /** Link.channelBinding and Link.claimed. */
+  readonly channelBinding?: Uint8Array | undefined;
+  readonly claimed?: NodeIdentity | null | undefined;
   /** Called once the peer has proved that it holds the key. */
   readonly admit: (peer: HandshakePeer) => Refusal | null;
   /** Tests only: speak another version. */
@@ -174,6 +178,10 @@ export class Handshake {
     const expected = this.#config.wanted;
     if (peerNode === self.nodeId || (wanted !== 0 && wanted !== self.nodeId)) return this.#refuse(Refusal.wrongNode);
     if (expected !== undefined && peerNode !== expected) return this.#refuse(Refusal.wrongNode);
+    const claimed = this.#config.claimed ?? null;
+    if (claimed !== null && (claimed.nodeId !== peerNode || claimed.incarnation !== this.#peer.incarnation)) {
+      return this.#refuse(Refusal.wrongNode);
+    }
     this.#state = 'proof';
     if (this.#config.role === 'dialer') return { is: 'going', send: [] };
     return { is: 'going', send: [this.#ownHello, this.#withMac(Kind.proof, this.#mac('acceptor'))] };
@@ -232,6 +240,9 @@ export class Handshake {
   #mac(label: 'dialer' | 'acceptor' | 'session'): Buffer {
     const [first, second] =
       this.#config.role === 'dialer' ? [this.#ownHello, this.#peerHello!] : [this.#peerHello!, this.#ownHello];
-    return createHmac('sha256', this.#config.clusterKey).update(label).update(first).update(second).digest();
+    const mac = createHmac('sha256', this.#config.clusterKey).update(label).update(first).update(second);
+    const { channelBinding } = this.#config;
+    if (channelBinding !== undefined) mac.update(channelBinding);
+    return mac.digest();
   }
 }

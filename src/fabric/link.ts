@@ -1,7 +1,7 @@
 import type { FsError } from '../common/errors.js';
 import type { PoolSegment } from '../native/page-pool.js';
 import type { TransferStatus } from '../protocol/frame.js';
-import type { RemoteWindow } from './fabric.js';
+import type { NodeIdentity, RemoteWindow } from './fabric.js';
 
 /**
  * A link is one connection between two nodes, whatever carries it. First it exchanges handshake records; after
@@ -19,6 +19,12 @@ export interface Link {
   /** For logs: who dialled, addresses. */
   readonly name: string;
   readonly closed: boolean;
+  /** What carries it; absent where there is no choice. */
+  readonly kind?: TransportKind;
+  /** What was said while the connection was made: the handshake's proofs cover it, so that connection and proof are one. */
+  readonly channelBinding?: Uint8Array;
+  /** Who the peer said to be while it was made; null or absent where nobody says so then. */
+  readonly claimed?: NodeIdentity | null;
   /** Set before the first callback can come, replaced when the session takes the link over. */
   events: LinkEvents;
   sendRecord(record: Uint8Array): void;
@@ -50,9 +56,19 @@ export interface FrameBatch {
   count: number;
 }
 
+export type TransportKind = 'rdma' | 'tcp';
+
 export interface TransportAddress {
   readonly host: string;
   readonly port: number;
+  /** Where the same node listens for RDMA connections, if it does. */
+  readonly rdma?: { readonly host: string; readonly port: number } | undefined;
+}
+
+/** For whom a link is dialled, and over what, if that matters. */
+export interface DialOptions {
+  readonly peerNode?: number;
+  readonly transport?: TransportKind | undefined;
 }
 
 /** Makes links, and owns the windows that peers reach through any of them. */
@@ -60,7 +76,7 @@ export interface Transport {
   /** Port 0 takes any. Resolves to the address in use. @throws {FsError} invalidArgument, identityTaken (in use). */
   listen(address: TransportAddress, accept: (link: Link) => void): Promise<TransportAddress>;
   /** @throws {FsError} unreachable. Aborting leaves nothing behind. */
-  dial(address: TransportAddress, signal: AbortSignal): Promise<Link>;
+  dial(address: TransportAddress, signal: AbortSignal, options?: DialOptions): Promise<Link>;
   openWindow(peerNode: number, segments: readonly PoolSegment[], access: 'read' | 'write'): RemoteWindow;
   /** When the promise resolves nothing can land in, or be read from, the window (S3). */
   closeWindow(window: RemoteWindow): Promise<void>;

@@ -69,7 +69,7 @@ export interface TestNodeOptions extends Partial<Omit<FabricNodeOptions, 'self' 
   readonly node: number;
   readonly incarnation?: number;
   readonly pool?: PagePool;
-  readonly transport?: (pool: PagePool) => Transport;
+  readonly transport?: (pool: PagePool, counters: Counters) => Transport;
   /** Read when needed: tests fill it in as nodes begin to listen. */
   readonly addresses?: Map<number, TransportAddress>;
   readonly logger?: Logger;
@@ -88,7 +88,7 @@ export function testNode(options: TestNodeOptions): TestNode {
     resolveAddress: async (id) => addresses?.get(id) ?? null,
     ...rest,
     self: { nodeId: nodeId(node), incarnation: incarnation(life ?? 1) },
-    transport: transport?.(pool) ?? new TcpTransport(pool),
+    transport: transport?.(pool, counters) ?? new TcpTransport(pool),
     pool,
   });
   return { fabric, counters, pool };

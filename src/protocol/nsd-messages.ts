@@ -19,7 +19,8 @@ export const NSD_REQUEST_SECTORS_MAX = 2048;
 /** Bytes that travel in the message itself rather than through a window: what a window would cost more than the copy. */
 export const NSD_INLINE_BYTES_MAX = 16 * 1024;
 export const NSD_DISCARD_EXTENTS_MAX = 4096;
-const WINDOW_NAME_BYTES_MAX = 256;
+/** As in the fabric, which may not be imported from here. */
+const WINDOW_NAME_BYTES_MAX = 2048;
 const NAME_BYTES_MAX = 128;
 
 /** Consecutive sectors, counted from the NSD's first data sector. */
