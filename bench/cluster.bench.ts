@@ -4,15 +4,15 @@
  *   2. one file written and read cold over three NSDs, against the least of bulk over TCP and the devices under it;
  *   3. the import of a tree of small files, in files per second;
  *   4. conflicting reads while the holder's application computes, p99.
- * Run: npm run build && node dist/bench/cluster.bench.js. Ratios are the result; absolute figures are the machine's.
+ * Run: npm run build && npm run bench -- cluster, or only some of it: cluster:sequential (also tokens, computing, import). Ratios are the
+ * result; absolute figures are the machine's.
  */
 import { fork } from 'node:child_process';
-import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { fileURLToPath } from 'node:url';
-import { BlockEngine } from 'napi-nvme';
 import { connect } from '../src/client/connect.js';
 import { connectSocket } from '../src/client/connect-socket.js';
 import type { FileSystemClient } from '../src/client/file-system-client.js';
@@ -26,9 +26,9 @@ import { MessageType } from '../src/protocol/message-types.js';
 import { serverOf } from '../src/token-manager/placement.js';
 import { INODES_PER_SEGMENT, TokenClass, type TokenItem, TokenMode } from '../src/token-manager/token.js';
 import { tokenViewOf } from '../src/token-manager/token-view.js';
+import { sequential } from './sequential.js';
 
 const MIB = 2 ** 20;
-const FILE_BYTES = Number(process.env['HOLDFAST_BENCH_MIB'] ?? 384) * MIB;
 const ROUND_TRIPS = 2000;
 
 const quantile = (sorted: readonly number[], q: number): number =>
@@ -104,84 +104,6 @@ async function tokens(first: NodeEngine, second: NodeEngine): Promise<void> {
     p50(stolen) / trip,
     'at most 3.5 round trips',
   );
-}
-
-/** Sequential, 1 MiB, eight at a time, O_DIRECT, over three files as three NSDs are. */
-async function devices(directory: string): Promise<{ read: number; write: number }> {
-  const engine = new BlockEngine();
-  const memory = engine.allocate(8 * MIB);
-  const files = await Promise.all(
-    [0, 1, 2].map(async (i) => {
-      const file = path.join(directory, `device-${i}`);
-      await writeFile(file, '');
-      const { truncate } = await import('node:fs/promises');
-      await truncate(file, FILE_BYTES / 3 + MIB);
-      return engine.open(file);
-    }),
-  );
-  const blocks = Math.floor(FILE_BYTES / MIB);
-  const pass = async (write: boolean): Promise<number> => {
-    const started = performance.now();
-    let next = 0;
-    await Promise.all(
-      [0, 1, 2, 3, 4, 5, 6, 7].map(async (slot) => {
-        for (let block = next++; block < blocks; block = next++) {
-          const file = files[block % 3]!;
-          const offset = Math.floor(block / 3) * MIB;
-          if (write) await file.write(offset, memory, slot * MIB, MIB);
-          else await file.read(offset, memory, slot * MIB, MIB);
-        }
-      }),
-    );
-    if (write) for (const file of files) await file.flush();
-    return FILE_BYTES / ((performance.now() - started) / 1000);
-  };
-  const write = await pass(true);
-  const read = await pass(false);
-  await engine.close();
-  for (const i of [0, 1, 2]) await rm(path.join(directory, `device-${i}`));
-  return { read, write };
-}
-
-/** One-sided writes of 1 MiB between two processes' pools: the fabric's own bench, in a child. */
-async function bulk(): Promise<number> {
-  const child = fork(path.join(path.dirname(fileURLToPath(import.meta.url)), 'fabric.bench.js'), ['bulk'], {
-    stdio: ['ignore', 'pipe', 'inherit', 'ipc'],
-  });
-  let output = '';
-  child.stdout!.on('data', (chunk: Buffer) => {
-    output += chunk.toString();
-  });
-  await new Promise((resolve) => child.once('exit', resolve));
-  const found = /writeRemote[^\n]*?([0-9.]+) GB\/s/.exec(output);
-  return found === null ? Number.NaN : Number(found[1]) * 1e9;
-}
-
-async function sequential(
-  writer: FileSystemClient,
-  reader: FileSystemClient,
-  base: { read: number; write: number; bulk: number },
-): Promise<void> {
-  const chunk = Buffer.alloc(MIB, 0x5a);
-  const out = await writer.open('/sequential', 'w');
-  let started = performance.now();
-  for (let at = 0; at < FILE_BYTES; at += MIB) await out.write(chunk, 0, MIB, at);
-  await out.sync();
-  const write = FILE_BYTES / ((performance.now() - started) / 1000);
-  await out.close();
-  const input = await reader.open('/sequential', 'r');
-  started = performance.now();
-  for (let at = 0; at < FILE_BYTES; at += MIB) {
-    const { bytesRead } = await input.read(chunk, 0, MIB, at);
-    if (bytesRead !== MIB) throw new Error(`short read at ${at}`);
-  }
-  const read = FILE_BYTES / ((performance.now() - started) / 1000);
-  await input.close();
-  const mb = (bytes: number): string => `${(bytes / 1e6).toFixed(0)} MB/s`;
-  const least = (device: number): number => (Number.isNaN(base.bulk) ? device : Math.min(device, base.bulk));
-  row('devices: write / read, bulk over TCP', `${mb(base.write)} / ${mb(base.read)}, ${mb(base.bulk)}`, null, '');
-  row('sequential write and fsync over three NSDs', mb(write), write / least(base.write), 'at least 0.7');
-  row('cold sequential read over three NSDs', mb(read), read / least(base.read), 'at least 0.8');
 }
 
 async function importTree(client: FileSystemClient): Promise<void> {
@@ -264,7 +186,7 @@ async function computing(reader: FileSystemClient, options: Parameters<typeof co
   );
 }
 
-async function main(): Promise<void> {
+async function main(parts: readonly string[]): Promise<void> {
   const directory = await mkdtemp(path.join(tmpdir(), 'holdfast-bench-'));
   const cluster = path.join(directory, 'cluster');
   try {
@@ -292,21 +214,26 @@ async function main(): Promise<void> {
       nsds: [],
       fileSystem: 'bench',
     };
-    const first = await startNode({ ...base, name: 'bench-1', pagePoolBytes: 32 * MIB });
-    const second = await startNode({ ...base, name: 'bench-2', pagePoolBytes: 32 * MIB });
-    await tokens(first, second);
-    await second.close();
-    await first.close();
-    const measured = { ...(await devices(directory)), bulk: await bulk() };
-    const writer = await connect(library);
-    const reader = await connect(library);
-    await sequential(writer, reader, measured);
-    await computing(reader, library);
-    await reader.close();
-    await writer.close();
-    const proxied = await connectSocket(state.nodes[0]!.socket);
-    await importTree(proxied);
-    await proxied.close();
+    const wanted = (part: string): boolean => parts.length === 0 || parts.includes(part);
+    if (wanted('tokens')) {
+      const first = await startNode({ ...base, name: 'bench-1', pagePoolBytes: 32 * MIB });
+      const second = await startNode({ ...base, name: 'bench-2', pagePoolBytes: 32 * MIB });
+      await tokens(first, second);
+      await second.close();
+      await first.close();
+    }
+    const daemonPids = state.nodes.map(({ process: daemon }) => daemon!.pid);
+    if (wanted('sequential')) await sequential({ directory, daemonPids, library, row });
+    if (wanted('computing')) {
+      const reader = await connect(library);
+      await computing(reader, library);
+      await reader.close();
+    }
+    if (wanted('import')) {
+      const proxied = await connectSocket(state.nodes[0]!.socket);
+      await importTree(proxied);
+      await proxied.close();
+    }
   } finally {
     await devDown(cluster, { clean: true });
     await rm(directory, { recursive: true, force: true });
@@ -314,4 +241,4 @@ async function main(): Promise<void> {
 }
 
 if (process.argv[2] === '--compute') await computeChild(JSON.parse(process.argv[3]!) as Parameters<typeof connect>[0]);
-else await main();
+else await main(process.argv.slice(2));
