@@ -19,6 +19,8 @@ export interface ReadStream {
   /** forward: end of what is fetched; reverse: its start; stride: start of the last record fetched. */
   frontier: number;
   windowBytes: number;
+  /** forward: the page kept from hits, so that the reader who arrives there comes to the engine; -1: none. */
+  withheldPage: number;
 }
 
 interface WriteStream {
@@ -130,6 +132,7 @@ export class AccessPattern {
       strideBytes,
       frontier,
       windowBytes,
+      withheldPage: -1,
     });
     if (read.start === 0 || this.advice === 'sequential' || this.#history.some((h) => h.end === read.start))
       return stream('forward', read.end);

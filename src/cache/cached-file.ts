@@ -82,6 +82,12 @@ export class CachedFileOps implements CachedFile {
     await readPages(this.#core, this.file, range, target, options?.signal);
   }
 
+  async bring(offsetBytes: number, lengthBytes: number, options?: { signal?: AbortSignal | undefined }): Promise<void> {
+    if (lengthBytes === 0) return;
+    const range = this.#range('cache.bring', offsetBytes, lengthBytes);
+    await readPages(this.#core, this.file, range, null, options?.signal);
+  }
+
   async write(
     offsetBytes: number,
     source: Uint8Array,
@@ -179,12 +185,17 @@ export class CachedFileOps implements CachedFile {
     return zeroRange(this.#core, this, range);
   }
 
-  hint(kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal', range: ByteRange): void {
+  hint(kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal' | 'passed', range: ByteRange): void {
     const { file } = this;
     const { ahead, eviction, dirty, behind } = this.#core;
     if (kind === 'willNeed') {
       const end = Math.min(range.end, this.state.sizeBytes);
       if (range.start < end) ahead.fetch(file, { start: range.start, end });
+      return;
+    }
+    if (kind === 'passed') {
+      const end = Math.min(range.end, this.state.sizeBytes);
+      if (range.start < end) ahead.notePassed(file, { start: range.start, end });
       return;
     }
     if (kind !== 'dontNeed') {

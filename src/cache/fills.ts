@@ -208,6 +208,7 @@ export class HeldSectors {
     const start = pageIndex * PAGE_BYTES;
     const page = { start, end: start + PAGE_BYTES };
     if (this.required !== null && contains(this.required, page)) return ALL_SECTORS_MASK;
+    if (this.#held != null && contains(this.#held, page)) return ALL_SECTORS_MASK;
     let mask = 0;
     for (let sector = 0; sector < SECTORS_PER_PAGE; sector++) {
       const at = start + sector * SECTOR_BYTES;
@@ -232,17 +233,27 @@ export class PieceList {
   readonly pieces: { offsetBytes: number; lengthBytes: number; poolOffsetBytes: number }[] = [];
 
   addSectors(pageIndex: number, mask: number, slot: SlotId): void {
+    if (mask === ALL_SECTORS_MASK) {
+      this.#add(pageIndex * PAGE_BYTES, slot * PAGE_BYTES, PAGE_BYTES);
+      return;
+    }
     for (let sector = 0; sector < SECTORS_PER_PAGE; sector++) {
       if ((mask & (1 << sector)) === 0) continue;
-      const offsetBytes = pageIndex * PAGE_BYTES + sector * SECTOR_BYTES;
-      const poolOffsetBytes = slot * PAGE_BYTES + sector * SECTOR_BYTES;
-      const last = this.pieces.at(-1);
-      const follows =
-        last !== undefined &&
-        last.offsetBytes + last.lengthBytes === offsetBytes &&
-        last.poolOffsetBytes + last.lengthBytes === poolOffsetBytes;
-      if (follows) last.lengthBytes += SECTOR_BYTES;
-      else this.pieces.push({ offsetBytes, lengthBytes: SECTOR_BYTES, poolOffsetBytes });
+      this.#add(
+        pageIndex * PAGE_BYTES + sector * SECTOR_BYTES,
+        slot * PAGE_BYTES + sector * SECTOR_BYTES,
+        SECTOR_BYTES,
+      );
     }
+  }
+
+  #add(offsetBytes: number, poolOffsetBytes: number, lengthBytes: number): void {
+    const last = this.pieces.at(-1);
+    const follows =
+      last !== undefined &&
+      last.offsetBytes + last.lengthBytes === offsetBytes &&
+      last.poolOffsetBytes + last.lengthBytes === poolOffsetBytes;
+    if (follows) last.lengthBytes += lengthBytes;
+    else this.pieces.push({ offsetBytes, lengthBytes, poolOffsetBytes });
   }
 }

@@ -53,6 +53,8 @@ export interface CachedFile {
    * the access pattern, starts read-ahead (within what is held, asking for more beyond it).
    */
   read(offsetBytes: number, target: Uint8Array, options?: { signal?: AbortSignal | undefined }): Promise<void>;
+  /** The same without the copy: the pages are there when it resolves, for a hit, if nobody takes them away in between. */
+  bring(offsetBytes: number, lengthBytes: number, options?: { signal?: AbortSignal | undefined }): Promise<void>;
   /**
    * Copies in and marks dirty; atomic against other reads and writes on this node. Exclusive data token (and status) pinned.
    * Waits for room when too much is dirty. Doesn't change size or times: the caller does, in the same synchronous turn in
@@ -85,7 +87,8 @@ export interface CachedFile {
   readonly dirty: boolean;
   /** Published to hits from now on: what of data tokens is held (after an operation, after a grant). */
   publish(): void;
-  hint(kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal', range: ByteRange): void;
+  /** `passed`: hits have gone through the range, and will say so again after as much once more. */
+  hint(kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal' | 'passed', range: ByteRange): void;
 }
 
 /** Bytes of a range that may cross pages. Offsets are the file's. */

@@ -15,7 +15,7 @@ export interface PageCacheSettings {
   readonly writeBehindConcurrency: number;
   /** After a failed write-out, before the next attempt. */
   readonly writeRetryMs: number;
-  /** The most that read-ahead fetches in front of one stream. */
+  /** The most that read-ahead fetches in front of one stream; an eighth of the pool at most. */
   readonly readAheadMaxBytes: number;
   /** How far write hits are prepared in front of a sequential writer. Default: a block, at most an eighth of the pool. */
   readonly prepareBytes: number;
@@ -48,7 +48,7 @@ export function completeSettings(given: Partial<PageCacheSettings>, slotCount: n
     writeBehindTickMs: 500,
     writeBehindConcurrency: 4,
     writeRetryMs: 1000,
-    readAheadMaxBytes: 8 * BLOCK_BYTES,
+    readAheadMaxBytes: 32 * BLOCK_BYTES,
     prepareBytes: Math.min(BLOCK_BYTES, share(1 / 8, 1) * PAGE_BYTES),
     freePagesLow: low,
     freePagesHigh: 2 * low,

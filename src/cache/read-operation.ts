@@ -6,7 +6,7 @@ import { Claim, firstPage, pageCount, pageEnd } from './page-access.js';
 import { cutIntoPieces } from './pieces.js';
 
 /**
- * A read through the engine.
+ * A read through the engine; without a target, only the pages are brought, for a hit to copy from.
  *
  * Order: range lock, permits for as many pages as it holds, pages read in, all pinned, copied in one turn. What is longer than a piece
  * goes piece by piece, with the range withdrawn from hits, so that no write gets between the pieces.
@@ -15,7 +15,7 @@ export async function readPages(
   core: CacheCore,
   file: FileCore,
   range: ByteRange,
-  target: Uint8Array,
+  target: Uint8Array | null,
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const { generation } = core;
@@ -29,16 +29,16 @@ export async function readPages(
     const pieces = cutIntoPieces(range, core.settings.pieceBytes);
     if (pieces.length === 1) {
       if (readNow(core, file, range, target)) return;
-      await readPiece(core, file, range, target, generation, signal, () => core.ahead.noteRead(file, range));
+      await readPiece(core, file, range, target, generation, signal, () => core.ahead.noteRead(file, range, true));
       return;
     }
     const withdrawn = await core.publisher.withdraw(file, range);
     try {
       for (const [i, piece] of pieces.entries()) {
         const next = pieces[i + 1];
-        const bytes = target.subarray(piece.start - range.start, piece.end - range.start);
+        const bytes = target?.subarray(piece.start - range.start, piece.end - range.start) ?? null;
         await readPiece(core, file, piece, bytes, generation, signal, () => {
-          if (next === undefined) core.ahead.noteRead(file, range);
+          if (next === undefined) core.ahead.noteRead(file, range, true);
           else core.ahead.fetch(file, next);
         });
       }
@@ -51,16 +51,16 @@ export async function readPages(
 }
 
 /** Everything is there and nobody is in the way. */
-function readNow(core: CacheCore, file: FileCore, range: ByteRange, target: Uint8Array): boolean {
+function readNow(core: CacheCore, file: FileCore, range: ByteRange, target: Uint8Array | null): boolean {
   const { access, slots, copier } = core;
   const pages = access.tryAll(file, range, 'read');
   if (pages === null || !slots.tryPinAll(pages)) return false;
-  copier.copyOut(pages, range, target);
+  if (target !== null) copier.copyOut(pages, range, target);
   slots.unpinAll(pages);
   for (const page of pages) access.use(page);
   core.counters.add('cache.readHits');
-  core.counters.add('cache.readBytes', target.length);
-  core.ahead.noteRead(file, range);
+  core.counters.add('cache.readBytes', target?.length ?? 0);
+  core.ahead.noteRead(file, range, false);
   return true;
 }
 
@@ -68,7 +68,7 @@ async function readPiece(
   core: CacheCore,
   file: FileCore,
   range: ByteRange,
-  target: Uint8Array,
+  target: Uint8Array | null,
   generation: number,
   signal: AbortSignal | undefined,
   lookAhead: () => void,
@@ -76,7 +76,7 @@ async function readPiece(
   const { access, slots, copier, permits, counters } = core;
   const count = pageCount(range);
   counters.add('cache.readMisses');
-  counters.add('cache.readBytes', target.length);
+  counters.add('cache.readBytes', target?.length ?? 0);
   if (permits.takeNow(count) === null) await permits.take(count, signal);
   const claim = new Claim(core);
   try {
@@ -85,7 +85,7 @@ async function readPiece(
     // The read itself has been asked for: what comes after it follows on its heels.
     lookAhead();
     const pages = await bringing;
-    copier.copyOut(pages, range, target);
+    if (target !== null) copier.copyOut(pages, range, target);
     slots.unpinAll(pages);
   } finally {
     claim.end();

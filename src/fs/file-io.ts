@@ -5,6 +5,7 @@
  * truncations own it. Nothing waits for a file's token while it owns `contents` (a write may wait there for an allocation region, whose
  * holders wait for nobody).
  */
+import type { CachedFile } from '../cache/page-cache-api.js';
 import { type ByteRange, WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
@@ -41,30 +42,56 @@ async function pinFile(
   return volume.pin(items, options);
 }
 
-export async function readFile(
+export function readFile(
   volume: Volume,
   handle: FileHandle,
   offsetBytes: number,
   target: Uint8Array,
   options: OpOptions | undefined,
 ): Promise<number> {
+  return readInto(volume, handle, offsetBytes, target.length, options, (file, length) =>
+    file.read(offsetBytes, target.subarray(0, length), { signal: options?.signal }),
+  );
+}
+
+/** A read without the copy. */
+export function bringFile(
+  volume: Volume,
+  handle: FileHandle,
+  offsetBytes: number,
+  lengthBytes: number,
+  options: OpOptions | undefined,
+): Promise<number> {
+  return readInto(volume, handle, offsetBytes, lengthBytes, options, (file, length) =>
+    file.bring(offsetBytes, length, { signal: options?.signal }),
+  );
+}
+
+async function readInto(
+  volume: Volume,
+  handle: FileHandle,
+  offsetBytes: number,
+  lengthBytes: number,
+  options: OpOptions | undefined,
+  read: (file: CachedFile, lengthBytes: number) => Promise<void>,
+): Promise<number> {
   checkOffset('read', handle, offsetBytes);
-  if (target.length === 0 || offsetBytes >= RANGE_END) return 0;
-  const wanted = { start: offsetBytes, end: Math.min(RANGE_END, offsetBytes + target.length) };
+  if (lengthBytes === 0 || offsetBytes >= RANGE_END) return 0;
+  const wanted = { start: offsetBytes, end: Math.min(RANGE_END, offsetBytes + lengthBytes) };
   const pins = await pinFile(volume, handle, TokenMode.shared, wanted, TokenMode.shared, options);
   try {
     const inode = await loadRef(volume, handle, 'read');
     await inode.contents.share();
     try {
       for (;;) {
-        const length = lengthNow(volume, inode, offsetBytes, target.length);
+        const length = lengthNow(volume, inode, offsetBytes, lengthBytes);
         if (length <= 0) return 0;
         const file = volume.inodes.attach(inode);
-        await file.read(offsetBytes, target.subarray(0, length), { signal: options?.signal });
+        await read(file, length);
         file.publish();
         publishStatus(volume, handle.ino);
         // A hit that wrote across the end meanwhile may be half in what was read: then the old end is no longer right.
-        if (lengthNow(volume, inode, offsetBytes, target.length) === length) return length;
+        if (lengthNow(volume, inode, offsetBytes, lengthBytes) === length) return length;
       }
     } finally {
       inode.contents.unshare();

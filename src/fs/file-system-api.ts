@@ -64,6 +64,8 @@ export interface OpenFile {
   readonly entry: EntryId | null;
   /** Bytes copied; 0 at the end of file. */
   read(offsetBytes: number, target: Uint8Array, options?: OpOptions): Promise<number>;
+  /** A read without the copy: afterwards a hit finds the bytes, if nobody takes them away in between. Bytes there are. */
+  bring(offsetBytes: number, lengthBytes: number, options?: OpOptions): Promise<number>;
   /** `offsetBytes` null, or O_APPEND: at the end of file, atomically. Resolves with where it was written. */
   write(
     offsetBytes: number | null,
@@ -75,8 +77,9 @@ export interface OpenFile {
   setAttributes(changes: AttributeChanges, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
   /** dataOnly: fdatasync. Durable on the devices (their flush included) when it resolves. */
   sync(dataOnly: boolean, options?: OpOptions): Promise<void>;
+  /** `passed`: hits have gone through the range, and will say so again after as much once more. */
   hint(
-    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal',
+    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal' | 'passed',
     offsetBytes: number,
     lengthBytes: number,
   ): void;

@@ -7,7 +7,7 @@ import type { EntryId } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode } from '../token-manager/token.js';
-import { type FileHandle, readFile, truncateFile, writeFile } from './file-io.js';
+import { bringFile, type FileHandle, readFile, truncateFile, writeFile } from './file-io.js';
 import { cutSpace, hasTail } from './file-space.js';
 import {
   type AttributeChanges,
@@ -73,12 +73,20 @@ export class FsOpenFile implements OpenFile {
   }
 
   async read(offsetBytes: number, target: Uint8Array, options?: OpOptions): Promise<number> {
-    this.#check('read');
-    if (this.#type === FileType.directory)
-      throw new FsError('isDirectory', { op: 'read', object: `inode ${this.ino}` });
-    if (!this.#readable)
-      throw new FsError('badHandle', { op: 'read', object: `inode ${this.ino}`, detail: 'write only' });
+    this.#checkReadable();
     return readFile(this.#volume, this.#handle, offsetBytes, target, options);
+  }
+
+  async bring(offsetBytes: number, lengthBytes: number, options?: OpOptions): Promise<number> {
+    this.#checkReadable();
+    return bringFile(this.#volume, this.#handle, offsetBytes, lengthBytes, options);
+  }
+
+  #checkReadable(): void {
+    this.#check('read');
+    const object = `inode ${this.ino}`;
+    if (this.#type === FileType.directory) throw new FsError('isDirectory', { op: 'read', object });
+    if (!this.#readable) throw new FsError('badHandle', { op: 'read', object, detail: 'write only' });
   }
 
   async write(
@@ -123,7 +131,7 @@ export class FsOpenFile implements OpenFile {
   }
 
   hint(
-    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal',
+    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal' | 'passed',
     offsetBytes: number,
     lengthBytes: number,
   ): void {
