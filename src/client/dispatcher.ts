@@ -263,6 +263,9 @@ export class DispatcherSession {
         const count = await file.read(offset, bytes, { signal });
         return new WithPayload<'read'>(NOTHING, count === room ? bytes : bytes.subarray(0, count));
       },
+      bring: async ({ handle, offset, length }, _payload, signal) => ({
+        length: await this.#file(handle, 'bring').bring(offset, Math.min(length, limits.readBytesMax), { signal }),
+      }),
       write: async ({ handle, offset }, payload, signal) => {
         const written = await this.#file(handle, 'write').write(offset, payload ?? EMPTY, { signal });
         return { offset: written.offsetBytes, length: written.lengthBytes };

@@ -1,8 +1,9 @@
 import { constants } from 'node:fs';
-import type { CacheMap, EntryId } from '../cache/cache-map.js';
+import { type CacheMap, type EntryId, HIT_PAGES_MAX } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
+import { PAGE_BYTES } from '../common/units.js';
 import { fileClosed, invalidState, NodeFsError, toNodeError } from './node-errors.js';
-import type { HintKind, OpArgs, OpenResult, OpName, Reply } from './ops.js';
+import type { OpArgs, OpenResult, OpName, Reply, WireHintKind } from './ops.js';
 import type { Session } from './session.js';
 
 /**
@@ -12,10 +13,18 @@ import type { Session } from './session.js';
  * and moves it only after it succeeded. Source bytes are copied before the first wait, target bytes are written after the
  * last, so a buffer that changes meanwhile costs an error and never another's bytes. The engine's handle is closed when the last
  * user is done. When the session fails there are no hits any more (F7).
+ *
+ * A long read that misses first has the engine bring the pages, and copies them itself by a hit: the bytes are copied once and no buffer
+ * crosses threads. If others take the pages away in between, the engine does the whole read, so that contention can't starve it.
  */
 
 /** Sequential hits tell the engine how far they are once per so many bytes, so that it reads ahead of them. */
-const PROGRESS_BYTES = 4 << 20;
+const PROGRESS_BYTES = 2 << 20;
+/** From here on a buffer of its own costs more than a second look. */
+const BRING_BYTES_MIN = 128 << 10;
+const BRING_BYTES_MAX = (HIT_PAGES_MAX - 1) * PAGE_BYTES;
+/** So many reads are left to the engine after the pages were gone when the hit came. */
+const READS_AFTER_LOSS = 16;
 /** The longest synchronous operation; longer ones are cut. */
 const SYNC_BYTES_MAX = 64 << 20;
 const JSON_ROOM_BYTES = 4096;
@@ -50,6 +59,7 @@ export class HandleIo {
   /** Where a sequential reader's next hit would start, and how far the engine knows. */
   #sequentialEnd = 0;
   #reported = 0;
+  #readsForEngine = 0;
   readonly #forget: () => void;
 
   constructor(
@@ -99,11 +109,12 @@ export class HandleIo {
   }
 
   #progress(): void {
+    const from = this.#reported;
     this.#reported = this.#sequentialEnd;
-    this.hint('willNeed', this.#sequentialEnd, PROGRESS_BYTES);
+    this.hint('passed', from, this.#sequentialEnd - from);
   }
 
-  hint(kind: HintKind, offset: number, length: number): void {
+  hint(kind: WireHintKind, offset: number, length: number): void {
     this.session.notify('hint', { handle: this.opened.handle, kind, offset, length });
   }
 
@@ -173,6 +184,8 @@ export class HandleIo {
     const want = target.byteLength;
     const hit = this.tryRead(offset, target);
     if (hit >= 0) return hit;
+    const brought = await this.#bringAndHit(offset, target, signal);
+    if (brought >= 0) return brought;
     const { handle } = this.opened;
     let done = 0;
     while (done < want) {
@@ -186,11 +199,24 @@ export class HandleIo {
     return done;
   }
 
+  async #bringAndHit(offset: number, target: Uint8Array, signal: AbortSignal | undefined): Promise<number> {
+    const length = target.byteLength;
+    if (this.#readEntry === NO_ENTRY || length < BRING_BYTES_MIN || length > BRING_BYTES_MAX) return -1;
+    if (this.#readsForEngine > 0) {
+      this.#readsForEngine--;
+      return -1;
+    }
+    await this.call('bring', { handle: this.opened.handle, offset, length }, undefined, signal);
+    checkLength(target, length);
+    const hit = this.tryRead(offset, target);
+    if (hit < 0) this.#readsForEngine = READS_AFTER_LOSS;
+    return hit;
+  }
+
   #land(target: Uint8Array, want: number, at: number, payload: Uint8Array | undefined, length: number): void {
     if (payload === undefined || payload.length === 0) return;
     if (payload.length > length) throw new FsError('badFrame', { op: 'read', detail: 'more bytes than asked for' });
-    // A detached or shrunk buffer leaves its views with no length.
-    if (target.byteLength !== want) throw invalidState('The buffer was detached or shrank while it was read into');
+    checkLength(target, want);
     target.set(payload, at);
   }
 
@@ -324,4 +350,9 @@ export class HandleIo {
       throw toNodeError(error, 'close');
     }
   }
+}
+
+/** A detached or shrunk buffer leaves its views with no length. */
+function checkLength(target: Uint8Array, want: number): void {
+  if (target.byteLength !== want) throw invalidState('The buffer was detached or shrank while it was read into');
 }

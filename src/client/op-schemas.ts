@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { HINT_KINDS, type OpArgs, type OpName } from './ops.js';
+import { type OpArgs, type OpName, WIRE_HINT_KINDS } from './ops.js';
 
 /**
  * What a socket may send as arguments. In-process transports are typed by the compiler; bytes from a socket are believed only
@@ -38,12 +38,13 @@ export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
   open: z.strictObject({ path, flags, mode, identify: z.boolean().optional() }),
   close: z.strictObject({ handle }),
   read: z.strictObject({ handle, offset: bytes, length: bytes }),
+  bring: z.strictObject({ handle, offset: bytes, length: bytes }),
   write: z.strictObject({ handle, offset: bytes.nullable() }),
   truncateHandle: z.strictObject({ handle, size: bytes }),
   statHandle: z.strictObject({ handle }),
   setAttributesHandle: z.strictObject({ handle, changes }),
   sync: z.strictObject({ handle, dataOnly: z.boolean() }),
-  hint: z.strictObject({ handle, kind: z.enum(HINT_KINDS), offset: bytes, length: bytes }),
+  hint: z.strictObject({ handle, kind: z.enum(WIRE_HINT_KINDS), offset: bytes, length: bytes }),
   reopen: z.strictObject({ handle, path, ino: bytes, generation: bytes, flags }),
   readFile: z.strictObject({ path, flags, limit: bytes }),
   writeFile: z.strictObject({ path, flags, mode, sync: z.boolean(), changes: changes.optional() }),

@@ -28,7 +28,10 @@ export interface WireChanges {
 }
 
 export type HintKind = 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal';
+/** Beside a program's own: the library says how far its hits have come. */
+export type WireHintKind = HintKind | 'passed';
 export const HINT_KINDS: readonly HintKind[] = ['willNeed', 'dontNeed', 'sequential', 'random', 'normal'];
+export const WIRE_HINT_KINDS: readonly WireHintKind[] = [...HINT_KINDS, 'passed'];
 
 export interface OpenResult {
   /** The session's number of the open file, from 1. */
@@ -58,6 +61,11 @@ export interface OpTable {
   close: { args: HandleArgs; result: Nothing };
   /** The bytes are the payload: fewer than asked for at the end of file. */
   read: { args: HandleArgs & { readonly offset: number; readonly length: number }; result: Nothing };
+  /** A read without the bytes: whoever shares the cache map copies them by a hit. The result is how many there are. */
+  bring: {
+    args: HandleArgs & { readonly offset: number; readonly length: number };
+    result: { readonly length: number };
+  };
   /** `offset` null appends. */
   write: {
     args: HandleArgs & { readonly offset: number | null };
@@ -68,7 +76,7 @@ export interface OpTable {
   setAttributesHandle: { args: HandleArgs & { readonly changes: WireChanges }; result: WireAttributes };
   sync: { args: HandleArgs & { readonly dataOnly: boolean }; result: Nothing };
   hint: {
-    args: HandleArgs & { readonly kind: HintKind; readonly offset: number; readonly length: number };
+    args: HandleArgs & { readonly kind: WireHintKind; readonly offset: number; readonly length: number };
     result: Nothing;
   };
   /** A handle of a session that the engine has forgotten, back under its old number: the same inode, or ESTALE. */
@@ -185,6 +193,7 @@ export const OPS: { readonly [K in OpName]: OpProperties } = {
   copyFile: op(28, 'never'),
   syncAll: op(29),
   counters: op(30),
+  bring: op(31),
 };
 
 const byNumber = new Map<number, OpName>((Object.keys(OPS) as OpName[]).map((name) => [OPS[name].number, name]));

@@ -294,6 +294,10 @@ class MemoryFile implements OpenFile {
     target.set(this.node.bytes.subarray(offsetBytes, offsetBytes + count));
     return count;
   }
+  async bring(offsetBytes: number, lengthBytes: number, options?: OpOptions): Promise<number> {
+    await this.#enter('read', options);
+    return Math.max(0, Math.min(lengthBytes, this.node.sizeBytes - offsetBytes));
+  }
   async write(offsetBytes: number | null, source: Uint8Array, options?: OpOptions) {
     await this.#enter('write', options);
     if ((this.flags & O_ACCMODE) === constants.O_RDONLY) throw fail('badHandle', 'write');
