@@ -22,4 +22,12 @@ export function vitest(...paths: readonly string[]): readonly string[] {
   return ['vitest', ...paths];
 }
 
-export const suites: readonly Suite[] = [];
+export const suites: readonly Suite[] = [
+  {
+    name: 'nvme',
+    shows: 'NVMe commands passed through to namespaces, checked by dd and nvme-cli; identify, logs, errors in words',
+    guests: 1,
+    commands: [vitest('native/napi-nvme/test/passthrough.hw.test.ts')],
+    deadlineS: 240,
+  },
+];

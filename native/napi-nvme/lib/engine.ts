@@ -1,5 +1,17 @@
+import { ACCESS_WISHES, type AccessWish, chooseAccess } from './block-access.js';
 import { BlockIoError, errnoName } from './errors.js';
-import { type NativeAddon, type NativeEngine, type NativeTarget, native } from './native.js';
+import { type NativeAddon, type NativeEngine, native } from './native.js';
+import {
+  type AttachedBuffer,
+  type BlockDeviceHandle,
+  checkPlace,
+  failureOf,
+  type IoBuffer,
+  OpenedDevice,
+  type Operation,
+  type OperationName,
+  outcomeOf,
+} from './opened-device.js';
 
 /**
  * The block engine: one io_uring of this thread, the buffers attached to it, and the devices opened on it.
@@ -22,6 +34,13 @@ export interface EngineOptions {
    * paid before; 0 to 1000. Costs processor time where there is nothing else to do, saves the wake-up.
    */
   readonly spinUsMax?: number;
+  /** For NVMe commands passed through: when the kernel gives one up (ETIMEDOUT). */
+  readonly commandTimeoutMs?: number;
+  /**
+   * For NVMe commands passed through, which the kernel doesn't repeat: for how long a passing trouble of the path (a controller that
+   * reconnects, an access group in transition) is waited out. 0: not at all.
+   */
+  readonly pathRetryMsMax?: number;
 }
 
 export interface AttachOptions {
@@ -33,37 +52,11 @@ export interface OpenOptions {
   readonly readOnly?: boolean;
   /** prefer: through the page cache where the file system refuses O_DIRECT; require: EINVAL then; off: never. */
   readonly direct?: 'prefer' | 'require' | 'off';
-}
-
-/** Memory that operations may name. */
-export interface IoBuffer {
-  readonly buffer: ArrayBuffer;
-  readonly lengthBytes: number;
-  /** Whether the kernel has it registered. */
-  readonly registered: boolean;
-  /** Why not: an errno's name, ENOMEM for the limit on locked memory; null if it is, or if it wasn't wanted. */
-  readonly notRegisteredBecause: string | null;
-}
-
-interface AttachedBuffer extends IoBuffer {
-  readonly engine: BlockEngine;
-  readonly slot: number;
-  readonly addressModulo: number;
-  inFlight: number;
-  detached: boolean;
-}
-
-type OperationName = BlockIoError['syscall'];
-
-interface Operation {
-  name: OperationName;
-  device: OpenedDevice;
-  buffer: AttachedBuffer | null;
-  offsetBytes: number;
-  bufferOffsetBytes: number;
-  lengthBytes: number;
-  resolve: () => void;
-  reject: (error: Error) => void;
+  /**
+   * auto: NVMe commands to a namespace's character device where that can be done, else the block device or file. passthrough: only
+   * that. block: the kernel's block device. `device.access` and `device.accessReason` tell what was taken.
+   */
+  readonly access?: AccessWish;
 }
 
 /** Engines with operations in flight: their promises must settle even if nobody holds anything else of them. */
@@ -72,12 +65,18 @@ const busy = new Set<BlockEngine>();
 const QUEUE_DEPTH_DEFAULT = 128;
 const WAITING_MAX_DEFAULT = 65_536;
 const SPIN_US_DEFAULT = 100;
+const COMMAND_TIMEOUT_MS_DEFAULT = 30_000;
+const PATH_RETRY_MS_DEFAULT = 3000;
+const RETRY_DELAY_MS_MIN = 10;
+const RETRY_DELAY_MS_MAX = 200;
 const POLL_US_MAX = 60_000_000;
 const DIRECT_MODES = ['prefer', 'require', 'off'] as const;
 
 export class BlockEngine {
   readonly queueDepth: number;
   readonly #waitingMax: number;
+  readonly #commandTimeoutMs: number;
+  readonly #pathRetryMsMax: number;
   readonly #addon: NativeAddon;
   readonly #native: NativeEngine;
   readonly #instructions: DataView;
@@ -101,6 +100,18 @@ export class BlockEngine {
     this.queueDepth = wholeNumber('queueDepth', options.queueDepth ?? QUEUE_DEPTH_DEFAULT, 1, abi.depthMax);
     this.#waitingMax = wholeNumber('waitingMax', options.waitingMax ?? WAITING_MAX_DEFAULT, 0, 2 ** 24);
     const spinUs = wholeNumber('spinUsMax', options.spinUsMax ?? SPIN_US_DEFAULT, 0, 1000);
+    this.#commandTimeoutMs = wholeNumber(
+      'commandTimeoutMs',
+      options.commandTimeoutMs ?? COMMAND_TIMEOUT_MS_DEFAULT,
+      1,
+      2 ** 31 - 1,
+    );
+    this.#pathRetryMsMax = wholeNumber(
+      'pathRetryMsMax',
+      options.pathRetryMsMax ?? PATH_RETRY_MS_DEFAULT,
+      0,
+      2 ** 31 - 1,
+    );
     // Weakly, so that an engine nobody uses any more can be collected; while it is busy, `busy` holds it.
     const weak = new WeakRef(this);
     this.#native = new this.#addon.Engine(this.queueDepth, spinUs, (count) => {
@@ -115,6 +126,8 @@ export class BlockEngine {
       flush: abi.flush,
       discard: abi.discard,
       writeZeroes: abi.writeZeroes,
+      compare: abi.compare,
+      verify: abi.verify,
     };
     this.#operations = new Array<Operation | null>(this.queueDepth).fill(null);
     for (let tag = this.queueDepth - 1; tag >= 0; tag--) this.#freeTags.push(tag);
@@ -175,12 +188,20 @@ export class BlockEngine {
     if (typeof path !== 'string') throw new TypeError('open wants a path');
     const direct = DIRECT_MODES.indexOf(options.direct ?? 'prefer');
     if (direct < 0) throw new TypeError(`direct is one of ${DIRECT_MODES.join(', ')}`);
-    const target = await this.#native.open(path, options.readOnly ?? false, direct);
+    const wish = options.access ?? 'auto';
+    if (!ACCESS_WISHES.includes(wish)) throw new TypeError(`access is one of ${ACCESS_WISHES.join(', ')}`);
+    const choice = await chooseAccess(path, wish, this.#native.passesCommands, this.#commandTimeoutMs);
+    this.#checkOpen();
+    const readOnly = (options.readOnly ?? false) || choice.namespace?.writeProtected === true;
+    const target =
+      choice.geometry === null
+        ? await this.#native.open(choice.path, readOnly, direct)
+        : await this.#native.openNamespace(choice.path, readOnly, choice.geometry);
     if (this.#closing !== null) {
       this.#native.closeTarget(target.slot);
       throw new Error('the engine is closed');
     }
-    const device = new OpenedDevice(this, path, target, (gone) => {
+    const device = new OpenedDevice(this, path, target, choice, (gone) => {
       this.#devices.delete(gone);
       this.#native.closeTarget(target.slot);
     });
@@ -254,6 +275,8 @@ export class BlockEngine {
         offsetBytes,
         bufferOffsetBytes,
         lengthBytes,
+        deadlineMs: 0,
+        retries: 0,
         resolve,
         reject,
       };
@@ -307,7 +330,10 @@ export class BlockEngine {
     const { abi } = this.#addon;
     const tags: number[] = [];
     for (let i = 0; i < count; i++) tags.push(this.#instructions.getUint32(i * abi.instructionBytes + abi.tagAt, true));
-    for (const tag of tags) this.#settle(tag, (operation) => operation.reject(error));
+    for (const tag of tags) {
+      const operation = this.#operations[tag];
+      if (operation !== null && operation !== undefined) this.#settle(tag, operation, () => operation.reject(error));
+    }
   }
 
   #dispatch(count: number): void {
@@ -318,19 +344,38 @@ export class BlockEngine {
       const at = i * abi.completionBytes;
       const errno = view.getInt32(at + abi.completionErrorAt, true);
       const doneBytes = view.getFloat64(at + abi.completionDoneAt, true);
-      this.#settle(view.getUint32(at + abi.completionTagAt, true), (operation) =>
-        complete(operation, errno, doneBytes),
-      );
+      const status = view.getUint32(at + abi.completionStatusAt, true);
+      this.#complete(view.getUint32(at + abi.completionTagAt, true), errno, doneBytes, status);
     }
     this.#dispatching = false;
   }
 
-  #settle(tag: number, how: (operation: Operation) => void): void {
+  #complete(tag: number, errno: number, doneBytes: number, status: number): void {
     const operation = this.#operations[tag];
     if (operation === null || operation === undefined) return;
+    const outcome = outcomeOf(operation, errno, doneBytes, status);
+    if (outcome === 'done') this.#settle(tag, operation, operation.resolve);
+    else if (outcome instanceof Error) this.#settle(tag, operation, () => operation.reject(outcome));
+    else this.#retry(tag, operation, errno, doneBytes, status);
+  }
+
+  /** The operation keeps its tag meanwhile: it is still in flight, for everybody but the device. */
+  #retry(tag: number, operation: Operation, errno: number, doneBytes: number, status: number): void {
+    const nowMs = performance.now();
+    if (operation.deadlineMs === 0) operation.deadlineMs = nowMs + this.#pathRetryMsMax;
+    if (nowMs >= operation.deadlineMs) {
+      const error = failureOf(operation, errno, doneBytes, status);
+      this.#settle(tag, operation, () => operation.reject(error));
+      return;
+    }
+    const delayMs = Math.min(RETRY_DELAY_MS_MIN * 2 ** Math.min(operation.retries++, 10), RETRY_DELAY_MS_MAX);
+    setTimeout(() => this.#write(tag, operation), Math.min(delayMs, operation.deadlineMs - nowMs));
+  }
+
+  #settle(tag: number, operation: Operation, how: () => void): void {
     this.#operations[tag] = null;
     if (operation.buffer !== null) operation.buffer.inFlight--;
-    how(operation);
+    how();
     operation.device.ended();
     const next = this.#nextWaiting();
     if (next !== undefined) this.#write(tag, next);
@@ -351,148 +396,6 @@ export class BlockEngine {
       this.#waitingHead = 0;
     }
     return next;
-  }
-}
-
-function complete(operation: Operation, errno: number, doneBytes: number): void {
-  const { name, device, offsetBytes, lengthBytes } = operation;
-  if (errno === 0 && (doneBytes === lengthBytes || name === 'flush')) {
-    operation.resolve();
-    return;
-  }
-  const short = errno === 0;
-  const code = short ? 'EIO' : errnoName(errno);
-  const detail = short
-    ? `the device ended after ${doneBytes} bytes`
-    : `the device failed${doneBytes > 0 ? ` after ${doneBytes} bytes` : ''}`;
-  operation.reject(new BlockIoError(code, name, device.path, offsetBytes, lengthBytes, doneBytes, short, detail));
-}
-
-function checkPlace(
-  device: OpenedDevice,
-  buffer: AttachedBuffer | null,
-  offsetBytes: number,
-  bufferOffsetBytes: number,
-  lengthBytes: number,
-  refuse: (code: string, detail: string) => BlockIoError,
-): void {
-  const whole = Number.isSafeInteger(offsetBytes) && Number.isSafeInteger(lengthBytes);
-  if (!whole || offsetBytes < 0 || lengthBytes <= 0 || !Number.isSafeInteger(offsetBytes + lengthBytes))
-    throw refuse('EINVAL', 'offset and length are no byte range');
-  const { logicalBlockBytes, memoryAlignBytes, direct, kind } = device;
-  // Through the page cache files have no blocks; block devices always do for what isn't a transfer.
-  if (
-    (direct || (kind === 'block' && buffer === null)) &&
-    (offsetBytes % logicalBlockBytes || lengthBytes % logicalBlockBytes)
-  )
-    throw refuse('EINVAL', `not whole blocks of ${logicalBlockBytes} bytes`);
-  if (buffer === null) return;
-  if (buffer.detached) throw refuse('EFAULT', 'the buffer is detached');
-  const within = Number.isSafeInteger(bufferOffsetBytes) && bufferOffsetBytes >= 0;
-  if (!within || bufferOffsetBytes + lengthBytes > buffer.lengthBytes) throw refuse('EFAULT', 'outside of the buffer');
-  if (direct && (buffer.addressModulo + bufferOffsetBytes) % memoryAlignBytes !== 0)
-    throw refuse('EINVAL', `memory is not aligned to ${memoryAlignBytes} bytes`);
-}
-
-/** An opened device. All offsets and lengths are bytes; with `direct` they are whole logical blocks. */
-export interface BlockDeviceHandle {
-  readonly path: string;
-  readonly kind: 'block' | 'file';
-  /** When it was opened; a file may grow. */
-  readonly sizeBytes: number;
-  readonly logicalBlockBytes: number;
-  readonly physicalBlockBytes: number;
-  /** What direct I/O asks of memory addresses. */
-  readonly memoryAlignBytes: number;
-  /** False where the file system refused O_DIRECT: then everything goes through the page cache. */
-  readonly direct: boolean;
-  readonly readOnly: boolean;
-  readonly closed: boolean;
-  /** @throws {BlockIoError} with `short` set when the device ends before the transfer. */
-  read(offsetBytes: number, buffer: IoBuffer, bufferOffsetBytes: number, lengthBytes: number): Promise<void>;
-  write(offsetBytes: number, buffer: IoBuffer, bufferOffsetBytes: number, lengthBytes: number): Promise<void>;
-  /** Everything written before is durable when it resolves. */
-  flush(): Promise<void>;
-  /** Gives the space back; what is read there afterwards is the device's affair (zeros from files). */
-  discard(offsetBytes: number, lengthBytes: number): Promise<void>;
-  writeZeroes(offsetBytes: number, lengthBytes: number): Promise<void>;
-  /** Waits for its operations. A second call waits for the same. */
-  close(): Promise<void>;
-}
-
-class OpenedDevice implements BlockDeviceHandle {
-  #operations = 0;
-  #closing: Promise<void> | null = null;
-  #idle: (() => void) | null = null;
-
-  constructor(
-    private readonly engine: BlockEngine,
-    readonly path: string,
-    readonly target: NativeTarget,
-    private readonly release: (device: OpenedDevice) => void,
-  ) {}
-
-  get kind(): 'block' | 'file' {
-    return this.target.block ? 'block' : 'file';
-  }
-  get sizeBytes(): number {
-    return this.target.sizeBytes;
-  }
-  get logicalBlockBytes(): number {
-    return this.target.logicalBlockBytes;
-  }
-  get physicalBlockBytes(): number {
-    return this.target.physicalBlockBytes;
-  }
-  get memoryAlignBytes(): number {
-    return this.target.memoryAlignBytes;
-  }
-  get direct(): boolean {
-    return this.target.direct;
-  }
-  get readOnly(): boolean {
-    return this.target.readOnly;
-  }
-  get closed(): boolean {
-    return this.#closing !== null;
-  }
-
-  read(offsetBytes: number, buffer: IoBuffer, bufferOffsetBytes: number, lengthBytes: number): Promise<void> {
-    return this.engine.start('read', this, offsetBytes, buffer, bufferOffsetBytes, lengthBytes);
-  }
-  write(offsetBytes: number, buffer: IoBuffer, bufferOffsetBytes: number, lengthBytes: number): Promise<void> {
-    return this.engine.start('write', this, offsetBytes, buffer, bufferOffsetBytes, lengthBytes);
-  }
-  flush(): Promise<void> {
-    return this.engine.start('flush', this, 0, null, 0, 0);
-  }
-  discard(offsetBytes: number, lengthBytes: number): Promise<void> {
-    return this.engine.start('discard', this, offsetBytes, null, 0, lengthBytes);
-  }
-  writeZeroes(offsetBytes: number, lengthBytes: number): Promise<void> {
-    return this.engine.start('writeZeroes', this, offsetBytes, null, 0, lengthBytes);
-  }
-
-  close(): Promise<void> {
-    this.#closing ??= this.#close();
-    return this.#closing;
-  }
-  async #close(): Promise<void> {
-    if (this.#operations > 0)
-      await new Promise<void>((resolve) => {
-        this.#idle = resolve;
-      });
-    this.release(this);
-  }
-
-  /** @internal */
-  began(): void {
-    this.#operations++;
-  }
-  /** @internal */
-  ended(): void {
-    this.#operations--;
-    if (this.#operations === 0) this.#idle?.();
   }
 }
 

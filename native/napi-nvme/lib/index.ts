@@ -1,9 +1,22 @@
+export type { AccessWish, BlockAccess, NamespaceInfo } from './block-access.js';
+export { type AttachOptions, BlockEngine, type EngineOptions, type OpenOptions } from './engine.js';
+export { BlockIoError, NvmeCommandError } from './errors.js';
+export * from './nvme-commands.js';
+export { type CommandResult, NvmeDevice } from './nvme-device.js';
+export type {
+  IdentifyController,
+  IdentifyNamespace,
+  IdentifyNvmController,
+  LbaFormat,
+  PowerState,
+} from './nvme-identify.js';
+export type { DiscoveryEntry, DiscoveryLog, ErrorLogEntry, FirmwareLog, SmartLog } from './nvme-logs.js';
+export { decodeStatus, type NvmeStatus, type NvmeStatusType, STATUS, statusKey } from './nvme-status.js';
+export type { BlockDeviceHandle, IoBuffer } from './opened-device.js';
+export { guardOf, PROTECTION_BYTES, type ProtectionTags, protectionInformation } from './protection-information.js';
 export {
-  type AttachOptions,
-  type BlockDeviceHandle,
-  BlockEngine,
-  type EngineOptions,
-  type IoBuffer,
-  type OpenOptions,
-} from './engine.js';
-export { BlockIoError } from './errors.js';
+  type ReservationRegistrant,
+  type ReservationReport,
+  type ReservationSupport,
+  Reservations,
+} from './reservations.js';

@@ -9,6 +9,8 @@ export interface NativeAbi {
   readonly flush: number;
   readonly discard: number;
   readonly writeZeroes: number;
+  readonly compare: number;
+  readonly verify: number;
   readonly instructionBytes: number;
   readonly operationAt: number;
   readonly targetAt: number;
@@ -21,6 +23,8 @@ export interface NativeAbi {
   readonly completionTagAt: number;
   readonly completionErrorAt: number;
   readonly completionDoneAt: number;
+  readonly completionStatusAt: number;
+  readonly commandBytes: number;
   readonly depthMax: number;
 }
 
@@ -35,6 +39,32 @@ export interface NativeTarget {
   readonly memoryAlignBytes: number;
 }
 
+/** What commands to a namespace must know of it; see NamespaceGeometry in src/nvme_command.h. */
+export interface NativeGeometry {
+  readonly nsid: number;
+  readonly lbaBytes: number;
+  readonly lbaCount: number;
+  readonly protectionType: number;
+  readonly optionalCommands: number;
+  readonly transferBlocksMax: number;
+  readonly boundaryBlocks: number;
+  readonly zeroesBlocksMax: number;
+  readonly verifyBlocksMax: number;
+  readonly deallocateBlocksMax: number;
+  readonly timeoutMs: number;
+}
+
+export interface NativeCommandResult {
+  /** The kernel's, 0 for none. */
+  readonly errno: number;
+  /** The controller's, without the phase bit; 0 for success. */
+  readonly status: number;
+  readonly result: number;
+  readonly resultHigh: number;
+  readonly data: Uint8Array | null;
+  readonly metadata: Uint8Array | null;
+}
+
 export interface NativeEngine {
   readonly submissions: ArrayBuffer;
   readonly completions: ArrayBuffer;
@@ -46,6 +76,10 @@ export interface NativeEngine {
   detach(slot: number): boolean;
   /** @param direct 0 prefer, 1 require, 2 off */
   open(path: string, readOnly: boolean, direct: number): Promise<NativeTarget>;
+  /** A namespace by its character device. */
+  openNamespace(path: string, readOnly: boolean, geometry: NativeGeometry): Promise<NativeTarget>;
+  /** Whether this kernel's rings have room for NVMe commands. */
+  readonly passesCommands: boolean;
   closeTarget(slot: number): boolean;
   /** Takes the first `count` instructions of the arena. */
   submit(count: number): void;
@@ -59,6 +93,25 @@ export interface NativeAddon {
   readonly abi: NativeAbi;
   readonly Engine: new (depth: number, spinUs: number, onCompletions: (count: number) => void) => NativeEngine;
   allocate(lengthBytes: number): ArrayBuffer;
+  sendCommand(
+    fd: number,
+    io: boolean,
+    command: Uint8Array,
+    dataBytes: number,
+    data: Uint8Array | null,
+    metadataBytes: number,
+    metadata: Uint8Array | null,
+  ): Promise<NativeCommandResult>;
+  /** 0 for what is no namespace. */
+  namespaceId(fd: number): number;
+  /** The commands one after the other; after a discard's its range. */
+  encodeCommands(
+    geometry: NativeGeometry,
+    operation: number,
+    offsetBytes: number,
+    lengthBytes: number,
+    address: number,
+  ): Uint8Array;
 }
 
 let loaded: NativeAddon | undefined;

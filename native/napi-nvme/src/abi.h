@@ -4,7 +4,7 @@
 // Submission arena: `depth` instructions, written by JavaScript from index 0 on, read by one native call.
 //   byte  0  u32  operation
 //         4  u32  target slot
-//         8  u32  buffer slot (reads and writes)
+//         8  u32  buffer slot (reads, writes and compares)
 //        12  u32  tag: 0 .. depth-1, named again by the completion; one operation per tag at a time
 //        16  f64  offset on the device in bytes
 //        24  f64  offset in the buffer in bytes
@@ -14,6 +14,8 @@
 //   byte  0  u32  tag
 //         4  i32  errno, 0 for none
 //         8  f64  bytes done: less than asked for with errno 0 = the device ended there
+//        16  u32  NVMe status field without its phase bit (SC, SCT, CRD, M, DNR), 0 for none; errno is then EIO
+//        20  u32  0
 #ifndef NAPI_NVME_ABI_H_
 #define NAPI_NVME_ABI_H_
 
@@ -22,7 +24,15 @@
 
 namespace napi_nvme {
 
-enum Operation : uint32_t { kRead = 1, kWrite = 2, kFlush = 3, kDiscard = 4, kWriteZeroes = 5 };
+enum Operation : uint32_t {
+  kRead = 1,
+  kWrite = 2,
+  kFlush = 3,
+  kDiscard = 4,
+  kWriteZeroes = 5,
+  kCompare = 6,
+  kVerify = 7
+};
 
 struct Instruction {
   uint32_t operation;
@@ -39,8 +49,10 @@ struct Completion {
   uint32_t tag;
   int32_t error;
   double done_bytes;
+  uint32_t nvme_status;
+  uint32_t zero;
 };
-static_assert(sizeof(Completion) == 16);
+static_assert(sizeof(Completion) == 24 && offsetof(Completion, nvme_status) == 16);
 
 constexpr uint32_t kDepthMax = 4096;
 constexpr uint32_t kTargetsMax = 256;

@@ -11,6 +11,8 @@
 
 #include <utility>
 
+#include "nvme_passthrough.h"
+
 namespace napi_nvme {
 namespace {
 
@@ -56,12 +58,30 @@ BlockTarget& BlockTarget::operator=(BlockTarget&& other) noexcept {
   logical_block_bytes = other.logical_block_bytes;
   physical_block_bytes = other.physical_block_bytes;
   memory_align_bytes = other.memory_align_bytes;
+  geometry = std::move(other.geometry);
   return *this;
 }
 
 void BlockTarget::Close() {
   if (fd >= 0) close(fd);
   fd = -1;
+  geometry.reset();
+}
+
+int BlockTarget::OpenNamespace(const std::string& path, bool want_read_only, const NamespaceGeometry& wanted,
+                               std::string* failed_call) {
+  const int error = napi_nvme::OpenNamespace(path, want_read_only, wanted.nsid, &fd, failed_call);
+  if (error != 0) return error;
+  is_block = true;
+  direct = true;
+  read_only = want_read_only;
+  size_bytes = wanted.lba_count * wanted.lba_bytes;
+  logical_block_bytes = wanted.lba_bytes;
+  physical_block_bytes = wanted.lba_bytes;
+  // Of physical region pages.
+  memory_align_bytes = 4;
+  geometry = std::make_unique<NamespaceGeometry>(wanted);
+  return 0;
 }
 
 int BlockTarget::Open(const std::string& path, bool want_read_only, Direct want_direct, std::string* failed_call) {

@@ -1,9 +1,13 @@
-// One opened block device, loop device or regular file, and what can be found out about it.
+// One opened block device, loop device, regular file, or NVMe namespace by its character device, and what can be found
+// out about it.
 #ifndef NAPI_NVME_BLOCK_TARGET_H_
 #define NAPI_NVME_BLOCK_TARGET_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
+
+#include "nvme_command.h"
 
 namespace napi_nvme {
 
@@ -21,6 +25,9 @@ class BlockTarget {
 
   // Blocking. Returns 0 or an errno, and in `failed_call` the system call's name.
   int Open(const std::string& path, bool read_only, Direct direct, std::string* failed_call);
+  // The same for a namespace's character device; what it is like is known already.
+  int OpenNamespace(const std::string& path, bool read_only, const NamespaceGeometry& geometry,
+                    std::string* failed_call);
   void Close();
 
   bool is_open() const { return fd >= 0; }
@@ -34,6 +41,8 @@ class BlockTarget {
   uint32_t physical_block_bytes = 512;
   // What O_DIRECT asks of memory addresses.
   uint32_t memory_align_bytes = 1;
+  // Set for a namespace to which commands are passed through; null for everything else.
+  std::unique_ptr<NamespaceGeometry> geometry;
 };
 
 // The blocking halves of discard and write-zeroes for block devices; for a thread. 0 or an errno.

@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "abi.h"
+#include "addon.h"
 #include "block_target.h"
 #include "ring.h"
 
@@ -37,16 +38,6 @@ uint64_t NowNs() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1000000000u + static_cast<uint64_t>(now.tv_nsec);
-}
-
-Napi::Error SystemError(Napi::Env env, int error, const char* call, const std::string& path) {
-  Napi::Error made = Napi::Error::New(env, std::string(uv_err_name(-error)) + ": " + uv_strerror(-error) + ", " + call +
-                                               (path.empty() ? "" : " '" + path + "'"));
-  made.Set("code", Napi::String::New(env, uv_err_name(-error)));
-  made.Set("errno", Napi::Number::New(env, -error));
-  made.Set("syscall", Napi::String::New(env, call));
-  if (!path.empty()) made.Set("path", Napi::String::New(env, path));
-  return made;
 }
 
 class Engine;
@@ -127,7 +118,9 @@ class Engine : public Napi::ObjectWrap<Engine> {
     return DefineClass(
         env, "Engine",
         {InstanceMethod("attach", &Engine::Attach), InstanceMethod("detach", &Engine::Detach),
-         InstanceMethod("open", &Engine::Open), InstanceMethod("closeTarget", &Engine::CloseTarget),
+         InstanceMethod("open", &Engine::Open), InstanceMethod("openNamespace", &Engine::OpenNamespace),
+         InstanceMethod("closeTarget", &Engine::CloseTarget),
+         InstanceAccessor("passesCommands", &Engine::PassesCommands, nullptr),
          InstanceMethod("submit", &Engine::Submit), InstanceMethod("poll", &Engine::Poll),
          InstanceMethod("close", &Engine::Close), InstanceAccessor("submissions", &Engine::Submissions, nullptr),
          InstanceAccessor("completions", &Engine::Completions, nullptr)});
@@ -224,6 +217,12 @@ class Engine : public Napi::ObjectWrap<Engine> {
   class Opening;
   // open(path, readOnly, direct: 0 prefer, 1 require, 2 off) -> Promise<{ slot, … }>
   Napi::Value Open(const Napi::CallbackInfo& info);
+  // openNamespace(path, readOnly, geometry) -> Promise<{ slot, … }>
+  Napi::Value OpenNamespace(const Napi::CallbackInfo& info);
+
+  Napi::Value PassesCommands(const Napi::CallbackInfo& info) {
+    return Napi::Boolean::New(info.Env(), Live(info)->passes_commands());
+  }
 
   Napi::Value CloseTarget(const Napi::CallbackInfo& info) {
     Ring* ring = Live(info);
@@ -465,9 +464,14 @@ class Engine::Opening : public Napi::AsyncWorker {
     engine_ = Napi::Persistent(engine->Value());
     raw_ = engine;
   }
+  // From here on it is a namespace that is opened.
+  void SetGeometry(const NamespaceGeometry& geometry) { geometry_ = std::make_unique<NamespaceGeometry>(geometry); }
   Napi::Promise Promise() const { return deferred_.Promise(); }
 
-  void Execute() override { error_ = target_.Open(path_, read_only_, direct_, &call_); }
+  void Execute() override {
+    error_ = geometry_ != nullptr ? target_.OpenNamespace(path_, read_only_, *geometry_, &call_)
+                                  : target_.Open(path_, read_only_, direct_, &call_);
+  }
 
   void OnOK() override {
     const Napi::Env env = Env();
@@ -502,6 +506,7 @@ class Engine::Opening : public Napi::AsyncWorker {
   const std::string path_;
   const bool read_only_;
   const Direct direct_;
+  std::unique_ptr<NamespaceGeometry> geometry_;
   Napi::ObjectReference engine_;
   Engine* raw_;
   BlockTarget target_;
@@ -515,6 +520,18 @@ Napi::Value Engine::Open(const Napi::CallbackInfo& info) {
   const uint32_t direct = Number(info, 2, 0, 2);
   auto* opening =
       new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(), static_cast<Direct>(direct));
+  const Napi::Promise promise = opening->Promise();
+  opening->Queue();
+  return promise;
+}
+
+Napi::Value Engine::OpenNamespace(const Napi::CallbackInfo& info) {
+  const Ring* ring = Live(info);
+  if (!info[0].IsString()) throw Napi::TypeError::New(info.Env(), "a path is wanted");
+  if (!ring->passes_commands()) throw SystemError(info.Env(), EOPNOTSUPP, "io_uring_setup", info[0].As<Napi::String>());
+  const NamespaceGeometry geometry = ParseGeometry(info.Env(), info[2]);
+  auto* opening = new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(), Direct::kRequire);
+  opening->SetGeometry(geometry);
   const Napi::Promise promise = opening->Promise();
   opening->Queue();
   return promise;
@@ -539,6 +556,8 @@ Napi::Object Abi(Napi::Env env) {
   set("flush", kFlush);
   set("discard", kDiscard);
   set("writeZeroes", kWriteZeroes);
+  set("compare", kCompare);
+  set("verify", kVerify);
   set("instructionBytes", sizeof(Instruction));
   set("operationAt", offsetof(Instruction, operation));
   set("targetAt", offsetof(Instruction, target));
@@ -551,6 +570,8 @@ Napi::Object Abi(Napi::Env env) {
   set("completionTagAt", offsetof(Completion, tag));
   set("completionErrorAt", offsetof(Completion, error));
   set("completionDoneAt", offsetof(Completion, done_bytes));
+  set("completionStatusAt", offsetof(Completion, nvme_status));
+  set("commandBytes", sizeof(nvme_uring_cmd));
   set("depthMax", kDepthMax);
   return abi;
 }
@@ -559,6 +580,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("abi", Abi(env));
   exports.Set("Engine", Engine::Define(env));
   exports.Set("allocate", Napi::Function::New(env, Allocate, "allocate"));
+  DefineCommands(env, exports);
   return exports;
 }
 

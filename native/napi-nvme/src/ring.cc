@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <utility>
 
 namespace napi_nvme {
@@ -20,9 +22,23 @@ constexpr uint64_t kRegisteredPieceBytes = uint64_t{1} << 30;
 constexpr uint32_t kRegisteredEntries = 256;
 // Below the kernel's limit for one transfer, and a multiple of every block size.
 constexpr uint64_t kTransferBytesMax = uint64_t{1} << 30;
+// How many commands of one request are under way together.
+constexpr uint32_t kCommandsPerRequest = 8;
+// A completion names the tag, whether its command named registered memory, and where in the request it began, in
+// blocks.
+constexpr int kTagBits = 16;
+constexpr uint64_t kNamedRegistered = uint64_t{1} << kTagBits;
+constexpr int kStartShift = kTagBits + 1;
+static_assert(kDepthMax <= 1u << kTagBits);
 // Of a request that the kernel interrupts or puts off, and of a submission that it refuses.
 constexpr int kRestartsMax = 64;
 constexpr int kSubmitAttempts = 1000;
+
+// sqe->uring_cmd_flags stands where other operations have theirs; older headers don't name it.
+#if !defined(IORING_URING_CMD_FIXED)
+constexpr uint32_t IORING_URING_CMD_FIXED = 1u << 0;
+#endif
+static_assert(sizeof(nvme_uring_cmd) == 72);
 
 bool IsTransfer(Operation operation) { return operation == kRead || operation == kWrite; }
 
@@ -31,23 +47,35 @@ bool IsByteCount(double value) { return value >= 0 && value <= kBytesMax && std:
 }  // namespace
 
 Ring::Ring(uint32_t depth, std::function<void(const Offloaded&)> offload)
-    : depth_(depth), offload_(std::move(offload)), requests_(depth), targets_(kTargetsMax), buffers_(kBuffersMax) {}
+    : depth_(depth),
+      offload_(std::move(offload)),
+      requests_(depth),
+      targets_(kTargetsMax),
+      buffers_(kBuffersMax),
+      ranges_(depth) {}
 
 int Ring::Create(uint32_t depth, std::function<void(const Offloaded&)> offload, std::unique_ptr<Ring>* out) {
   std::unique_ptr<Ring> ring(new Ring(depth, std::move(offload)));
-  // Deferred: completions are worked off when this thread asks for them, and never interrupt it (Linux 6.1).
-  io_uring_params params = {};
-  params.flags =
-      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CLAMP;
-  int result = io_uring_queue_init_params(depth, &ring->ring_, &params);
-  ring->deferred_ = result == 0;
-  if (result == -EINVAL) {
-    params = {};
-    params.flags = IORING_SETUP_CLAMP;
+  // Deferred: completions are worked off when this thread asks for them, and never interrupt it (Linux 6.1). Large
+  // entries: for NVMe commands (5.19).
+  constexpr uint32_t kDeferred = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+  constexpr uint32_t kLarge = IORING_SETUP_SQE128 | IORING_SETUP_CQE32;
+  int result = -EINVAL;
+  for (const uint32_t flags : {kDeferred | kLarge, kDeferred, kLarge, 0u}) {
+    io_uring_params params = {};
+    params.flags = flags | IORING_SETUP_CLAMP;
     result = io_uring_queue_init_params(depth, &ring->ring_, &params);
+    ring->deferred_ = (flags & kDeferred) != 0;
+    ring->passes_commands_ = (flags & kLarge) != 0;
+    if (result != -EINVAL) break;
   }
   if (result != 0) return -result;
   ring->created_ = true;
+  if (ring->passes_commands_) {
+    io_uring_probe* probe = io_uring_get_probe_ring(&ring->ring_);
+    ring->passes_commands_ = probe != nullptr && io_uring_opcode_supported(probe, IORING_OP_URING_CMD) != 0;
+    if (probe != nullptr) io_uring_free_probe(probe);
+  }
   ring->notify_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (ring->notify_fd_ < 0) return errno;
   result = io_uring_register_eventfd(&ring->ring_, ring->notify_fd_);
@@ -82,6 +110,7 @@ int Ring::AddTarget(BlockTarget&& block) {
     if (targets_[slot].block.is_open()) continue;
     targets_[slot].block = std::move(block);
     targets_[slot].in_flight = 0;
+    targets_[slot].commands_name_registered = true;
     return static_cast<int>(slot);
   }
   return -1;
@@ -161,14 +190,24 @@ int Ring::Check(const Instruction& instruction) const {
   const auto operation = static_cast<Operation>(instruction.operation);
   const BlockTarget* block = target(instruction.target);
   if (block == nullptr) return EBADF;
-  if (operation < kRead || operation > kWriteZeroes) return EINVAL;
+  if (operation < kRead || operation > kVerify) return EINVAL;
   if (!IsByteCount(instruction.offset_bytes) || !IsByteCount(instruction.length_bytes) ||
       !IsByteCount(instruction.buffer_offset_bytes))
     return EINVAL;
+  if (block->geometry != nullptr) {
+    const int error = passes_commands_ ? CheckSupported(*block->geometry, operation) : EOPNOTSUPP;
+    if (error != 0) return error;
+  } else if (operation == kCompare || operation == kVerify) {
+    return EOPNOTSUPP;
+  }
   if (operation == kFlush) return 0;
   if (instruction.length_bytes == 0 || instruction.offset_bytes + instruction.length_bytes > kBytesMax) return EINVAL;
-  if (operation != kRead && block->read_only) return EROFS;
-  if (!IsTransfer(operation)) return 0;
+  const bool changes = operation == kWrite || operation == kDiscard || operation == kWriteZeroes;
+  if (changes && block->read_only) return EROFS;
+  if (block->geometry != nullptr && (std::fmod(instruction.offset_bytes, block->logical_block_bytes) != 0 ||
+                                     std::fmod(instruction.length_bytes, block->logical_block_bytes) != 0))
+    return EINVAL;
+  if (!HasData(operation)) return 0;
   if (instruction.buffer >= buffers_.size() || buffers_[instruction.buffer].base == nullptr) return EFAULT;
   const Buffer& buffer = buffers_[instruction.buffer];
   const auto length = static_cast<double>(buffer.length_bytes);
@@ -185,7 +224,7 @@ bool Ring::Submit(const Instruction* first, uint32_t count) {
     }
     const int error = Check(instruction);
     if (error != 0) {
-      finished_.push_back({instruction.tag, error, 0});
+      finished_.push_back({instruction.tag, error, 0, 0, 0});
       continue;
     }
     Request& request = requests_[instruction.tag];
@@ -199,9 +238,12 @@ bool Ring::Submit(const Instruction* first, uint32_t count) {
     request.done_bytes = 0;
     request.restarts = 0;
     request.punch = request.operation == kDiscard;
+    request.commands = 0;
+    request.cut_bytes = 0;
+    request.failed = false;
     in_flight_++;
     targets_[request.target].in_flight++;
-    if (IsTransfer(request.operation)) buffers_[request.buffer].in_flight++;
+    if (HasData(request.operation)) buffers_[request.buffer].in_flight++;
     Start(instruction.tag);
   }
   EnterPending();
@@ -211,6 +253,10 @@ bool Ring::Submit(const Instruction* first, uint32_t count) {
 void Ring::Start(uint32_t tag) {
   Request& request = requests_[tag];
   const BlockTarget& block = targets_[request.target].block;
+  if (block.geometry != nullptr) {
+    QueueCommands(tag);
+    return;
+  }
   switch (request.operation) {
     case kRead:
     case kWrite:
@@ -231,14 +277,69 @@ void Ring::Start(uint32_t tag) {
       else
         QueueFallocate(tag);
       break;
+    case kCompare:
+    case kVerify:
+      // Refused by Check.
+      break;
   }
+}
+
+// As many as may be under way: at least one, further ones while the ring's completion queue has room for all.
+void Ring::QueueCommands(uint32_t tag) {
+  Request& request = requests_[tag];
+  if (request.operation == kFlush) {
+    QueueCommand(tag, 0);
+    return;
+  }
+  // A discard's command refers to its range, of which there is one.
+  const uint32_t together = request.operation == kDiscard ? 1 : kCommandsPerRequest;
+  while (!request.failed && request.cut_bytes < request.length_bytes && request.commands < together &&
+         (request.commands == 0 || commands_ < depth_))
+    request.cut_bytes += QueueCommand(tag, request.cut_bytes);
+}
+
+// Returns how many bytes it takes.
+uint64_t Ring::QueueCommand(uint32_t tag, uint64_t start_bytes) {
+  Request& request = requests_[tag];
+  Target& target = targets_[request.target];
+  const NamespaceGeometry& geometry = *target.block.geometry;
+  const uint64_t lba = (request.offset_bytes + start_bytes) / geometry.lba_bytes;
+  const uint64_t rest = (request.length_bytes - start_bytes) / geometry.lba_bytes;
+  const uint64_t count = request.operation == kFlush ? 0 : NextPiece(geometry, request.operation, lba, rest);
+  const uint64_t length = count * geometry.lba_bytes;
+  io_uring_sqe* entry = NextEntry();
+  std::memset(static_cast<void*>(entry), 0, 2 * sizeof *entry);
+  entry->opcode = IORING_OP_URING_CMD;
+  entry->fd = target.block.fd;
+  entry->cmd_op = NVME_URING_CMD_IO;
+  entry->user_data = tag | (start_bytes / geometry.lba_bytes) << kStartShift;
+  uint64_t address = 0;
+  if (HasData(request.operation)) {
+    const Buffer& buffer = buffers_[request.buffer];
+    const uint64_t in_buffer = request.buffer_offset_bytes + start_bytes;
+    address = reinterpret_cast<uintptr_t>(buffer.base + in_buffer);
+    const uint64_t piece = in_buffer / kRegisteredPieceBytes;
+    const bool within = (in_buffer + length - 1) / kRegisteredPieceBytes == piece;
+    if (buffer.first_entry >= 0 && within && target.commands_name_registered) {
+      entry->rw_flags = IORING_URING_CMD_FIXED;
+      entry->buf_index = static_cast<uint16_t>(buffer.first_entry + static_cast<int>(piece));
+      entry->user_data |= kNamedRegistered;
+    }
+  }
+  const nvme_uring_cmd command = EncodeCommand(geometry, request.operation, lba, count, address, &ranges_[tag]);
+  std::memcpy(entry->cmd, &command, sizeof command);
+  request.commands++;
+  commands_++;
+  return length;
 }
 
 io_uring_sqe* Ring::NextEntry() {
   io_uring_sqe* entry = io_uring_get_sqe(&ring_);
-  if (entry == nullptr) {
-    // Full of what is not submitted yet; there is room for all in flight, so one submission makes room.
-    io_uring_submit(&ring_);
+  // Full of what is not submitted yet; there is room for all in flight, so one submission makes room.
+  for (int attempt = 0; entry == nullptr; attempt++) {
+    // A ring that takes nothing any more, although nothing is wrong with what it is given.
+    if (attempt == kSubmitAttempts) std::abort();
+    if (io_uring_submit(&ring_) < 0) sched_yield();
     entry = io_uring_get_sqe(&ring_);
   }
   unsubmitted_ = true;
@@ -318,7 +419,17 @@ void Ring::TakeResults() {
   for (;;) {
     const unsigned count = io_uring_peek_batch_cqe(&ring_, entries, 64);
     if (count == 0) break;
-    for (unsigned i = 0; i < count; i++) HandleResult(static_cast<uint32_t>(entries[i]->user_data), entries[i]->res);
+    for (unsigned i = 0; i < count; i++) {
+      const uint64_t data = entries[i]->user_data;
+      const auto tag = static_cast<uint32_t>(data & ((uint64_t{1} << kTagBits) - 1));
+      if (tag >= depth_ || !requests_[tag].busy) continue;
+      const BlockTarget& block = targets_[requests_[tag].target].block;
+      if (block.geometry != nullptr)
+        HandleCommandResult(tag, (data >> kStartShift) * block.logical_block_bytes, (data & kNamedRegistered) != 0,
+                            entries[i]->res);
+      else
+        HandleResult(tag, entries[i]->res);
+    }
     io_uring_cq_advance(&ring_, count);
   }
   // What HandleResult queued: the rest of short transfers.
@@ -333,8 +444,37 @@ void Ring::Wait(uint32_t max_wait_us) {
   io_uring_wait_cqes(&ring_, &entry, 1, &limit, nullptr);
 }
 
+// `result`: negative is the kernel's errno, positive the controller's status. What the kernel interrupted is not begun
+// again: that is how it reports commands that it gave up (timeout, reset), and whoever asked must hear of it.
+void Ring::HandleCommandResult(uint32_t tag, uint64_t start_bytes, bool named_registered, int result) {
+  Request& request = requests_[tag];
+  Target& target = targets_[request.target];
+  request.commands--;
+  commands_--;
+  if (named_registered && result == -EINVAL) {
+    // Refused for that alone, perhaps; else it will be refused again. Linux 6.1 takes registered memory only up to its
+    // end, older ones not at all.
+    target.commands_name_registered = false;
+    QueueCommand(tag, start_bytes);
+    return;
+  }
+  if (result == -EAGAIN && request.restarts++ < kRestartsMax) {
+    QueueCommand(tag, start_bytes);
+    return;
+  }
+  if (result != 0 && (!request.failed || start_bytes < request.failed_at_bytes)) {
+    request.failed = true;
+    request.failed_at_bytes = start_bytes;
+    request.failed_error = result < 0 ? -result : EIO;
+    request.failed_status = result > 0 ? static_cast<uint32_t>(result) & 0x7fff : 0;
+  }
+  if (request.operation != kFlush) QueueCommands(tag);
+  if (request.commands > 0) return;
+  request.done_bytes = request.failed ? request.failed_at_bytes : request.length_bytes;
+  Finish(tag, request.failed ? request.failed_error : 0, request.failed ? request.failed_status : 0);
+}
+
 void Ring::HandleResult(uint32_t tag, int result) {
-  if (tag >= depth_ || !requests_[tag].busy) return;
   Request& request = requests_[tag];
   if ((result == -EINTR || result == -EAGAIN) && request.restarts++ < kRestartsMax) {
     Start(tag);
@@ -371,13 +511,13 @@ void Ring::CompleteOffloaded(uint32_t tag, int error) {
   Finish(tag, error);
 }
 
-void Ring::Finish(uint32_t tag, int error) {
+void Ring::Finish(uint32_t tag, int error, uint32_t nvme_status) {
   Request& request = requests_[tag];
   request.busy = false;
   in_flight_--;
   targets_[request.target].in_flight--;
-  if (IsTransfer(request.operation)) buffers_[request.buffer].in_flight--;
-  finished_.push_back({tag, error, static_cast<double>(request.done_bytes)});
+  if (HasData(request.operation)) buffers_[request.buffer].in_flight--;
+  finished_.push_back({tag, error, static_cast<double>(request.done_bytes), nvme_status, 0});
 }
 
 }  // namespace napi_nvme

@@ -7,8 +7,9 @@
 // the kernel may answer short, interrupted or with any errno; registration may be refused.
 //
 // Knows nothing of JavaScript; one thread only. Operations that the ring can't do are handed to `offload` and come back
-// by `CompleteOffloaded`. Commands of NVMe's own would be a further operation next to these, on a ring of 128-byte
-// entries.
+// by `CompleteOffloaded`. Where the kernel has them, entries are of 128 bytes: then commands of NVMe's own travel next
+// to everything else. A request to a namespace is cut into commands, several of which are under way at a time; the
+// first that failed, by its place, decides.
 #ifndef NAPI_NVME_RING_H_
 #define NAPI_NVME_RING_H_
 
@@ -50,6 +51,8 @@ class Ring {
   void ReadNotification();
   uint32_t depth() const { return depth_; }
   uint32_t in_flight() const { return in_flight_; }
+  // Whether NVMe commands can be passed through.
+  bool passes_commands() const { return passes_commands_; }
   // In flight, or completed and not yet reaped.
   uint32_t pending() const { return in_flight_ + static_cast<uint32_t>(finished_.size()); }
 
@@ -90,6 +93,13 @@ class Ring {
     int restarts;
     // The second way to zero a file, when the file system lacks the first.
     bool punch;
+    // Of a namespace: commands under way, bytes that have been cut into commands, and the first that failed.
+    uint32_t commands;
+    uint64_t cut_bytes;
+    bool failed;
+    uint64_t failed_at_bytes;
+    int failed_error;
+    uint32_t failed_status;
   };
   struct Buffer {
     uint8_t* base = nullptr;
@@ -103,6 +113,8 @@ class Ring {
   struct Target {
     BlockTarget block;
     uint32_t in_flight = 0;
+    // Until the kernel refuses a command that names registered memory.
+    bool commands_name_registered = true;
   };
 
   Ring(uint32_t depth, std::function<void(const Offloaded&)> offload);
@@ -110,9 +122,12 @@ class Ring {
   void Start(uint32_t tag);
   void QueueTransfer(uint32_t tag);
   void QueueFallocate(uint32_t tag);
+  void QueueCommands(uint32_t tag);
+  uint64_t QueueCommand(uint32_t tag, uint64_t start_bytes);
   io_uring_sqe* NextEntry();
   void HandleResult(uint32_t tag, int result);
-  void Finish(uint32_t tag, int error);
+  void HandleCommandResult(uint32_t tag, uint64_t start_bytes, bool named_registered, int result);
+  void Finish(uint32_t tag, int error, uint32_t nvme_status = 0);
   int FindEntries(uint32_t count) const;
   void EnterPending();
   void TakeResults();
@@ -123,7 +138,9 @@ class Ring {
   int notify_fd_ = -1;
   bool created_ = false;
   bool deferred_ = false;
+  bool passes_commands_ = false;
   uint32_t in_flight_ = 0;
+  uint32_t commands_ = 0;
   bool unsubmitted_ = false;
   std::vector<Request> requests_;
   std::vector<Target> targets_;
@@ -131,6 +148,8 @@ class Ring {
   // Entries of the kernel's table that are taken; empty when it doesn't support sparse tables.
   std::vector<bool> entries_;
   std::deque<Completion> finished_;
+  // One for each tag: what a command in flight refers to stays.
+  std::vector<DeallocateRange> ranges_;
 };
 
 }  // namespace napi_nvme
