@@ -103,6 +103,8 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
   let failure: FsError | null = null;
   const listeners: ((why: FsError) => void)[] = [];
   let node: HoldfastNode | null = null;
+  /** Without NSDs there is nothing to end first, and in a library nobody who would: its tokens must not wait for the program's end. */
+  let leaveAlone: (() => void) | null = null;
   const fail = (why: FsError): void => {
     if (failure !== null) return;
     failure = why;
@@ -110,6 +112,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     node?.stop();
     logger.error({ why: why.message, lost }, 'the engine stops serving');
     for (const tell of listeners) tell(why);
+    leaveAlone?.();
   };
 
   try {
@@ -203,6 +206,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       { tokenServer: config.tokenServer },
     );
     node = made;
+    if (stores.length === 0) leaveAlone = () => void membership.leave(LEAVE_TIMEOUT_MS);
     undo.push(() => made.stop());
 
     const joined = membership.join({ address, tokenServer: config.tokenServer }, made.expulsionActions());

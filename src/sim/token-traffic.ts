@@ -86,5 +86,7 @@ function textOf(item: ToClientItem | ToServerItem): string {
       return `end of claims of epoch ${item.epoch}`;
     case 'ask':
       return `ask of epoch ${item.epoch}`;
+    case 'contradiction':
+      return `contradiction ${object} ${item.mode}${place(item.range.start, item.range.end)} with ${item.other}`;
   }
 }

@@ -177,17 +177,32 @@ export abstract class ServerTakeover extends ServerLine {
 
   /** Who holds what the claim conflicts with, in words, or null. */
   protected contradicted(member: Member, claim: ClaimItem): string | null {
-    const key = objectKey(claim.class, claim.object);
-    if (!this.ownership.owns(key) || this.ownership.trusts(key)) return null;
-    const hits: number[] = [];
-    this.table.collect(key, claim.range.start, claim.range.end, hits);
-    for (let i = 0; i < hits.length; i += HIT_STRIDE) {
-      if (hits[i] === member.index || !conflicts(claim.mode, hits[i + 1]! as TokenMode)) continue;
-      const { nodeId: other, incarnation } = this.members.at(hits[i]!).identity;
-      const what = `class ${claim.class} object ${claim.object} [${hits[i + 2]!}, ${hits[i + 3]!})`;
+    for (const holder of this.contradicting(member, claim)) {
+      const { nodeId: other, incarnation } = holder.identity;
+      const what = `class ${claim.class} object ${claim.object} [${claim.range.start}, ${claim.range.end})`;
       return `node ${member.identity.nodeId} claims what node ${other} in life ${incarnation} holds: ${what}`;
     }
     return null;
+  }
+
+  protected contradicting(member: Member, claim: ClaimItem): Set<Member> {
+    const found = new Set<Member>();
+    const key = objectKey(claim.class, claim.object);
+    if (!this.ownership.owns(key) || this.ownership.trusts(key)) return found;
+    const hits: number[] = [];
+    this.table.collect(key, claim.range.start, claim.range.end, hits);
+    for (let i = 0; i < hits.length; i += HIT_STRIDE)
+      if (hits[i] !== member.index && conflicts(claim.mode, hits[i + 1]! as TokenMode))
+        found.add(this.members.at(hits[i]!));
+    return found;
+  }
+
+  /** Which of them is right nobody can know: neither may go on (F7). One that is closed already serves nothing. */
+  protected tellContradiction(member: Member, other: Member, claim: ClaimItem): void {
+    const { class: tokenClass, object, mode, range } = claim;
+    const about = { kind: 'contradiction', class: tokenClass, object, mode, range } as const;
+    if (member.state === 'live') this.tell(member, { ...about, other: other.identity.nodeId });
+    if (other.state === 'live') this.tell(other, { ...about, other: member.identity.nodeId });
   }
 
   protected reportContradictions(): void {
@@ -204,7 +219,9 @@ export abstract class ServerTakeover extends ServerLine {
       this.fired('claimConflict');
       for (const claim of answer.claims) {
         const detail = this.contradicted(member, claim);
-        if (detail !== null) this.violations.push({ type: 'violation', by: member.identity, detail });
+        if (detail === null) continue;
+        this.violations.push({ type: 'violation', by: member.identity, detail });
+        for (const other of this.contradicting(member, claim)) this.tellContradiction(member, other, claim);
       }
     }
   }

@@ -109,7 +109,7 @@ export class World {
     this.fired.set(name, (this.fired.get(name) ?? 0) + 1);
     const faulty: readonly string[] = [...SERVER_FAULT_TRANSITIONS, ...CLIENT_FAULT_TRANSITIONS];
     // A conflicting claim comes with a violation that says more.
-    const excused = name === 'itemFromOtherServer' || name === 'claimConflict';
+    const excused = name === 'itemFromOtherServer' || name === 'claimConflict' || name === 'contradicted';
     if (faulty.includes(name) && !excused) throw new WorldError(`a peer broke the protocol: ${name}`);
   }
 
@@ -388,6 +388,7 @@ export class World {
         node.ops.delete(effect.opId);
         return;
       case 'released':
+      case 'broken':
         return;
     }
   }

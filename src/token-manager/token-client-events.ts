@@ -72,7 +72,9 @@ export type ClientEffect =
       readonly group: TokenGroup;
       readonly blockers: readonly Blocker[];
     }
-  | { readonly type: 'released'; readonly releaseId: number };
+  | { readonly type: 'released'; readonly releaseId: number }
+  /** I1 is broken, and this node is one of those concerned: what it caches may be wrong (F7). */
+  | { readonly type: 'broken'; readonly detail: string };
 
 export interface TokenClientSettings {
   /** A token is kept this long after its grant before a revocation of it begins, in milliseconds; pins are kept anyway. */
@@ -130,5 +132,10 @@ export const CLIENT_TRANSITIONS = [
   'fenced',
 ] as const;
 /** Fire only when a server breaks the protocol. */
-export const CLIENT_FAULT_TRANSITIONS = ['grantInvalid', 'refusedInvalid', 'itemFromOtherServer'] as const;
+export const CLIENT_FAULT_TRANSITIONS = [
+  'grantInvalid',
+  'refusedInvalid',
+  'itemFromOtherServer',
+  'contradicted',
+] as const;
 export type ClientTransition = (typeof CLIENT_TRANSITIONS)[number] | (typeof CLIENT_FAULT_TRANSITIONS)[number];

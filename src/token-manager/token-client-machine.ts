@@ -113,6 +113,12 @@ export class TokenClientMachine extends ClientRevocations {
         link.askedEpoch = item.epoch;
         this.answerAsk(link);
         return;
+      case 'contradiction': {
+        this.fired('contradicted');
+        const what = `class ${item.class} object ${item.object} [${item.range.start}, ${item.range.end})`;
+        this.effects.push({ type: 'broken', detail: `this node and node ${item.other} both hold ${what}` });
+        return;
+      }
     }
   }
 

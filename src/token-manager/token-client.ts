@@ -8,10 +8,11 @@
  * Counters: `tokens.client.<transition>` for each transition of the machine; `tokens.requestsSent`, `tokens.grants`,
  * `tokens.revokesServed`, `tokens.releases`, `tokens.refused` (by the server), `tokens.stale` (crossed or of an older life),
  * `tokens.messagesIn`, `tokens.messagesOut` (bodies, shared with the server on the same node), `tokens.badMessages`;
- * `tokens.askedAhead` (see TokenClientApi.ask);
+ * `tokens.askedAhead` (see TokenClientApi.ask), `tokens.violations` (another node holds what we hold, too: `onBroken` is told);
  * gauge `tokens.held` (ranges) is set by `gauges()`.
  */
 import type { Membership } from '../cluster/membership-api.js';
+import { InvariantError } from '../common/assert.js';
 import type { ByteRange } from '../common/byte-range.js';
 import type { Clock, Timer } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
@@ -47,7 +48,7 @@ export interface TokenClientWiring {
   readonly counters: Counters;
   readonly logger: Logger;
   readonly settings?: Partial<TokenClientSettings & TokenClientShellSettings>;
-  /** A revoke handler failed: the node can't give the token up, and must not keep it (F7). */
+  /** A revoke handler failed, or a server found that I1 is broken here: the node must not go on (F7). */
   readonly onBroken?: (error: unknown) => void;
 }
 export interface TokenClientShellSettings {
@@ -315,6 +316,13 @@ export class TokenClient implements TokenClientApi {
         const releasing = this.#releasing.get(effect.releaseId);
         this.#releasing.delete(effect.releaseId);
         releasing?.resolve();
+        return;
+      }
+      case 'broken': {
+        const { counters, logger, onBroken } = this.#wiring;
+        counters.add('tokens.violations');
+        logger.error({ detail: effect.detail }, 'tokens contradict each other: this node can not be believed');
+        onBroken?.(new InvariantError(effect.detail));
         return;
       }
     }

@@ -92,6 +92,14 @@ const toClient = fc.oneof(
     blockers: fc.array(blocker, { maxLength: 16 }),
   }),
   fc.record({ kind: fc.constant('ask' as const), epoch: anEpoch }),
+  fc.record({
+    kind: fc.constant('contradiction' as const),
+    class: tokenClass,
+    object,
+    mode,
+    range: bytes,
+    other: fc.nat(65535).map(nodeId),
+  }),
 ) as fc.Arbitrary<ToClientItem>;
 const header = { epoch: epoch(3), toIncarnation: incarnation(9) };
 

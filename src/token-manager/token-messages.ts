@@ -19,7 +19,7 @@ export const REQUEST_PARTS_MAX = 32;
 export const STATEMENT_RANGES_MAX = 64;
 export const BLOCKERS_MAX = 16;
 export const LIST_ENTRIES_MAX = 4096;
-const TOKEN_MESSAGE_VERSION = 1;
+const TOKEN_MESSAGE_VERSION = 2;
 
 export interface MessageHeader {
   /** Of the sender's view of the cluster. */
@@ -136,14 +136,23 @@ export interface AskItem {
   readonly kind: 'ask';
   readonly epoch: Epoch;
 }
-export type ToClientItem = GrantItem | RevokeItem | RefusalItem | AskItem;
+/** "You and another node both claim this, and neither falls: I1 is broken, and nothing that you cache may be believed." */
+export interface ContradictionItem {
+  readonly kind: 'contradiction';
+  readonly class: TokenClass;
+  readonly object: TokenObject;
+  readonly mode: TokenMode;
+  readonly range: ByteRange;
+  readonly other: NodeId;
+}
+export type ToClientItem = GrantItem | RevokeItem | RefusalItem | AskItem | ContradictionItem;
 
 export interface ToClientMessage extends MessageHeader {
   readonly items: readonly ToClientItem[];
 }
 
 const ToServerKind = { request: 1, cancel: 2, release: 3, answer: 4, claim: 5, claimEnd: 6 } as const;
-const ToClientKind = { grant: 1, revoke: 2, refusal: 3, ask: 4 } as const;
+const ToClientKind = { grant: 1, revoke: 2, refusal: 3, ask: 4, contradiction: 5 } as const;
 /** No item is longer than this; a body is closed while another one still fits. */
 const ITEM_BYTES_MAX = 2048;
 
@@ -235,6 +244,9 @@ function putToClient(w: ByteWriter, item: ToClientItem): void {
       return;
     case 'ask':
       w.u64(item.epoch);
+      return;
+    case 'contradiction':
+      putRange(putObject(w, item).u8(item.mode), item.range).u16(item.other);
       return;
   }
 }
@@ -403,6 +415,13 @@ function getToClient(r: ByteReader): ToClientItem {
     }
     case ToClientKind.ask:
       return { kind: 'ask', epoch: epoch(r.u64()) };
+    case ToClientKind.contradiction: {
+      const tokenClass = getClass(r);
+      const object = getObject(r);
+      const mode = getMode(r, TokenMode.shared);
+      const range = getRange(r);
+      return { kind: 'contradiction', class: tokenClass, object, mode, range, other: nodeId(r.u16()) };
+    }
     default:
       throw r.bad(`item of kind ${kind}`);
   }

@@ -10,7 +10,7 @@ import type { Fabric, MessageHandler, Peer, RequestHandler } from '../fabric/fab
 import { MessageType } from '../protocol/message-types.js';
 import { TokenClass, type TokenItem, TokenMode } from './token.js';
 import { TokenClient } from './token-client.js';
-import { decodeListReply, encodeExpel, encodeListRequest } from './token-messages.js';
+import { decodeListReply, encodeExpel, encodeListRequest, encodeToClient } from './token-messages.js';
 import { TokenServer } from './token-server.js';
 
 /** Virtual time: `pass` runs what is due. */
@@ -301,6 +301,17 @@ describe('token client and server over a fabric', () => {
     expect(clients[0].heldRange(TokenClass.data, 7, 0, TokenMode.exclusive)).toBeNull();
     clients[1].close();
     await expect(wants).rejects.toMatchObject({ reason: 'closed' });
+  });
+
+  it('F7: told that another node holds what it holds, it counts that and tells the owner', async () => {
+    const { network, counters, broken } = await cluster();
+    const about = { class: TokenClass.data, object: 7, mode: TokenMode.exclusive, range: range(0, 4096) };
+    const items = [{ kind: 'contradiction' as const, ...about, other: nodeId(9) }];
+    const [body] = encodeToClient({ epoch: epoch(1), toIncarnation: incarnation(1), items });
+    network.fabric(NODES[0]!).peer(NODES[1]!).send(MessageType.tokenToClient, body!);
+    await turns();
+    expect(counters[1]!.get('tokens.violations')).toBe(1);
+    expect(broken).toMatchObject([{ name: 'InvariantError', message: expect.stringContaining('node 9') }]);
   });
 
   it('tools list the table; whoever fences tells of expulsions by message; nonsense is refused and counted', async () => {

@@ -276,6 +276,9 @@ export class Player {
       case 'released':
         this.#out.push(`${name}: given back`);
         return;
+      case 'broken':
+        this.#out.push(`${name}: BROKEN: ${effect.detail}`);
+        return;
     }
   }
 
@@ -347,5 +350,7 @@ function describe(item: ToServerItem | ToClientItem): string {
       return `refuse ${item.requestId}: ${item.reason}`;
     case 'ask':
       return `what do you hold? (epoch ${item.epoch})`;
+    case 'contradiction':
+      return `you hold what ${nameOf(item.other)} holds: ${what} ${MODE_NAMES[item.mode]} ${show(item.range)}`;
   }
 }
