@@ -30,6 +30,10 @@ export function addClusterCommands(program: Command): void {
           ['being expelled', status.expelling.join(', ') || 'none'],
           ['lease', status.leaseLeftMs > 0 ? `${durationText(status.leaseLeftMs)} left` : 'out'],
           ['file system', status.fileSystem ?? 'none mounted'],
+          ...status.refusedNsds.map(({ nsd, nodeId, count, detail }): [string, string] => [
+            'NSD refused',
+            `${nsd} by node ${nodeId}, ${count} times: ${detail}`,
+          ]),
           ['up', `${durationText(status.uptimeMs)}, pid ${status.pid}, ${bytesText(status.residentBytes)} resident`],
           ['socket', status.socket],
         ]),

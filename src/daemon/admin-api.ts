@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import type { RefusedNsd } from './refused-nsds.js';
 
 /**
  * What tools ask of a daemon, and its answers. One table for server, client and tests: names, arguments, results. Answers are
@@ -58,6 +59,8 @@ export interface NodeStatus {
   /** Nodes out of the view that are not yet cleaned up after. */
   readonly expelling: readonly number[];
   readonly fileSystem: string | null;
+  /** NSDs that a node refused when it was to start, and has not served since. */
+  readonly refusedNsds: readonly RefusedNsd[];
   readonly residentBytes: number;
 }
 

@@ -42,7 +42,10 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
       const found = await engine.fileSystems();
       return Promise.all(found.map(({ name, record }) => describe(engine, name, record)));
     },
-    counters: async () => engine.counters(),
+    counters: async () => {
+      await engine.refusedNsds();
+      return engine.counters();
+    },
     unmount: async () => {
       await engine.unmount();
       return {};
@@ -51,7 +54,8 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
   return { call: (method, params) => handlers[method](params) };
 }
 
-function status(engine: NodeEngine, config: DaemonConfig, uptimeMs: number): NodeStatus {
+async function status(engine: NodeEngine, config: DaemonConfig, uptimeMs: number): Promise<NodeStatus> {
+  const refused = await engine.refusedNsds();
   const { membership } = engine;
   const { view, self } = membership;
   return {
@@ -71,6 +75,7 @@ function status(engine: NodeEngine, config: DaemonConfig, uptimeMs: number): Nod
     tokenServers: view.tokenServers,
     expelling: membership.expelling.map((entry) => entry.nodeId),
     fileSystem: engine.node.mountedAs?.name ?? null,
+    refusedNsds: refused.filter(({ standing }) => standing),
     residentBytes: process.memoryUsage.rss(),
   };
 }

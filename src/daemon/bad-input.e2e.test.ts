@@ -127,6 +127,19 @@ describe('an NSD', () => {
       }),
     );
     expect(twice.reason.reason).toBe('wrongNsd');
+    // Whoever was refused has ended: the nodes that run know how often, and what still stands.
+    await it.start(1, { nsds: [] });
+    const counted = await it.engines[0]!.refusedNsds();
+    expect(counted.map(({ nodeId: by, nsd: name, count }) => [by, name, count])).toEqual([
+      [2, 'nsd1', 1],
+      [2, 'nsd2', 3],
+      [2, 'nsd3', 1],
+    ]);
+    expect(it.engines[0]!.counters()).toMatchObject({
+      'nsd.refusedAtStart': 5,
+      'nsd.refusedAtStart.wrongNsd': expect.any(Number),
+    });
+    expect(counted.every(({ standing }) => standing)).toBe(true);
     await works(it.client(0), '/after');
   });
 
@@ -142,8 +155,12 @@ describe('an NSD', () => {
     expect(refused.reason.reason).toBe('wrongNsd');
     expect(refused.reason.message).toContain(real);
     await membership.updateNsd(uuid, (record) => ({ ...record!, fsUuid: real }));
+    const standing = async () => (await it.engines[0]!.refusedNsds()).filter((nsd) => nsd.standing);
+    expect(await standing()).toMatchObject([{ nodeId: 2, nsd: 'nsd2', reason: 'wrongNsd' }]);
     await it.start(1);
     expect(await it.client(1).readFile('/before', 'utf8')).toBe('works');
+    expect(await standing()).toEqual([]);
+    expect(it.engines[0]!.counters()['nsd.refusedAtStart.wrongNsd']).toBe(1);
   });
 
   test('that is not there makes EIO naming it, and only of what lies on it; when it is back everything is', async () => {

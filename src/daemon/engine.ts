@@ -23,6 +23,7 @@ import { LazyFileSystem } from './lazy-file-system.js';
 import { HoldfastNode, type NodeParts } from './node.js';
 import { type NsdConfig, openStores, type WrapDevice } from './open-stores.js';
 import { planPool } from './pool-plan.js';
+import { type RefusedNsd, RefusedNsds } from './refused-nsds.js';
 import { systemClock } from './system-clock.js';
 
 /**
@@ -67,6 +68,8 @@ export interface NodeEngine extends Engine {
   /** mkfs over these NSDs, or over all that belong to no file system. @throws {FsError} exists, notFound, busy. */
   createFileSystem(name: string, nsdNames?: readonly string[]): Promise<FileSystemRecord>;
   fileSystems(): Promise<{ name: string; record: FileSystemRecord }[]>;
+  /** Of all nodes, whenever they were to start; refreshes their counters. */
+  refusedNsds(): Promise<RefusedNsd[]>;
 }
 
 const ENTRIES_MAX = 65_536;
@@ -175,7 +178,9 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     const listening = config.listen === null ? null : await fabric.listen(config.listen);
     const address = listening === null ? null : (config.advertise ?? listening);
 
+    const refused = new RefusedNsds(store, membership.self.nodeId, counters, logger);
     const opened = await openStores(config.nsds, {
+      onRefused: ({ name }, why) => refused.add(name, why),
       pool,
       plan,
       checksums,
@@ -212,7 +217,11 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     const joined = membership.join({ address, tokenServer: config.tokenServer }, made.expulsionActions());
     await unlessStopped(joined, stop, 'join');
     for (const served of stores) {
-      refuseForeign(served, membership.view.nsds.get(served.uuid)?.fsUuid ?? null);
+      const foreign = foreignness(served, membership.view.nsds.get(served.uuid)?.fsUuid ?? null);
+      if (foreign !== null) {
+        await refused.add(served.header.name, foreign);
+        throw foreign;
+      }
       await membership.updateNsd(served.uuid, (record) => ({
         uuid: served.uuid,
         name: served.header.name,
@@ -224,6 +233,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     }
     const inView = seen(membership, ({ nsds }) => stores.every((served) => nsds.has(served.uuid)), VIEW_TIMEOUT_MS);
     await unlessStopped(inView, stop, 'join');
+    await refused.settle(config.nsds.map(({ name }) => name));
     // Which file system an NSD belongs to is decided in the store; its server writes it into the header.
     const claimStores = (): void => {
       for (const served of stores) {
@@ -294,6 +304,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       },
       fileSystems,
       unmount,
+      refusedNsds: () => refused.list(),
       createFileSystem: (name, nsdNames) => createFileSystem(made, membership, name, nsdNames),
       close: () => {
         ending ??= end();
@@ -375,9 +386,9 @@ function seen(membership: MembershipRuntime, there: (view: ClusterView) => boole
 }
 
 /** The cluster says which file system an NSD belongs to; a header that says another one was written elsewhere. */
-function refuseForeign({ header, uuid }: NsdStore, fsUuid: string | null): void {
-  if (fsUuid === null || header.fsUuid === null || header.fsUuid === fsUuid) return;
-  throw new FsError('wrongNsd', {
+function foreignness({ header, uuid }: NsdStore, fsUuid: string | null): FsError | null {
+  if (fsUuid === null || header.fsUuid === null || header.fsUuid === fsUuid) return null;
+  return new FsError('wrongNsd', {
     op: 'nsd.open',
     object: `nsd ${uuid}`,
     detail: `'${header.name}' belongs to file system ${header.fsUuid}, the cluster has it in ${fsUuid}`,

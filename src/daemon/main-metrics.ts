@@ -19,7 +19,7 @@ export const metricName = (counter: string): string =>
 
 export async function serveMetrics(
   address: { readonly host: string; readonly port: number },
-  counters: () => Record<string, number>,
+  counters: () => Promise<Record<string, number>>,
 ): Promise<MetricsServer> {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
@@ -29,15 +29,18 @@ export async function serveMetrics(
       response.writeHead(404).end();
       return;
     }
-    for (const [name, value] of Object.entries(counters())) {
-      let gauge = gauges.get(name);
-      if (gauge === undefined) {
-        gauge = new Gauge({ name: metricName(name), help: name, registers: [registry] });
-        gauges.set(name, gauge);
+    const collect = async (): Promise<string> => {
+      for (const [name, value] of Object.entries(await counters())) {
+        let gauge = gauges.get(name);
+        if (gauge === undefined) {
+          gauge = new Gauge({ name: metricName(name), help: name, registers: [registry] });
+          gauges.set(name, gauge);
+        }
+        gauge.set(value);
       }
-      gauge.set(value);
-    }
-    registry.metrics().then(
+      return registry.metrics();
+    };
+    collect().then(
       (text) => response.writeHead(200, { 'content-type': registry.contentType }).end(text),
       () => response.writeHead(500).end(),
     );

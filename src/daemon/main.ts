@@ -113,7 +113,10 @@ async function run(configFile: string): Promise<void> {
     });
     undo.push(() => clients.close());
     if (config.metrics !== null) {
-      const metrics = await serveMetrics(config.metrics, () => engine.counters());
+      const metrics = await serveMetrics(config.metrics, async () => {
+        await engine.refusedNsds();
+        return engine.counters();
+      });
       undo.push(() => metrics.close());
       logger.info({ port: metrics.port }, 'metrics');
     }

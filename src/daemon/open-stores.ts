@@ -47,6 +47,8 @@ export async function openStores(
     readonly clusterId: string;
     readonly logger: Logger;
     readonly wrapDevice?: WrapDevice;
+    /** Told of the one that isn't served, before the error is thrown. */
+    readonly onRefused: (config: NsdConfig, why: FsError) => Promise<void>;
   },
 ): Promise<OpenedStores> {
   if (configs.length === 0) return { stores: [], close: () => Promise.resolve() };
@@ -57,7 +59,13 @@ export async function openStores(
     await engine.close();
   };
   try {
-    for (const [index, config] of configs.entries()) stores.push(await openOne(config, index, engine, parts));
+    for (const [index, config] of configs.entries())
+      try {
+        stores.push(await openOne(config, index, engine, parts));
+      } catch (error) {
+        await parts.onRefused(config, FsError.from(error, 'nsd.open', config.path));
+        throw error;
+      }
     return { stores, close };
   } catch (error) {
     await close();
