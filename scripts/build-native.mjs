@@ -12,7 +12,7 @@ const cmakeJs = path.join(path.dirname(require.resolve('cmake-js/package.json'))
 const args = process.argv.slice(2);
 const sanitize = args.includes('--sanitize');
 const addons = ['native/core', 'native/tcp'];
-if (args.includes('--all') || sanitize) addons.push('native/napi-nvme');
+if (args.includes('--all') || sanitize) addons.push('native/napi-nvme', 'native/node-rdma-cm');
 
 for (const addon of addons) {
   const directory = path.join(root, addon);
@@ -25,5 +25,7 @@ for (const addon of addons) {
     process.stderr.write(`holdfast: ${addon} did not build; install the system packages first: bash scripts/system-packages.sh\n`);
     process.exit(1);
   }
-  process.stdout.write(`holdfast: built ${addon}\n`);
+  // RDMA is optional: without its libraries' headers CMake says so and builds nothing.
+  const skipped = /not built, [^\n]*/.exec(`${result.stdout}${result.stderr}`.replaceAll(/\s*\n\s+/g, ' '))?.[0];
+  process.stdout.write(skipped === undefined ? `holdfast: built ${addon}\n` : `holdfast: ${addon} ${skipped}\n`);
 }

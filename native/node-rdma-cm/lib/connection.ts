@@ -1,6 +1,7 @@
 import { isIP } from 'node:net';
 import { getSystemErrorName } from 'node:util';
 import { wholeNumber } from './completion-queue.js';
+import { listDevices } from './device.js';
 import { RdmaError } from './errors.js';
 import {
   type NativeAddress,
@@ -75,6 +76,9 @@ export type CmEvent =
   /** The connection's number may be used again. */
   | { readonly type: 'timewaitExit' };
 
+/** Channels with open ids: not to be collected, even if nobody holds anything of them. */
+const busy = new Set<EventChannel>();
+
 const EMPTY = new Uint8Array(0);
 const TIMEOUT_MS_DEFAULT = 10_000;
 
@@ -89,11 +93,22 @@ export class EventChannel {
 
   /** @throws {RdmaError} that names what is missing where there is no RDMA. */
   constructor() {
+    // What librdmacm itself says would not name what is missing.
+    listDevices();
     const weak = new WeakRef(this);
-    this.#native = native().createEventChannel((events) => {
-      const channel = weak.deref();
-      if (channel !== undefined) for (const event of events) channel.#dispatch(event);
-    });
+    try {
+      this.#native = native().createEventChannel((event) => {
+        const channel = weak.deref();
+        if (channel !== undefined) channel.#dispatch(event);
+      });
+    } catch (cause) {
+      throw new RdmaError(
+        'ENODEV',
+        'rdma_create_event_channel',
+        "RDMA connections can't be made here: the kernel module rdma_ucm is not loaded",
+        { missing: 'module', cause },
+      );
+    }
   }
 
   get closed(): boolean {
@@ -123,8 +138,13 @@ export class EventChannel {
   }
 
   #adopt(made: NativeConnectionId): ConnectionId {
-    const id = new ConnectionId(made, () => this.#ids.delete(made.handle));
-    this.#ids.set(made.handle, id);
+    const { handle } = made;
+    const id = new ConnectionId(made, () => {
+      this.#ids.delete(handle);
+      if (this.#ids.size === 0) busy.delete(this);
+    });
+    this.#ids.set(handle, id);
+    busy.add(this);
     return id;
   }
 

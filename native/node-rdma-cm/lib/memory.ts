@@ -1,5 +1,4 @@
 import type { Device } from './device.js';
-import { RdmaError } from './errors.js';
 import {
   type NativeMemoryRegion,
   type NativeMemoryWindow,
@@ -206,6 +205,7 @@ export class MemoryWindow {
   /** @internal */ readonly native: NativeMemoryWindow;
   /** @internal */ readonly slot: number;
   readonly #onClose: () => void;
+  #key: number;
   #closed = false;
 
   /** @internal */
@@ -213,6 +213,7 @@ export class MemoryWindow {
     this.protectionDomain = domain;
     this.native = made;
     this.slot = made.slot;
+    this.#key = made.key;
     this.#onClose = onClose;
   }
 
@@ -220,10 +221,15 @@ export class MemoryWindow {
     return this.#closed;
   }
 
-  /** The key of the latest bind, valid for a peer once that bind has completed; each bind makes another. */
+  /** The key of the latest `bindWindow`; each makes another. */
   get key(): number {
-    if (this.#closed) throw new RdmaError('EBADF', 'key', 'it is closed', { object: 'memory window' });
-    return this.native.key;
+    return this.#key;
+  }
+
+  /** @internal The lowest 8 bits are the user's to choose. */
+  takeNextKey(): number {
+    this.#key = ((this.#key & 0xffffff00) | ((this.#key + 1) & 0xff)) >>> 0;
+    return this.#key;
   }
 
   /** Ends the window, bound or not: nothing lands through it after this has returned. */

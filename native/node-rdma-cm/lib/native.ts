@@ -10,6 +10,8 @@ export interface NativeAbi {
   /** Number -> name, as completions carry them. */
   readonly operationNames: readonly string[];
   readonly statusNames: readonly string[];
+  readonly cmEventNames: readonly string[];
+  readonly asyncEventNames: readonly string[];
   readonly flags: {
     readonly signalled: number;
     readonly fence: number;
@@ -250,7 +252,7 @@ export interface NativeAddon {
     readonly transport: string;
   }[];
   openDevice(name: string, onAsyncEvent: (event: NativeAsyncEvent) => void): NativeDevice;
-  createEventChannel(onEvents: (events: readonly NativeCmEvent[]) => void): NativeEventChannel;
+  createEventChannel(onEvent: (event: NativeCmEvent) => void): NativeEventChannel;
   /** Memory at a page's boundary, all zeros. */
   allocate(lengthBytes: number): ArrayBuffer;
   /** Whether children may be forked while memory is registered, and how: 'kernel', 'library', 'no'. */

@@ -55,6 +55,9 @@ export interface RequestOptions {
 
 export type QueuePairState = 'initialized' | 'connected' | 'error' | 'closed';
 
+/** Open ones, which may have transfers in flight: not to be collected, nor what they use, even if nobody holds anything of them. */
+const open = new Set<QueuePair>();
+
 const NO_OPTIONS: RequestOptions = {};
 
 /**
@@ -127,6 +130,7 @@ export class QueuePair {
         ? new ReceiveArena(made.receives, this.protectionDomain, this.maxReceive, this.maxReceiveSegments, abi)
         : null;
     this.protectionDomain.device.queuePairs.set(this.handle, this);
+    open.add(this);
   }
 
   get label(): string {
@@ -227,8 +231,8 @@ export class QueuePair {
     this.#commit();
   }
   /**
-   * Binds a window to a range of a region that allows `windowBind`. The new key is `window.key` once this was posted; requests after
-   * it in this queue may count on it, and a peer may be told by a send queued behind it. Bind only a window that isn't bound.
+   * Binds a window to a range of a region that allows `windowBind`, and returns the key (`window.key` from now on) for the peer: valid
+   * once the bind has completed, so that a send queued behind it, in the same batch even, may tell. Bind only a window that isn't bound.
    */
   bindWindow(
     window: MemoryWindow,
@@ -237,7 +241,7 @@ export class QueuePair {
     lengthBytes: number,
     access: Pick<Access, 'remoteRead' | 'remoteWrite' | 'remoteAtomic'>,
     options: RequestOptions = NO_OPTIONS,
-  ): void {
+  ): number {
     if (window.protectionDomain !== this.protectionDomain || region.protectionDomain !== this.protectionDomain)
       throw new TypeError('the window or the region is of another protection domain');
     if (window.closed || region.closed)
@@ -252,12 +256,15 @@ export class QueuePair {
       );
     const { request, access: bits } = this.#abi;
     const at = this.#request('bindWindow', null, options);
+    const key = window.takeNextKey();
+    this.#words[(at + request.remoteKey) / 4] = key;
     this.#words[(at + request.window) / 4] = window.slot;
     this.#words[(at + request.region) / 4] = region.slot;
     this.#doubles[(at + request.bindOffset) / 8] = offsetBytes;
     this.#doubles[(at + request.bindLength) / 8] = lengthBytes;
     this.#words[(at + request.bindAccess) / 4] = accessBits(access) & ~bits.localWrite;
     this.#commit();
+    return key;
   }
   /** Ends the window's binding. Completed: no access through it lands any more. */
   invalidateLocal(window: MemoryWindow, options: RequestOptions = NO_OPTIONS): void {
@@ -265,7 +272,7 @@ export class QueuePair {
       throw new TypeError('the window is of another protection domain');
     if (window.closed) throw new RdmaError('EBADF', 'invalidateLocal', 'it is closed', { object: 'memory window' });
     const at = this.#request('invalidateLocal', null, options);
-    this.#words[(at + this.#abi.request.window) / 4] = window.slot;
+    this.#words[(at + this.#abi.request.remoteKey) / 4] = window.key;
     this.#commit();
   }
   /** Memory for a peer's message; null or no segments for a write with immediate. */
@@ -319,6 +326,7 @@ export class QueuePair {
     if (this.#closed) return;
     nativeCall(this.label, () => this.native.close());
     this.#closed = true;
+    open.delete(this);
     this.#stopWatchdog();
     // Its last completions still name it; then it is forgotten.
     this.protectionDomain.device.looking.add(this);
