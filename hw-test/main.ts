@@ -4,6 +4,7 @@ import { accelerator } from './accelerator.js';
 import { type GuestImage, guestImage } from './image.js';
 import { type NativeMachine, type RunOptions, runSuite, type SuiteResult } from './runner.js';
 import { type Suite, suites } from './suites.js';
+import { tscRateKHz } from './tsc-rate.js';
 
 const HELP = `npm run hw-test -- [options]
 
@@ -102,6 +103,7 @@ async function main(): Promise<number> {
     image,
     native,
     accelerator: image === null ? 'tcg' : await accelerator(image),
+    tscRateKHz: image === null ? 0 : tscRateKHz(),
     cpus: positive('cpus', values.cpus),
     namespaceMiB: positive('namespace', values.namespace),
     deadlineFactor: Number(process.env.HOLDFAST_HW_DEADLINE_FACTOR ?? '1'),

@@ -16,6 +16,7 @@ export interface GuestMachine {
   readonly guests: number;
   readonly image: GuestImage;
   readonly accelerator: 'kvm' | 'tcg';
+  readonly tscRateKHz: number;
   readonly memoryMiB: number;
   readonly cpus: number;
   readonly namespaceMiB: number;
@@ -39,7 +40,10 @@ export function startGuest(machine: GuestMachine): RunningGuest {
     ...['-m', `${machine.memoryMiB}`, '-smp', `${machine.cpus}`],
     ...['-nodefaults', '-display', 'none', '-no-reboot'],
     ...['-kernel', machine.image.kernel, '-initrd', machine.image.initramfs],
-    ...['-append', `console=ttyS0 loglevel=4 panic=-1 mitigations=off holdfast.guest=${guest}`],
+    ...[
+      '-append',
+      `console=ttyS0 loglevel=4 panic=-1 mitigations=off ${clockParameters(machine)} holdfast.guest=${guest}`,
+    ],
     ...['-virtfs', 'local,path=/,mount_tag=hostroot,security_model=none,readonly=on,multidevs=remap'],
     ...['-virtfs', `local,path=${share},mount_tag=share,security_model=none,multidevs=remap`],
     ...['-object', 'rng-random,id=rng0,filename=/dev/urandom', '-device', 'virtio-rng-pci,rng=rng0'],
@@ -67,6 +71,11 @@ export function acceleratorArguments(accelerator: 'kvm' | 'tcg'): string[] {
   return accelerator === 'kvm'
     ? ['-accel', 'kvm', '-cpu', 'host']
     : ['-accel', 'tcg,thread=multi,tb-size=512', '-cpu', 'max'];
+}
+
+/** Without tsc=reliable the emulated clocks are compared, found wanting, and every look at the time leaves the guest for the HPET. */
+function clockParameters({ accelerator, tscRateKHz }: GuestMachine): string {
+  return accelerator === 'kvm' ? '' : `tsc=reliable clocksource=tsc tsc_early_khz=${tscRateKHz}`;
 }
 
 /** Datagrams between the guests: either may die and come back without the other's socket noticing. */

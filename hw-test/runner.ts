@@ -37,6 +37,7 @@ export interface RunOptions {
   readonly image: GuestImage | null;
   readonly native: NativeMachine | null;
   readonly accelerator: 'kvm' | 'tcg';
+  readonly tscRateKHz: number;
   readonly cpus: number;
   readonly namespaceMiB: number;
   readonly deadlineFactor: number;
@@ -65,9 +66,11 @@ interface Participant {
 }
 
 const TICK_MS = 20;
+const LAST_WORDS_MS = 8000;
 
 export async function runSuite(suite: Suite, options: RunOptions): Promise<SuiteResult> {
   const startedMs = Date.now();
+  const { image } = options;
   const runDirectory = mkdtempSync(path.join(tmpdir(), 'holdfast-hw-'));
   const share = path.join(runDirectory, 'share');
   for (const folder of ['', 'exchange', 'control']) mkdirSync(path.join(share, folder));
@@ -92,9 +95,17 @@ export async function runSuite(suite: Suite, options: RunOptions): Promise<Suite
     ? undefined
     : setTimeout(() => {
         late = true;
-        killAll();
+        // What it hangs in goes to its console, if it still can say so.
+        writeFileSync(path.join(share, 'control/hangs'), '');
+        setTimeout(killAll, image === null ? 0 : LAST_WORDS_MS);
       }, deadlineMs);
-  const reasons = await Promise.all(participants.map(({ ended }) => ended));
+  const reasons = await Promise.all(
+    participants.map(async ({ guest, ended }) => {
+      const reason = await ended;
+      writeFileSync(path.join(share, `control/ended-${guest}`), '');
+      return reason;
+    }),
+  );
   clearTimeout(timer);
   clearInterval(tick);
   process.removeListener('exit', killAll);
@@ -145,7 +156,7 @@ function prepareGuest(suite: Suite, guest: number, share: string, options: RunOp
     HOLDFAST_HW_IMAGE: image?.directory ?? '',
     HOLDFAST_HW_LOOP: image === null || image.loopModule === null ? '' : '1',
     HOLDFAST_HW_SHELL: options.shell ? '1' : '',
-    FORCE_COLOR: '0',
+    NO_COLOR: '1',
     ...options.environment,
   };
   const lines = Object.entries(variables).map(([name, value]) => `${name}=${quote(value)}`);
@@ -183,6 +194,7 @@ function startParticipant(
     guests: suite.guests,
     image: options.image,
     accelerator: options.accelerator,
+    tscRateKHz: options.tscRateKHz,
     memoryMiB: suite.memoryMiB ?? 2048,
     cpus: options.cpus,
     namespaceMiB: options.namespaceMiB,
@@ -221,14 +233,13 @@ function powerOff(participant: Participant) {
   }
 }
 
-/** A file control/cut-N asks for the power cut of guest N; control/cut-N.done says that it has happened. */
+/** A file control/cut-N asks for the power cut of guest N; control/ended-N says that it is off. */
 function servePowerCuts(share: string, participants: readonly Participant[]) {
   const control = path.join(share, 'control');
   for (const participant of participants) {
     if (participant.cut || !existsSync(path.join(control, `cut-${participant.guest}`))) continue;
     participant.cut = true;
     powerOff(participant);
-    void participant.ended.then(() => writeFileSync(path.join(control, `cut-${participant.guest}.done`), ''));
   }
 }
 

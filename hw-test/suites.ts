@@ -24,6 +24,20 @@ export function vitest(...paths: readonly string[]): readonly string[] {
 
 export const suites: readonly Suite[] = [
   {
+    name: 'smoke',
+    shows: 'soft-RoCE, NVMe, NVMe over fabrics: all that the other suites stand on works, seen with the native tools',
+    guests: 1,
+    commands: [vitest('hw-test/smoke.hw.test.ts')],
+    deadlineS: 240,
+  },
+  {
+    name: 'smoke-pair',
+    shows: "two guests reach each other by RDMA and write to each other's namespace over fabrics",
+    guests: 2,
+    commands: [vitest('hw-test/smoke-pair.hw.test.ts')],
+    deadlineS: 240,
+  },
+  {
     name: 'nvme',
     shows: 'NVMe commands passed through to namespaces, checked by dd and nvme-cli; identify, logs, errors in words',
     guests: 1,

@@ -41,6 +41,14 @@ ulimit -l unlimited
 ulimit -n 65536
 cd "$HOLDFAST_HW_PROJECT" || exit 1
 cut -d' ' -f1 /proc/uptime > "$mine/ready"
+# At the deadline the host asks what this guest hangs in: blocked tasks and all processes, on the console.
+(
+  exec 9<> <(:)
+  until [ -e "$HOLDFAST_HW_SHARE/control/hangs" ]; do read -r -t 2 -u 9; done
+  echo 6 > /proc/sysrq-trigger
+  echo w > /proc/sysrq-trigger
+  ps -eo pid,stat,wchan:24,args
+) &
 if [ "$HOLDFAST_HW_SHELL" = 1 ]; then
   say "guest $guest of $HOLDFAST_HW_GUESTS; the root is the host's, writes to it stay here; $HOLDFAST_HW_SHARE is shared; leave with 'exit'"
   setsid -c bash -i
