@@ -19,7 +19,7 @@ export function addBenchCommand(program: Command): void {
     .option('--in-flight <n>', 'operations at once', parseCount(1, 128), 32)
     .addHelpText(
       'after',
-      '\nExamples:\n  holdfast bench\n  holdfast bench /tmp --size 1GiB --files 10000 --node 2 --json\n',
+      '\nExamples:\n  holdfast bench\n  holdfast bench / --size 1GiB --files 10000 --node 2 --json\n',
     )
     .action(async (given: string, options: TargetOptions & { size: number; files: number; inFlight: number }) => {
       const directory = insidePath(given);

@@ -144,6 +144,19 @@ describe('a local cluster', () => {
     expect(ok('ls', '/a/b', '--node', '3')).toBe('c\n');
   });
 
+  test('does what the README says, word for word', () => {
+    mkdirSync(path.join(scratch, 'node_modules', 'zod'), { recursive: true });
+    writeFileSync(path.join(scratch, 'node_modules', 'zod', 'package.json'), '{}');
+    const commands = readFileSync(path.join(root, 'README.md'), 'utf8')
+      .split('\n')
+      .filter((line) => line.startsWith('    npx holdfast '))
+      .map((line) => line.replace(/#.*/, '').trim().split(/\s+/).slice(2));
+    expect(commands.length).toBeGreaterThan(6);
+    // Those are what the other tests here do.
+    for (const words of commands) if (words[0] !== 'dev' && words[0] !== 'fs') ok(...words);
+    ok('rm', '-r', '/tree');
+  });
+
   test('shows every writer the others bytes at once', async () => {
     const state = readState(dir)!;
     const clients = await Promise.all(state.nodes.map((node) => connectSocket(node.socket)));

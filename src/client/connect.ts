@@ -45,7 +45,7 @@ function toHost(options: ConnectOptions, engine: URL): Host {
     if (typeof options.socket !== 'string') throw invalidArgType('options.socket', 'of type string', options.socket);
     return { kind: 'socket', path: options.socket, reconnectForMs: options.reconnectForMs };
   }
-  const { cluster, fileSystem, nodeName, listen, pagePoolBytes } = options;
+  const { cluster, fileSystem, nodeName, pagePoolBytes } = options;
   if (typeof cluster !== 'object' || cluster === null)
     throw invalidArgType('options.cluster', 'of type object', cluster);
   if (!Array.isArray(cluster.etcd)) throw invalidArgType('options.cluster.etcd', 'an instance of Array', cluster.etcd);
@@ -55,6 +55,6 @@ function toHost(options: ConnectOptions, engine: URL): Host {
     ['options.fileSystem', fileSystem],
   ] as const)
     if (typeof value !== 'string') throw invalidArgType(name, 'of type string', value);
-  const config: EngineConfig = { cluster, fileSystem, nodeName, listen, pagePoolBytes };
+  const config: EngineConfig = { cluster, fileSystem, nodeName, pagePoolBytes };
   return { kind: 'engine', modulePath: engine.href, config };
 }

@@ -16,8 +16,6 @@ export interface EngineConfig {
   readonly fileSystem: string;
   /** Default: host name, process id and a random suffix. */
   readonly nodeName?: string | undefined;
-  /** Address other nodes reach this one at. Default: one that the engine finds. */
-  readonly listen?: { readonly host?: string | undefined; readonly port?: number | undefined } | undefined;
   readonly pagePoolBytes?: number | undefined;
 }
 
