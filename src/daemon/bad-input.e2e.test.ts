@@ -193,6 +193,7 @@ describe('an NSD', () => {
     }
     // Blocks go round over the NSDs.
     expect(outcome).toEqual({ right: 4, failed: 2 });
+    expect(it.engines[0]!.counters()['nsd.failed.nsdUnavailable']).toBeGreaterThan(0);
     await it.start(2);
     expect((await again.readFile('/spread')).equals(content)).toBe(true);
     await file.close();
