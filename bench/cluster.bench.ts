@@ -7,7 +7,7 @@
  * Run: npm run build && npm run bench -- cluster, or only some of it: cluster:sequential (also tokens, computing, import). Ratios are the
  * result; absolute figures are the machine's.
  */
-import { fork } from 'node:child_process';
+import { type ChildProcess, fork } from 'node:child_process';
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -29,7 +29,8 @@ import { tokenViewOf } from '../src/token-manager/token-view.js';
 import { sequential } from './sequential.js';
 
 const MIB = 2 ** 20;
-const ROUND_TRIPS = 2000;
+const ROUND_TRIPS = 4000;
+const WARM_UP = 4000;
 
 const quantile = (sorted: readonly number[], q: number): number =>
   sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))] ?? Number.NaN;
@@ -54,7 +55,8 @@ function objectsServedBy(engine: NodeEngine, server: number, count: number): num
   const objects: number[] = [];
   for (let segment = 40; objects.length < count; segment++) {
     if (serverOf(servers, TokenClass.status, segment)?.nodeId !== server) continue;
-    for (let i = 0; i < 256 && objects.length < count; i++) objects.push(segment * INODES_PER_SEGMENT + i);
+    for (let i = 0; i < INODES_PER_SEGMENT && objects.length < count; i++)
+      objects.push(segment * INODES_PER_SEGMENT + i);
   }
   return objects;
 }
@@ -66,30 +68,55 @@ const whole = (object: number, mode: TokenMode): TokenItem => ({
   desired: { start: 0, end: RANGE_END },
 });
 
-async function tokens(first: NodeEngine, second: NodeEngine): Promise<void> {
-  const server = first.membership.view.tokenServers[0]!;
-  const peer = first.fabric.peer(nodeId(server));
+/** Tokens of these objects, taken by another process, which has nothing else to do. */
+async function heldBy(child: ChildProcess, objects: readonly number[]): Promise<void> {
+  const held = new Promise((resolve) => child.once('message', resolve));
+  child.send(objects);
+  await held;
+}
+
+/** In a process of its own, as a holder is: takes what it is told to, until the parent hangs up. */
+async function holderChild(config: Parameters<typeof startNode>[0]): Promise<void> {
+  const engine = await startNode(config);
+  process.on('message', async (objects: number[]) => {
+    for (const object of objects) (await engine.node.tokens.acquire([whole(object, TokenMode.exclusive)])).release();
+    process.send!('held');
+  });
+  process.once('disconnect', () => void engine.close().finally(() => process.exit(0)));
+  process.send!('ready');
+}
+
+async function tokens(config: Parameters<typeof startNode>[0]): Promise<void> {
+  const holder = fork(fileURLToPath(import.meta.url), [
+    '--holder',
+    JSON.stringify({ ...config, name: 'bench-holder' }),
+  ]);
+  await new Promise((resolve) => holder.once('message', resolve));
+  const engine = await startNode({ ...config, name: 'bench-requester' });
+  const server = engine.membership.view.tokenServers[0]!;
+  const peer = engine.fabric.peer(nodeId(server));
   const body = new Uint8Array(64);
-  await times(200, () => peer.request(MessageType.ping, body, { timeoutMs: 5000 }));
-  const objects = objectsServedBy(first, server, ROUND_TRIPS);
-  // In alternation, so that a change of the machine's mood meets all three.
+  const objects = objectsServedBy(engine, server, 2 * (WARM_UP + ROUND_TRIPS));
   const pings: number[] = [];
   const grants: number[] = [];
   const stolen: number[] = [];
-  for (let at = 0; at < objects.length; at += 100) {
-    const some = objects.slice(at, at + 100);
-    pings.push(...(await times(some.length, () => peer.request(MessageType.ping, body, { timeoutMs: 5000 }))));
-    grants.push(
-      ...(await times(some.length, async (i) =>
-        (await first.node.tokens.acquire([whole(some[i]!, TokenMode.exclusive)])).release(),
-      )),
-    );
-    stolen.push(
-      ...(await times(some.length, async (i) =>
-        (await second.node.tokens.acquire([whole(some[i]!, TokenMode.exclusive)])).release(),
-      )),
-    );
+  const acquire = async (object: number): Promise<void> =>
+    (await engine.node.tokens.acquire([whole(object, TokenMode.exclusive)])).release();
+  // In alternation, so that a change of the machine's mood meets all three.
+  for (let at = 0; at < objects.length; at += 200) {
+    const free = objects.slice(at, at + 100);
+    const taken = objects.slice(at + 100, at + 200);
+    await heldBy(holder, taken);
+    pings.push(...(await times(100, () => peer.request(MessageType.ping, body, { timeoutMs: 5000 }))));
+    grants.push(...(await times(100, (i) => acquire(free[i]!))));
+    stolen.push(...(await times(100, (i) => acquire(taken[i]!))));
+    // A daemon runs for months: the first thousands are not yet compiled code.
+    if (at < 2 * WARM_UP) for (const samples of [pings, grants, stolen]) samples.length = 0;
   }
+  const gone = new Promise((resolve) => holder.once('exit', resolve));
+  holder.disconnect();
+  await gone;
+  await engine.close();
   const p50 = (samples: number[]): number =>
     quantile(
       samples.sort((a, b) => a - b),
@@ -213,15 +240,10 @@ async function main(parts: readonly string[]): Promise<void> {
       leaseTtlMs: 5000,
       nsds: [],
       fileSystem: 'bench',
+      name: 'bench',
     };
     const wanted = (part: string): boolean => parts.length === 0 || parts.includes(part);
-    if (wanted('tokens')) {
-      const first = await startNode({ ...base, name: 'bench-1', pagePoolBytes: 32 * MIB });
-      const second = await startNode({ ...base, name: 'bench-2', pagePoolBytes: 32 * MIB });
-      await tokens(first, second);
-      await second.close();
-      await first.close();
-    }
+    if (wanted('tokens')) await tokens({ ...base, pagePoolBytes: 32 * MIB });
     const daemonPids = state.nodes.map(({ process: daemon }) => daemon!.pid);
     if (wanted('sequential')) await sequential({ directory, daemonPids, library, row });
     if (wanted('computing')) {
@@ -240,5 +262,7 @@ async function main(parts: readonly string[]): Promise<void> {
   }
 }
 
-if (process.argv[2] === '--compute') await computeChild(JSON.parse(process.argv[3]!) as Parameters<typeof connect>[0]);
+if (process.argv[2] === '--holder') await holderChild(JSON.parse(process.argv[3]!) as Parameters<typeof startNode>[0]);
+else if (process.argv[2] === '--compute')
+  await computeChild(JSON.parse(process.argv[3]!) as Parameters<typeof connect>[0]);
 else await main(process.argv.slice(2));
