@@ -20,6 +20,7 @@ const HELP = `npm run hw-test -- [options]
     --nvme DEVICE,…     namespaces that MAY BE OVERWRITTEN; without it the suites that write to one fail
   --env NAME=VALUE    into the guests (may be repeated)
   --deadline SECONDS  with --run
+  --budget SECONDS    for all suites together; what doesn't get its turn within it has failed
   --cpus N, --memory MiB, --namespace MiB
   --keep              keep the disks of the guests beside the results
 
@@ -40,6 +41,7 @@ const { values } = parseArgs({
     nvme: { type: 'string', default: '' },
     env: { type: 'string', multiple: true, default: [] },
     deadline: { type: 'string', default: '300' },
+    budget: { type: 'string' },
     cpus: { type: 'string', default: '2' },
     memory: { type: 'string' },
     namespace: { type: 'string', default: '256' },
@@ -47,6 +49,9 @@ const { values } = parseArgs({
     help: { type: 'boolean', default: false },
   },
 });
+
+/** A guest is up after this long at best. */
+const SHORTEST_S = 5;
 
 function positive(name: string, text: string): number {
   const value = Number(text);
@@ -116,9 +121,22 @@ async function main(): Promise<number> {
       `- Linux ${image.release} (${image.packageVersion}), ${options.accelerator}, ${image.loopModule === null ? 'without' : 'with'} nvme-loop`,
     );
   const results: SuiteResult[] = [];
+  const endMs = values.budget === undefined ? Infinity : performance.now() + 1000 * positive('budget', values.budget);
   for (const suite of wanted) {
     if (!adHoc) console.log(`\n== ${suite.name}`);
-    results.push(await runSuite(suite, options));
+    const leftS = (endMs - performance.now()) / 1000;
+    if (leftS < SHORTEST_S) {
+      results.push({
+        name: suite.name,
+        passed: 0,
+        failed: 1,
+        seconds: 0,
+        notes: ['no time was left in the budget'],
+        status: null,
+      });
+      continue;
+    }
+    results.push(await runSuite(suite, options, leftS));
   }
   if (values.shell) return results[0]?.status ?? 1;
   if (values.run !== undefined) {

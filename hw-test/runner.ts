@@ -68,7 +68,7 @@ interface Participant {
 const TICK_MS = 20;
 const LAST_WORDS_MS = 8000;
 
-export async function runSuite(suite: Suite, options: RunOptions): Promise<SuiteResult> {
+export async function runSuite(suite: Suite, options: RunOptions, leftS: number): Promise<SuiteResult> {
   const startedMs = Date.now();
   const { image } = options;
   const runDirectory = mkdtempSync(path.join(tmpdir(), 'holdfast-hw-'));
@@ -89,7 +89,7 @@ export async function runSuite(suite: Suite, options: RunOptions): Promise<Suite
     servePowerCuts(share, participants);
     for (const follower of follow) follower.show();
   }, TICK_MS);
-  const deadlineMs = suite.deadlineS * options.deadlineFactor * 1000;
+  const deadlineMs = Math.min(suite.deadlineS * options.deadlineFactor, leftS) * 1000;
   let late = false;
   const timer = options.shell
     ? undefined

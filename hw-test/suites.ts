@@ -38,6 +38,13 @@ export const suites: readonly Suite[] = [
     deadlineS: 240,
   },
   {
+    name: 'power-cut',
+    shows: 'one guest loses its power: what the other had from it fails within its deadline, and it goes on',
+    guests: 2,
+    commands: [vitest('hw-test/power-cut.hw.test.ts')],
+    deadlineS: 240,
+  },
+  {
     name: 'nvme',
     shows: 'NVMe commands passed through to namespaces, checked by dd and nvme-cli; identify, logs, errors in words',
     guests: 1,

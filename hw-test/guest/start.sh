@@ -51,7 +51,8 @@ cut -d' ' -f1 /proc/uptime > "$mine/ready"
 ) &
 if [ "$HOLDFAST_HW_SHELL" = 1 ]; then
   say "guest $guest of $HOLDFAST_HW_GUESTS; the root is the host's, writes to it stay here; $HOLDFAST_HW_SHARE is shared; leave with 'exit'"
-  setsid -c bash -i
+  # The console itself can not be a controlling terminal; the line under it can.
+  setsid -c -w bash -i < /dev/ttyS0 > /dev/ttyS0 2>&1
   status=$?
 else
   # A session of its own, so that a signal to its group doesn't reach the first process.
