@@ -76,7 +76,7 @@ export class Eviction {
       slots.reopen(page);
       return false;
     }
-    slots.drop(page);
+    slots.drop(page, true);
     counters.add('cache.evictions');
     return true;
   }

@@ -116,7 +116,13 @@ export class Slots {
     const short = count + keep - this.#free.length;
     if (short > 0) this.#core.eviction.reclaim(short);
     if (this.#free.length < count + keep) return null;
-    const taken = this.#free.splice(this.#free.length - count).sort((a, b) => a - b);
+    const taken = this.#free.splice(this.#free.length - count);
+    // Pages that went in the order of a file left their slots in order.
+    for (let i = 1; i < taken.length; i++)
+      if (taken[i - 1]! > taken[i]!) {
+        taken.sort((a, b) => a - b);
+        break;
+      }
     if (this.#free.length < metadataPages + freePagesLow && !this.#reclaiming) {
       this.#reclaiming = true;
       this.#core.clock.after(0, () => {
@@ -196,9 +202,9 @@ export class Slots {
 
   /**
    * The page leaves the cache, now. Its slot is free at once when the page is closed and quiet, or not installed; else as soon as the
-   * transfer, the engine's pins and the hits that use it have ended.
+   * transfer, the engine's pins and the hits that use it have ended. `isQuiet`: the caller has just closed it, and no hit is left.
    */
-  drop(page: Page): void {
+  drop(page: Page, isQuiet = false): void {
     invariant(!page.gone, 'page cache: a page is dropped once');
     const { map, counters, eviction, dirty } = this.#core;
     if (page.prefetched && !(page.installed && map.takeReferences(page.slot) !== 0)) {
@@ -209,7 +215,7 @@ export class Slots {
     if (page.dirty) dirty.clean(page);
     page.gone = true;
     page.file.pages.delete(page.index);
-    const quiet = this.#closeNow(page);
+    const quiet = isQuiet || this.#closeNow(page);
     const inTransfer = page.writing !== null || (page.filling !== null && !page.loaded);
     if (!inTransfer && page.pins === 0) {
       if (quiet) this.freeSlotOf(page);

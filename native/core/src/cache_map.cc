@@ -39,6 +39,10 @@ void waitUntil(Condition done) {
   }
 }
 
+// A cell is the low half of the key's hash and the slot plus one. The table is smaller than 2^32, so that a cell's home
+// can be told from the cell alone, without a look at its slot.
+constexpr uint64_t kTagMask = 0xffffffff;
+
 }  // namespace
 
 CacheMap::CacheMap(uint32_t id, std::shared_ptr<PagePool> pool, uint32_t slotCount, uint32_t entryCountMax)
@@ -240,7 +244,7 @@ uint64_t CacheMap::mix(uint64_t key) {
 
 uint32_t CacheMap::find(uint64_t key) const {
   const uint64_t hash = mix(key);
-  const uint64_t tag = hash >> 32;
+  const uint64_t tag = hash & kTagMask;
   // Cells that are being shifted back may hide a key for a moment; not finding it is harmless, so a few looks are
   // enough.
   for (uint32_t look = 0; look < 4; look++) {
@@ -276,7 +280,7 @@ Fault CacheMap::install(uint32_t slotIndex, uint64_t entryId, uint64_t pageIndex
   const uint64_t hash = mix(key);
   uint64_t position = hash & tableMask_;
   while (table_[position].load(std::memory_order_relaxed) != 0) position = (position + 1) & tableMask_;
-  table_[position].store(hash >> 32 << 32 | (uint64_t{slotIndex} + 1), std::memory_order_release);
+  table_[position].store((hash & kTagMask) << 32 | (uint64_t{slotIndex} + 1), std::memory_order_release);
   return Fault::kNone;
 }
 
@@ -291,7 +295,7 @@ void CacheMap::eraseFromTable(uint64_t key, uint32_t slotIndex) {
   for (uint64_t next = (hole + 1) & tableMask_;; next = (next + 1) & tableMask_) {
     const uint64_t cell = table_[next].load(std::memory_order_relaxed);
     if (cell == 0) break;
-    const uint64_t home = mix(slots_[static_cast<uint32_t>(cell) - 1].key.load(std::memory_order_relaxed)) & tableMask_;
+    const uint64_t home = (cell >> 32) & tableMask_;
     // It may move into the hole unless its home lies behind the hole, cyclically.
     if (((next - home) & tableMask_) >= ((next - hole) & tableMask_)) {
       table_[hole].store(cell, std::memory_order_release);

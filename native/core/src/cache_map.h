@@ -237,7 +237,7 @@ class CacheMap {
   // Mapped, so that entries that were never opened take no memory.
   Entry* entries_ = nullptr;
   size_t entriesMappedBytes_ = 0;
-  // Cells: the upper half of the key's hash, then slot + 1; 0 is empty. Linear probing, removal shifts back (Knuth 6.4,
+  // Cells: the lower half of the key's hash, then slot + 1; 0 is empty. Linear probing, removal shifts back (Knuth 6.4,
   // R).
   const std::unique_ptr<std::atomic<uint64_t>[]> table_;
   alignas(64) std::atomic<uint64_t> tableSequence_{0};  // odd while cells are shifted
