@@ -67,9 +67,27 @@ export interface Peer {
   request(type: MessageType, body: Uint8Array, options: RequestOptions): Promise<Uint8Array>;
   send(type: MessageType, body: Uint8Array): void;
   /** One-sided: our segments' bytes into the peer's window from `windowOffsetBytes` on. Resolves when they have landed. */
-  writeRemote(window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): Promise<void>;
+  writeRemote(
+    window: RemoteWindow,
+    windowOffsetBytes: number,
+    local: readonly PoolSegment[],
+    options?: TransferOptions,
+  ): Promise<void>;
   /** One-sided: bytes of the peer's window into our segments. */
-  readRemote(window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): Promise<void>;
+  readRemote(
+    window: RemoteWindow,
+    windowOffsetBytes: number,
+    local: readonly PoolSegment[],
+    options?: TransferOptions,
+  ): Promise<void>;
+}
+
+export interface TransferOptions {
+  /**
+   * Whoever uses the bytes verifies them by a checksum that came another way, after they have landed (S1): the link need not make one
+   * of its own for the way. Where they land is guarded all the same.
+   */
+  readonly verifiedByUser?: boolean;
 }
 
 export interface IncomingMessage {

@@ -1,7 +1,7 @@
 import type { FsError } from '../common/errors.js';
 import type { PoolSegment } from '../native/page-pool.js';
 import type { TransferStatus } from '../protocol/frame.js';
-import type { NodeIdentity, RemoteWindow } from './fabric.js';
+import type { NodeIdentity, RemoteWindow, TransferOptions } from './fabric.js';
 
 /**
  * A link is one connection between two nodes, whatever carries it. First it exchanges handshake records; after
@@ -32,8 +32,20 @@ export interface Link {
   /** Whole frames in bytes[start, end), encoded but for the checksum, which the link may write into them. */
   send(bytes: Uint8Array, start: number, end: number): void;
   /** Begins a transfer under an id that is unique on this link; moves on `flush`. */
-  write(transfer: number, window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): void;
-  read(transfer: number, window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): void;
+  write(
+    transfer: number,
+    window: RemoteWindow,
+    windowOffsetBytes: number,
+    local: readonly PoolSegment[],
+    options?: TransferOptions,
+  ): void;
+  read(
+    transfer: number,
+    window: RemoteWindow,
+    windowOffsetBytes: number,
+    local: readonly PoolSegment[],
+    options?: TransferOptions,
+  ): void;
   flush(): void;
   cancel(transfer: number): void;
   /** At once and silently: no onClosed follows. */

@@ -4,7 +4,7 @@ import type { Incarnation, NodeId } from '../common/ids.js';
 import type { PoolSegment } from '../native/page-pool.js';
 import { FRAME_AT, FrameKind } from '../protocol/frame.js';
 import type { MessageType } from '../protocol/message-types.js';
-import type { NodeIdentity, Peer, RemoteWindow, RequestOptions } from './fabric.js';
+import type { NodeIdentity, Peer, RemoteWindow, RequestOptions, TransferOptions } from './fabric.js';
 import { type HandshakePeer, Refusal, refusalError } from './handshake.js';
 import type { Link, TransportAddress } from './link.js';
 import { Session, type SessionHost, type SessionOwner } from './session.js';
@@ -101,12 +101,22 @@ export class RemotePeer implements Peer, SessionOwner {
     (this.#session ?? this.#newSession()).send(type, body);
   }
 
-  writeRemote(window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): Promise<void> {
-    return this.#transfer(true, window, windowOffsetBytes, local);
+  writeRemote(
+    window: RemoteWindow,
+    windowOffsetBytes: number,
+    local: readonly PoolSegment[],
+    options?: TransferOptions,
+  ): Promise<void> {
+    return this.#transfer(true, window, windowOffsetBytes, local, options);
   }
 
-  readRemote(window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): Promise<void> {
-    return this.#transfer(false, window, windowOffsetBytes, local);
+  readRemote(
+    window: RemoteWindow,
+    windowOffsetBytes: number,
+    local: readonly PoolSegment[],
+    options?: TransferOptions,
+  ): Promise<void> {
+    return this.#transfer(false, window, windowOffsetBytes, local, options);
   }
 
   async #transfer(
@@ -114,10 +124,11 @@ export class RemotePeer implements Peer, SessionOwner {
     window: RemoteWindow,
     windowOffsetBytes: number,
     local: readonly PoolSegment[],
+    options: TransferOptions | undefined,
   ): Promise<void> {
     if (this.#closed !== null) throw this.#closed;
     if (this.#host.checkTransfer(window, windowOffsetBytes, local) === 0) return;
-    await (this.#session ?? this.#newSession()).transfer(writing, window, windowOffsetBytes, local);
+    await (this.#session ?? this.#newSession()).transfer(writing, window, windowOffsetBytes, local, options);
   }
 
   #newSession(): Session {

@@ -24,6 +24,7 @@ import {
   type RemoteWindow,
   type RequestHandler,
   type RequestOptions,
+  type TransferOptions,
 } from './fabric.js';
 import type { FrameBatch, Link, LinkEvents } from './link.js';
 import { SendQueue } from './send-queue.js';
@@ -119,6 +120,7 @@ interface Transfer {
   readonly window: RemoteWindow;
   readonly windowOffsetBytes: number;
   readonly local: readonly PoolSegment[];
+  readonly options: TransferOptions | undefined;
   readonly deadlineMs: number;
   readonly resolve: () => void;
   readonly reject: (error: unknown) => void;
@@ -219,6 +221,7 @@ export class Session implements LinkEvents {
     window: RemoteWindow,
     windowOffsetBytes: number,
     local: readonly PoolSegment[],
+    options?: TransferOptions,
   ): Promise<void> {
     if (this.#failure !== null) return Promise.reject(this.#failure);
     if (this.#transfers.size >= this.#host.limits.transfersMax) {
@@ -229,7 +232,7 @@ export class Session implements LinkEvents {
       this.#transferId = (this.#transferId % 0xffffffff) + 1;
       const id = this.#transferId;
       const deadlineMs = this.#host.clock.nowMs() + this.#host.limits.transferTimeoutMs;
-      const transfer: Transfer = { writing, window, windowOffsetBytes, local, deadlineMs, resolve, reject };
+      const transfer: Transfer = { writing, window, windowOffsetBytes, local, options, deadlineMs, resolve, reject };
       this.#transfers.set(id, transfer);
       if (deadlineMs < this.#deadlineAt) this.#armDeadline(deadlineMs);
       if (this.#resumed) {
@@ -241,8 +244,9 @@ export class Session implements LinkEvents {
   }
 
   #startTransfer(link: Link, id: number, transfer: Transfer): void {
-    if (transfer.writing) link.write(id, transfer.window, transfer.windowOffsetBytes, transfer.local);
-    else link.read(id, transfer.window, transfer.windowOffsetBytes, transfer.local);
+    const { window, windowOffsetBytes, local, options } = transfer;
+    if (transfer.writing) link.write(id, window, windowOffsetBytes, local, options);
+    else link.read(id, window, windowOffsetBytes, local, options);
     this.#transfersQueued = true;
     this.#scheduleFlush();
   }

@@ -22,6 +22,7 @@ import {
   TRANSFER_AT,
   TRANSFER_BYTES_MAX,
   TRANSFER_CHUNK_BYTES,
+  TRANSFER_FLAG_DATA_UNCHECKED,
   TRANSFER_FLAG_LAST,
   TRANSFER_PREFIX_BYTES,
   TransferStatus,
@@ -128,13 +129,20 @@ const fields = (kind: number, more: Partial<FrameFields> = {}): FrameFields => (
   ...more,
 });
 
-function writeFrame(window: Uint8Array, offset: number, data: Uint8Array, last = true, transfer = 5): Uint8Array {
+function writeFrame(
+  window: Uint8Array,
+  offset: number,
+  data: Uint8Array,
+  last = true,
+  transfer = 5,
+  flags = 0,
+): Uint8Array {
   const body = new Uint8Array(TRANSFER_PREFIX_BYTES + data.length);
   const view = new DataView(body.buffer);
   body.set(window.subarray(0, 16), 0);
   setU64(view, TRANSFER_AT.offsetBytes, offset);
   view.setUint32(TRANSFER_AT.lengthBytes, data.length, true);
-  view.setUint32(TRANSFER_AT.flags, last ? TRANSFER_FLAG_LAST : 0, true);
+  view.setUint32(TRANSFER_AT.flags, flags | (last ? TRANSFER_FLAG_LAST : 0), true);
   body.set(data, TRANSFER_PREFIX_BYTES);
   return encodeFrame(fields(FrameKind.write, { requestSequence: transfer, sequence: 0 }), body);
 }
@@ -172,6 +180,7 @@ test('the layout in C++ is the layout in TypeScript', () => {
     atLengthBytes: TRANSFER_AT.lengthBytes,
     atFlags: TRANSFER_AT.flags,
     transferFlagLast: TRANSFER_FLAG_LAST,
+    transferFlagDataUnchecked: TRANSFER_FLAG_DATA_UNCHECKED,
     frameBodyBytesMax: FRAME_BODY_BYTES_MAX,
     transferChunkBytes: TRANSFER_CHUNK_BYTES,
     transferBytesMax: TRANSFER_BYTES_MAX,
@@ -285,6 +294,41 @@ describe('windows', () => {
     ]);
     expect(pool.bytes.every((byte) => byte === 1)).toBe(true);
     expect(rig.end).toBe('');
+  });
+
+  test('data whose users verify it lands without a checksum of the link; where it lands is checked all the same', async () => {
+    const rig = await Rig.make(transport);
+    const window = transport.openWindow(7, [{ offsetBytes: 0, lengthBytes: 8192 }], 'write');
+    const frame = writeFrame(window, 4096, new Uint8Array(4096).fill(0x33), true, 5, TRANSFER_FLAG_DATA_UNCHECKED);
+    frame[frame.length - 1] = 0x44;
+    rig.socket.write(frame);
+    expect(statusOf(await rig.read(FRAME_HEADER_BYTES))).toEqual([FrameKind.transferDone, TransferStatus.landed]);
+    expect([pool.bytes[4096], pool.bytes[8191]]).toEqual([0x33, 0x44]);
+    expect(rig.end).toBe('');
+    const astray = writeFrame(window, 4096, new Uint8Array(4096), true, 6, TRANSFER_FLAG_DATA_UNCHECKED);
+    astray[FRAME_HEADER_BYTES + TRANSFER_AT.offsetBytes + 1] = 0;
+    pool.bytes.fill(1, 0, 4096);
+    rig.socket.write(astray);
+    await rig.closed();
+    expect(rig.end).toBe('badChecksum');
+  });
+
+  test('who reads data that its users verify gets it without a checksum of the link', async () => {
+    const rig = await Rig.make(transport);
+    pool.bytes.fill(0x42);
+    const window = transport.openWindow(7, [{ offsetBytes: 0, lengthBytes: 4096 }], 'read');
+    const body = new Uint8Array(TRANSFER_PREFIX_BYTES);
+    const view = new DataView(body.buffer);
+    body.set(window.subarray(0, 16));
+    view.setUint32(TRANSFER_AT.lengthBytes, 4096, true);
+    view.setUint32(TRANSFER_AT.flags, TRANSFER_FLAG_DATA_UNCHECKED, true);
+    rig.socket.write(encodeFrame(fields(FrameKind.readRequest, { requestSequence: 3, sequence: 0 }), body));
+    const answer = await rig.read(FRAME_HEADER_BYTES + TRANSFER_PREFIX_BYTES + 4096);
+    expect(judgeFrame(answer, 0, answer.length).is).toBe('frame');
+    answer[answer.length - 1] = 7;
+    expect(judgeFrame(answer, 0, answer.length).is).toBe('frame');
+    answer[FRAME_HEADER_BYTES + TRANSFER_AT.flags] = TRANSFER_FLAG_LAST;
+    expect(judgeFrame(answer, 0, answer.length).is).toBe('refused');
   });
 
   test('S3: once a window open for reading is closed its pages are not sent any more, and the frame begun is completed', async () => {

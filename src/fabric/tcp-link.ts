@@ -5,7 +5,7 @@ import { FsError } from '../common/errors.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { loadTcpAddon, type TcpAddon, type TcpEngine, type TcpStats } from '../native/tcp.js';
 import { LINK_ENDS, LinkEnd, linkEndError, type TransferStatus } from '../protocol/frame.js';
-import type { RemoteWindow } from './fabric.js';
+import type { RemoteWindow, TransferOptions } from './fabric.js';
 import type { FrameBatch, Link, LinkEvents, Transport, TransportAddress } from './link.js';
 
 /**
@@ -183,14 +183,30 @@ class TcpLink implements Link {
     if (broken !== 0) this.#breakLater(broken);
   }
 
-  write(transfer: number, window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): void {
+  write(
+    transfer: number,
+    window: RemoteWindow,
+    windowOffsetBytes: number,
+    local: readonly PoolSegment[],
+    options?: TransferOptions,
+  ): void {
     if (this.closed) return;
-    this.addon.write(this.engine, this.connection, transfer, window, windowOffsetBytes, segmentPairs(local));
+    const pairs = segmentPairs(local);
+    const unchecked = options?.verifiedByUser === true ? 1 : 0;
+    this.addon.write(this.engine, this.connection, transfer, window, windowOffsetBytes, pairs, unchecked);
   }
 
-  read(transfer: number, window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): void {
+  read(
+    transfer: number,
+    window: RemoteWindow,
+    windowOffsetBytes: number,
+    local: readonly PoolSegment[],
+    options?: TransferOptions,
+  ): void {
     if (this.closed) return;
-    this.addon.read(this.engine, this.connection, transfer, window, windowOffsetBytes, segmentPairs(local));
+    const pairs = segmentPairs(local);
+    const unchecked = options?.verifiedByUser === true ? 1 : 0;
+    this.addon.read(this.engine, this.connection, transfer, window, windowOffsetBytes, pairs, unchecked);
   }
 
   flush(): void {

@@ -66,7 +66,7 @@ export interface TcpAddon {
   startFrames(engine: TcpEngine, connection: number, peerNode: number): void;
   /** A run of whole frames; checksums are written into it. Returns a LinkEnd, 0 when all is well. */
   send(engine: TcpEngine, connection: number, bytes: Uint8Array, start: number, end: number): number;
-  /** `segments`: offset and length pairs within the pool. Queued until flush. */
+  /** `segments`: offset and length pairs within the pool. Queued until flush. `unchecked`: the data needs no checksum on its way. */
   write(
     engine: TcpEngine,
     connection: number,
@@ -74,6 +74,7 @@ export interface TcpAddon {
     window: Uint8Array,
     windowOffsetBytes: number,
     segments: Float64Array,
+    unchecked: 0 | 1,
   ): void;
   read(
     engine: TcpEngine,
@@ -82,6 +83,7 @@ export interface TcpAddon {
     window: Uint8Array,
     windowOffsetBytes: number,
     segments: Float64Array,
+    unchecked: 0 | 1,
   ): void;
   flush(engine: TcpEngine, connection: number): number;
   /** When this returns the transfer touches the pool no more. */

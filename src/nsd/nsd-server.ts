@@ -3,7 +3,13 @@ import { FsError, type Reason } from '../common/errors.js';
 import type { Epoch, Incarnation, NodeId } from '../common/ids.js';
 import { type Logger, silentLogger } from '../common/logger.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import { type Fabric, type IncomingMessage, type Peer, WINDOW_BYTES_MAX } from '../fabric/fabric.js';
+import {
+  type Fabric,
+  type IncomingMessage,
+  type Peer,
+  type TransferOptions,
+  WINDOW_BYTES_MAX,
+} from '../fabric/fabric.js';
 import type { BufferArena, PagePool, PoolSegment } from '../native/page-pool.js';
 import { MessageType } from '../protocol/message-types.js';
 import {
@@ -200,7 +206,7 @@ export class NsdServer {
       await this.#staged(piece, async (staging) => {
         await this.#atDevice(message, () => readPiece(store, piece, staging, states));
         const offsetBytes = piece.index * SECTOR_BYTES;
-        if (window !== null) await message.peer.writeRemote(window, offsetBytes, [staging]);
+        if (window !== null) await message.peer.writeRemote(window, offsetBytes, [staging], BY_SECTOR_CHECKSUMS);
         else data?.set(bytesOf(this.parts.pool, staging), offsetBytes);
       });
     });
@@ -233,7 +239,7 @@ export class NsdServer {
 
   async #pull(peer: Peer, window: Uint8Array | null, offsetBytes: number, staging: PoolSegment): Promise<void> {
     if (window === null) throw new FsError('badFrame', { op: 'nsd.write', detail: 'neither window nor data' });
-    await peer.readRemote(window, offsetBytes, [staging]);
+    await peer.readRemote(window, offsetBytes, [staging], BY_SECTOR_CHECKSUMS);
   }
 
   #verifyArrived(store: NsdStore, piece: Piece, staging: PoolSegment, crcs: Uint32Array): void {
@@ -326,6 +332,8 @@ export class NsdServer {
   }
 }
 
+/** The checksums of the sectors go in messages; the client looks after landing, we look before writing. */
+const BY_SECTOR_CHECKSUMS: TransferOptions = { verifiedByUser: true };
 const NOTHING = new Uint8Array(0);
 /** Expected while the cluster changes: not worth a line in the log each. */
 const QUIET: ReadonlySet<Reason> = new Set(['fenced', 'staleEpoch', 'nsdUnavailable', 'queueFull']);

@@ -17,7 +17,7 @@ import { FsError, type Reason } from '../common/errors.js';
  *    32  u64  requestSequence   request and reply: the sender's number of the request, only ever rising; transfers: their id
  *    40  u16  messageType       MessageType; transferDone: TransferStatus
  *    42  u16  creditMessages    the other side may send up to ack + creditMessages
- *    44  u32  crc32c            Castagnoli, over bytes 0 to 43 and the body
+ *    44  u32  crc32c            Castagnoli, over bytes 0 to 43 and the body (but see flags below)
  *
  * Bodies of write, readRequest and readData begin with a transfer prefix of 32 bytes:
  *
@@ -25,7 +25,8 @@ import { FsError, type Reason } from '../common/errors.js';
  *     8  u64  windowSecret      0 in readData
  *    16  u64  offsetBytes       in the window; readData: in the transfer
  *    24  u32  lengthBytes       write, readData: of the data that follows; readRequest: wanted
- *    28  u32  flags             bit 0: last piece of the transfer
+ *    28  u32  flags             bit 0: last piece of the transfer; bit 1: the data is not in the frame's checksum, its users
+ *                               have one of their own (readRequest: nor shall it be in those of the answer)
  *
  * Fault model: the bytes may be anything. A header that makes no sense, or a checksum that fails, leaves no way to find the
  * next frame, so the connection ends; what it carried is sent again on the next one.
@@ -51,6 +52,7 @@ export const FRAME_AT = {
 export const TRANSFER_PREFIX_BYTES = 32;
 export const TRANSFER_AT = { windowId: 0, windowSecret: 8, offsetBytes: 16, lengthBytes: 24, flags: 28 } as const;
 export const TRANSFER_FLAG_LAST = 1;
+export const TRANSFER_FLAG_DATA_UNCHECKED = 2;
 
 /** Body of an ordinary frame. Equal to MESSAGE_BODY_BYTES_MAX of the fabric, which may not be imported from here. */
 export const FRAME_BODY_BYTES_MAX = 256 * 1024;
@@ -224,5 +226,11 @@ function crc32cRun(crc: number, bytes: Uint8Array, start: number, end: number): 
 function frameChecksum(bytes: Uint8Array, at: number, bodyBytes: number): number {
   const header = crc32cRun(0xffffffff, bytes, at, at + FRAME_AT.crc32c);
   const body = at + FRAME_HEADER_BYTES;
-  return ~crc32cRun(header, bytes, body, body + bodyBytes) >>> 0;
+  return ~crc32cRun(header, bytes, body, body + checkedBytes(bytes, at, bodyBytes)) >>> 0;
+}
+function checkedBytes(bytes: Uint8Array, at: number, bodyBytes: number): number {
+  const kind = bytes[at + FRAME_AT.kind];
+  if ((kind !== FrameKind.write && kind !== FrameKind.readData) || bodyBytes < TRANSFER_PREFIX_BYTES) return bodyBytes;
+  const flags = bytes[at + FRAME_HEADER_BYTES + TRANSFER_AT.flags]!;
+  return (flags & TRANSFER_FLAG_DATA_UNCHECKED) === 0 ? bodyBytes : TRANSFER_PREFIX_BYTES;
 }

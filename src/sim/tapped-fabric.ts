@@ -105,10 +105,10 @@ class TappedPeer implements Peer {
     }
     for (const one of bodies) this.fabric.peer(this.nodeId).send(type, one);
   }
-  writeRemote(window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): Promise<void> {
-    return this.fabric.peer(this.nodeId).writeRemote(window, windowOffsetBytes, local);
+  writeRemote(...transfer: Parameters<Peer['writeRemote']>): Promise<void> {
+    return this.fabric.peer(this.nodeId).writeRemote(...transfer);
   }
-  readRemote(window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): Promise<void> {
-    return this.fabric.peer(this.nodeId).readRemote(window, windowOffsetBytes, local);
+  readRemote(...transfer: Parameters<Peer['readRemote']>): Promise<void> {
+    return this.fabric.peer(this.nodeId).readRemote(...transfer);
   }
 }

@@ -297,6 +297,7 @@ void Connection::BeginLanding(const uint8_t* header, const uint8_t* prefix) {
   landing_.transfer = Load64(header + kAtRequestSequence);
   landing_.length = landing_.remaining = Load32(prefix + kAtLength);
   landing_.last = (Load32(prefix + kAtFlags) & kFlagLast) != 0;
+  landing_.unchecked = (Load32(prefix + kAtFlags) & kFlagDataUnchecked) != 0;
   landing_.crc = CrcUpdate(CrcHeader(header), prefix, kPrefixBytes);
   landing_.expected_crc = Load32(header + kAtCrc);
   landing_.status = TransferStatus::kLanded;
@@ -333,14 +334,14 @@ void Connection::AdvanceLanding(size_t bytes) {
   landing_.remaining -= bytes;
   if (landing_.discard) {
     engine_->stats.transfer_bytes_discarded += bytes;
-    landing_.crc = CrcUpdate(landing_.crc, scratch, bytes);
+    if (!landing_.unchecked) landing_.crc = CrcUpdate(landing_.crc, scratch, bytes);
     return;
   }
   engine_->stats.transfer_bytes_landed += bytes;
   while (bytes > 0) {
     const Segment& segment = landing_.target[landing_.target_index];
     const size_t take = std::min(bytes, segment.length - landing_.target_offset);
-    landing_.crc = CrcUpdate(landing_.crc, segment.base + landing_.target_offset, take);
+    if (!landing_.unchecked) landing_.crc = CrcUpdate(landing_.crc, segment.base + landing_.target_offset, take);
     landing_.target_offset += take;
     bytes -= take;
     if (landing_.target_offset == segment.length) {
@@ -410,6 +411,7 @@ bool Connection::AnswerRead(const uint8_t* header, const uint8_t* prefix) {
   answer->key = {0, 0};
   answer->window_offset = 0;
   answer->local_window = key.id;
+  answer->unchecked = (Load32(prefix + kAtFlags) & kFlagDataUnchecked) != 0;
   answer->segments = Slice(window->segments, offset, length);
   answer->length = length;
   bulk_lane_.push_back(std::move(answer));
@@ -460,18 +462,19 @@ bool Connection::Send(uint8_t* frames, size_t length) {
   return true;
 }
 
-void Connection::Write(uint32_t transfer, WindowKey key, uint64_t offset, std::vector<Segment> local) {
+void Connection::Write(uint32_t transfer, WindowKey key, uint64_t offset, std::vector<Segment> local, bool unchecked) {
   auto out = std::make_unique<Outgoing>();
   out->kind = kWrite;
   out->transfer = transfer;
   out->key = key;
   out->window_offset = offset;
+  out->unchecked = unchecked;
   for (const Segment& segment : local) out->length += segment.length;
   out->segments = std::move(local);
   bulk_lane_.push_back(std::move(out));
 }
 
-void Connection::Read(uint32_t transfer, WindowKey key, uint64_t offset, std::vector<Segment> local) {
+void Connection::Read(uint32_t transfer, WindowKey key, uint64_t offset, std::vector<Segment> local, bool unchecked) {
   PendingRead read{std::move(local), 0};
   for (const Segment& segment : read.segments) read.length += segment.length;
   uint8_t frame[kHeaderBytes + kPrefixBytes];
@@ -481,7 +484,7 @@ void Connection::Read(uint32_t transfer, WindowKey key, uint64_t offset, std::ve
   Store64(prefix + kAtWindowSecret, key.secret);
   Store64(prefix + kAtOffset, offset);
   Store32(prefix + kAtLength, static_cast<uint32_t>(read.length));
-  Store32(prefix + kAtFlags, 0);
+  Store32(prefix + kAtFlags, unchecked ? kFlagDataUnchecked : 0);
   Store32(frame + kAtCrc, ~CrcUpdate(CrcHeader(frame), prefix, kPrefixBytes));
   message_lane_.insert(message_lane_.end(), frame, frame + sizeof frame);
   reads_.emplace(transfer, std::move(read));
@@ -554,10 +557,12 @@ void Connection::StartChunk() {
   Store64(prefix + kAtWindowSecret, transfer.key.secret);
   Store64(prefix + kAtOffset, transfer.window_offset + transfer.sent);
   Store32(prefix + kAtLength, static_cast<uint32_t>(length));
-  Store32(prefix + kAtFlags, last ? kFlagLast : 0);
+  Store32(prefix + kAtFlags, (last ? kFlagLast : 0) | (transfer.unchecked ? kFlagDataUnchecked : 0));
   out_.parts = Slice(transfer.segments, transfer.sent, length);
   uint32_t crc = CrcUpdate(CrcHeader(out_.header), prefix, kPrefixBytes);
-  for (const Segment& part : out_.parts) crc = CrcUpdate(crc, part.base, part.length);
+  if (!transfer.unchecked) {
+    for (const Segment& part : out_.parts) crc = CrcUpdate(crc, part.base, part.length);
+  }
   Store32(out_.header + kAtCrc, ~crc);
   out_.parts.insert(out_.parts.begin(), {out_.header, sizeof out_.header});
   out_.part_index = out_.part_offset = 0;

@@ -33,8 +33,9 @@ class Connection {
   // Whole frames without their checksums, which are filled in here. False: the bytes are not a run of whole frames.
   // A socket found broken is told by the loop; broken() knows at once.
   bool Send(uint8_t* frames, size_t length);
-  void Write(uint32_t transfer, WindowKey key, uint64_t offset, std::vector<Segment> local);
-  void Read(uint32_t transfer, WindowKey key, uint64_t offset, std::vector<Segment> local);
+  // `unchecked`: the frames' checksums leave the data out.
+  void Write(uint32_t transfer, WindowKey key, uint64_t offset, std::vector<Segment> local, bool unchecked);
+  void Read(uint32_t transfer, WindowKey key, uint64_t offset, std::vector<Segment> local, bool unchecked);
   void Cancel(uint32_t transfer);
   void WindowClosed(uint64_t window);
   // Sends what waits. False when the connection is beyond use; the owner then closes it.
@@ -51,6 +52,7 @@ class Connection {
     WindowKey key;              // of the peer's window; zero in readData
     uint64_t window_offset;     // readData: zero
     uint64_t local_window = 0;  // readData: our window, whose closing stops it
+    bool unchecked = false;
     std::vector<Segment> segments;
     uint64_t length = 0;
     uint64_t sent = 0;
@@ -66,6 +68,7 @@ class Connection {
     bool discard = false;
     FrameKind kind = kWrite;
     bool last = false;
+    bool unchecked = false;
     TransferStatus status = TransferStatus::kLanded;
     uint64_t transfer = 0;
     uint64_t window = 0;

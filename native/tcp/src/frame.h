@@ -31,6 +31,8 @@ constexpr size_t kAtOffset = 16;
 constexpr size_t kAtLength = 24;
 constexpr size_t kAtFlags = 28;
 constexpr uint32_t kFlagLast = 1;
+// The data is not in the frame's checksum: its users have one of their own.
+constexpr uint32_t kFlagDataUnchecked = 2;
 
 constexpr size_t kBodyBytesMax = 256 * 1024;
 constexpr size_t kChunkBytes = 256 * 1024;

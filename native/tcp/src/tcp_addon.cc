@@ -402,11 +402,12 @@ napi_value Transfer(napi_env, const Arguments& a) {
   const WindowKey key = a.Key(3);
   const uint64_t offset = a.U53(4);
   std::vector<Segment> segments = a.Segments(5, handle->engine()->pool);
+  const bool unchecked = a.U32(6) != 0;
   if (connection == nullptr) return nullptr;
   if (writing) {
-    connection->Write(transfer, key, offset, std::move(segments));
+    connection->Write(transfer, key, offset, std::move(segments), unchecked);
   } else {
-    connection->Read(transfer, key, offset, std::move(segments));
+    connection->Read(transfer, key, offset, std::move(segments), unchecked);
   }
   return nullptr;
 }
@@ -488,6 +489,7 @@ napi_value Constants(napi_env env) {
       {"atLengthBytes", kAtLength},
       {"atFlags", kAtFlags},
       {"transferFlagLast", kFlagLast},
+      {"transferFlagDataUnchecked", kFlagDataUnchecked},
       {"frameBodyBytesMax", kBodyBytesMax},
       {"transferChunkBytes", kChunkBytes},
       {"transferBytesMax", kTransferBytesMax},
