@@ -245,8 +245,7 @@ export class Session implements LinkEvents {
 
   #startTransfer(link: Link, id: number, transfer: Transfer): void {
     const { window, windowOffsetBytes, local, options } = transfer;
-    if (transfer.writing) link.write(id, window, windowOffsetBytes, local, options);
-    else link.read(id, window, windowOffsetBytes, local, options);
+    link[transfer.writing ? 'write' : 'read'](id, window, windowOffsetBytes, local, options);
     this.#transfersQueued = true;
     this.#scheduleFlush();
   }
