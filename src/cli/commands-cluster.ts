@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import type { FileSystemInfo } from '../daemon/admin-api.js';
+import type { FileSystemInfo, NsdLine } from '../daemon/admin-api.js';
 import { bytesText, countText, durationText, facts, print, printJson, table } from './output.js';
 import { parseCount, type TargetOptions, withAdmin, withJson, withTarget } from './target.js';
 
@@ -82,17 +82,31 @@ export function addClusterCommands(program: Command): void {
       else
         print(
           table(
-            ['NAME', { name: 'SIZE', align: 'right' }, 'FAILURE GROUP', 'FILE SYSTEM', 'SERVERS', 'UUID'],
+            ['NAME', { name: 'SIZE', align: 'right' }, 'FAILURE GROUP', 'FILE SYSTEM', 'SERVED BY', 'SERVERS', 'UUID'],
             nsds.map((n) => [
               n.name,
               bytesText(n.lengthBytes),
               n.failureGroup,
               n.fileSystem ?? 'free',
+              servedBy(n),
               servers(n.servers, n.serversUp),
               n.uuid,
             ]),
           ),
         );
+    });
+
+  withJson(withTarget(nsd.command('takeover')))
+    .argument('<nsd>', 'name of the NSD')
+    .option('--to <node>', 'the server that is to serve it (default: the daemon that is asked)', parseCount(1, 65_535))
+    .description('move an NSD to another of its servers; the present one lets go of it, or is shut out at the target')
+    .addHelpText('after', '\nExamples:\n  holdfast nsd takeover nsd-1\n  holdfast nsd takeover nsd-1 --to 3\n')
+    .action(async (name: string, options: TargetOptions & { to?: number }) => {
+      const moved = await withAdmin(options, (admin) =>
+        admin.call('nsdTakeover', { nsd: name, to: options.to ?? null }),
+      );
+      if (options.json === true) printJson(moved);
+      else print(`${moved.name} is served by node ${moved.serving}`);
     });
 
   const token = program.command('token').description('tokens');
@@ -174,3 +188,6 @@ function describe({ name, uuid, createdMs, nsds, usage }: FileSystemInfo): strin
   }
   return facts(rows);
 }
+
+const servedBy = ({ serving, moving }: NsdLine): string =>
+  moving !== null ? `moving from ${moving.from} to ${moving.to}` : serving === null ? 'nobody' : String(serving);

@@ -11,6 +11,14 @@ export interface NodeRecord {
   readonly tokenServer: boolean;
 }
 
+/** Where the namespace behind a server's path can be shut to that server, whatever becomes of it (S4). */
+export interface NsdTarget {
+  /** The node on whose machine the target is. */
+  readonly nodeId: NodeId;
+  /** The NVMe qualified name of the subsystem that is this one server's. */
+  readonly subsystem: string;
+}
+
 /** An NSD and the nodes that have a path to it, in order of preference. */
 export interface NsdRecord {
   readonly uuid: string;
@@ -18,6 +26,14 @@ export interface NsdRecord {
   readonly fsUuid: string | null;
   readonly failureGroup: number;
   readonly servers: readonly NodeId[];
+  /** The one that serves it (S4); null: nobody, for now. */
+  readonly serving: NodeId | null;
+  /** A takeover that has begun: `to` serves once `from` is known to be shut out. */
+  readonly moving: { readonly from: NodeId; readonly to: NodeId } | null;
+  /** Raised by every change of `serving` and `moving`. */
+  readonly generation: number;
+  /** By server; one without can be shut out by its own answer only. */
+  readonly targets: Readonly<Record<string, NsdTarget>>;
   readonly lengthBytes: number;
 }
 

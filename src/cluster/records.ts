@@ -83,12 +83,17 @@ const viewSchema = z.object({
   expelling: z.array(z.object({ nodeId: id, incarnation: life, epoch: epochNumber, clean: z.boolean() })),
 });
 const aliveSchema = z.object({ incarnation: life, full: z.boolean() });
+const targetSchema = z.object({ nodeId: id, subsystem: z.string().min(1).max(223) });
 const nsdSchema = z.object({
   uuid: z.string(),
   name: z.string(),
   fsUuid: z.string().nullable(),
   failureGroup: count,
   servers: z.array(id),
+  serving: id.nullable().default(null),
+  moving: z.object({ from: id, to: id }).nullable().default(null),
+  generation: count.default(0),
+  targets: z.record(z.string().regex(/^[1-9][0-9]{0,4}$/), targetSchema).default({}),
   lengthBytes: count,
 });
 const fileSystemSchema = z.object({ uuid: z.string(), nsds: z.array(z.string()), createdMs: z.number() });

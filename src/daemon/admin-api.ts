@@ -16,6 +16,8 @@ export const ADMIN_METHODS = {
     nsds: z.array(z.string()).min(1).max(1024).optional(),
   }),
   fileSystems: z.strictObject({}),
+  /** Moves an NSD to another of its servers; null: to the daemon that is asked. */
+  nsdTakeover: z.strictObject({ nsd: z.string(), to: z.int().min(1).max(65_535).nullable() }),
   counters: z.strictObject({}),
   /** Everything written out, every token given back: what each node does first when all of them are to be stopped. */
   unmount: z.strictObject({}),
@@ -31,6 +33,7 @@ export interface AdminResults {
   tokens: TokenList;
   createFileSystem: FileSystemInfo;
   fileSystems: FileSystemInfo[];
+  nsdTakeover: NsdLine;
   counters: Record<string, number>;
   unmount: Record<string, never>;
 }
@@ -83,6 +86,9 @@ export interface NsdLine {
   /** Name of its file system, its UUID when that has no name, or null. */
   readonly fileSystem: string | null;
   readonly servers: readonly number[];
+  /** The one that serves it; null: nobody, for now. */
+  readonly serving: number | null;
+  readonly moving: { readonly from: number; readonly to: number } | null;
   /** Servers that are in the cluster now. */
   readonly serversUp: readonly number[];
 }

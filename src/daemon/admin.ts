@@ -42,6 +42,12 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
       const found = await engine.fileSystems();
       return Promise.all(found.map(({ name, record }) => describe(engine, name, record)));
     },
+    nsdTakeover: async ({ nsd, to }) => {
+      await engine.takeover(nsd, to === null ? null : nodeId(to));
+      const line = (await nsds(engine)).find(({ name }) => name === nsd);
+      if (line === undefined) throw new FsError('notFound', { op: 'nsd.takeover', object: nsd, detail: 'it has gone' });
+      return line;
+    },
     counters: async () => {
       await engine.refusedNsds();
       return engine.counters();
@@ -104,6 +110,8 @@ async function nsds(engine: NodeEngine): Promise<NsdLine[]> {
       failureGroup: nsd.failureGroup,
       fileSystem: nsd.fsUuid === null ? null : (names.get(nsd.fsUuid) ?? nsd.fsUuid),
       servers: nsd.servers,
+      serving: nsd.serving,
+      moving: nsd.moving,
       serversUp: nsd.servers.filter((server) => view.nodes.has(server)),
     }))
     .sort((a, b) => (a.name < b.name ? -1 : 1));

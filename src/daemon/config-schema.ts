@@ -79,6 +79,26 @@ const nsd = z.strictObject({
     .optional()
     .describe('Creates the file with this size when it is missing; without it the path must exist.'),
   failureGroup: z.int().min(0).max(65_535).default(0).describe('NSDs that can fail together share a number.'),
+  shared: z
+    .boolean()
+    .default(false)
+    .describe('Other nodes have a path to it too: one of them serves it, `holdfast nsd takeover` moves it.'),
+  format: z
+    .boolean()
+    .optional()
+    .describe(
+      'Makes an NSD of an empty device. Without it: yes, unless it is shared; of those that share it, say so at one.',
+    ),
+  target: z
+    .strictObject({
+      node: z.int().min(1).max(32_767).describe('The node on the machine that exports the namespace to this one.'),
+      subsystem: z
+        .string()
+        .regex(/^nqn\.[\x21-\x7e]{1,219}$/, 'expected an NVMe qualified name (nqn.…)')
+        .describe("The subsystem there that is this node's alone; shutting it shuts this node out of the NSD."),
+    })
+    .optional()
+    .describe('Where the path of this node can be shut, when another takes over and this one does not answer.'),
 });
 
 export const configSchema = z.strictObject({

@@ -5,7 +5,6 @@ import { NativeCacheMap } from '../cache/cache-map-native.js';
 import type { Engine, EngineConfig } from '../client/engine-contract.js';
 import { EtcdStore } from '../cluster/etcd-store.js';
 import { membershipSettings } from '../cluster/membership.js';
-import type { ClusterView } from '../cluster/membership-api.js';
 import { MembershipRuntime } from '../cluster/membership-runtime.js';
 import { FILE_SYSTEM_PREFIX, type FileSystemRecord, StoreKey } from '../cluster/records.js';
 import { Counters } from '../common/counters.js';
@@ -21,7 +20,8 @@ import type { Checksums } from '../nsd/checksums.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
 import { LazyFileSystem } from './lazy-file-system.js';
 import { HoldfastNode, type NodeParts } from './node.js';
-import { type NsdConfig, openStores, type WrapDevice } from './open-stores.js';
+import { NsdServing, type TargetPort } from './nsd-serving.js';
+import { type NsdConfig, type NsdPath, openStores, type WrapDevice } from './open-stores.js';
 import { planPool } from './pool-plan.js';
 import { type RefusedNsd, RefusedNsds } from './refused-nsds.js';
 import { systemClock } from './system-clock.js';
@@ -52,6 +52,8 @@ export interface NodeConfig {
   readonly fileSystem: string | null;
   readonly settings?: NodeParts['settings'];
   readonly logger?: Logger;
+  /** Where this machine exports namespaces to other servers, and can shut them out. */
+  readonly target?: TargetPort;
   /** Tests: the fault port of the storage. */
   readonly wrapDevice?: WrapDevice;
 }
@@ -70,13 +72,15 @@ export interface NodeEngine extends Engine {
   fileSystems(): Promise<{ name: string; record: FileSystemRecord }[]>;
   /** Of all nodes, whenever they were to start; refreshes their counters. */
   refusedNsds(): Promise<RefusedNsd[]>;
+  /** Moves an NSD, by name, to another of its servers: this node, if none is named. See NsdServing.takeover. */
+  takeover(nsdName: string, to: NodeId | null): Promise<void>;
 }
 
 const ENTRIES_MAX = 65_536;
 const LEAVE_TIMEOUT_MS = 10_000;
 /** How long a start that is given up waits for the store's answer, to give back what it got. */
 const STOP_CLAIM_MS = 2000;
-const VIEW_TIMEOUT_MS = 30_000;
+const TAKEOVER_TIMEOUT_MS = 60_000;
 const IDENTITY_WAIT_LEASES = 3;
 
 const checksums: Checksums = {
@@ -108,11 +112,13 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
   let node: HoldfastNode | null = null;
   /** Without NSDs there is nothing to end first, and in a library nobody who would: its tokens must not wait for the program's end. */
   let leaveAlone: (() => void) | null = null;
+  let stopServing = (): void => undefined;
   const fail = (why: FsError): void => {
     if (failure !== null) return;
     failure = why;
     const lost = node?.fence() ?? [];
     node?.stop();
+    stopServing();
     logger.error({ why: why.message, lost }, 'the engine stops serving');
     for (const tell of listeners) tell(why);
     leaveAlone?.();
@@ -190,7 +196,6 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       ...(config.wrapDevice === undefined ? {} : { wrapDevice: config.wrapDevice }),
     });
     undo.push(() => opened.close());
-    const { stores } = opened;
 
     const made = new HoldfastNode(
       {
@@ -204,39 +209,42 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
         logger,
         counters,
         checksums,
-        stores,
+        stores: [],
         ...(config.settings === undefined ? {} : { settings: config.settings }),
         onBroken: (error) => fail(FsError.from(error, 'engine')),
       },
       { tokenServer: config.tokenServer },
     );
     node = made;
-    if (stores.length === 0) leaveAlone = () => void membership.leave(LEAVE_TIMEOUT_MS);
+    if (opened.paths.length === 0) leaveAlone = () => void membership.leave(LEAVE_TIMEOUT_MS);
     undo.push(() => made.stop());
 
     const joined = membership.join({ address, tokenServer: config.tokenServer }, made.expulsionActions());
     await unlessStopped(joined, stop, 'join');
-    for (const served of stores) {
-      const foreign = foreignness(served, membership.view.nsds.get(served.uuid)?.fsUuid ?? null);
-      if (foreign !== null) {
-        await refused.add(served.header.name, foreign);
-        throw foreign;
-      }
-      await membership.updateNsd(served.uuid, (record) => ({
-        uuid: served.uuid,
-        name: served.header.name,
-        fsUuid: record?.fsUuid ?? served.header.fsUuid,
-        failureGroup: served.header.failureGroup,
-        servers: [...new Set([...(record?.servers ?? []), membership.self.nodeId])],
-        lengthBytes: served.lengthBytes,
-      }));
+    for (const path of opened.paths) {
+      const foreign = foreignness(path, membership.view.nsds.get(path.uuid)?.fsUuid ?? null);
+      if (foreign === null) continue;
+      await refused.add(path.header.name, foreign);
+      throw foreign;
     }
-    const inView = seen(membership, ({ nsds }) => stores.every((served) => nsds.has(served.uuid)), VIEW_TIMEOUT_MS);
-    await unlessStopped(inView, stop, 'join');
+    const serving = new NsdServing({
+      membership,
+      fabric,
+      server: made.nsdServer,
+      paths: opened.paths,
+      target: config.target ?? NO_TARGET,
+      clock,
+      counters,
+      logger,
+    });
+    stopServing = () => serving.stop();
+    undo.push(() => serving.stop());
+    undo.push(() => serving.leave(LEAVE_TIMEOUT_MS));
+    await unlessStopped(serving.start(), stop, 'join');
     await refused.settle(config.nsds.map(({ name }) => name));
     // Which file system an NSD belongs to is decided in the store; its server writes it into the header.
     const claimStores = (): void => {
-      for (const served of stores) {
+      for (const served of serving.stores) {
         const fsUuid = membership.view.nsds.get(served.uuid)?.fsUuid ?? null;
         if (fsUuid !== null && served.header.fsUuid === null) {
           served
@@ -287,7 +295,10 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       fabric,
       node: made,
       metrics: counters,
-      stores,
+      get stores() {
+        return serving.stores;
+      },
+      takeover: (nsd, to) => takeover(serving, membership, nsd, to),
       counters: () => {
         made.tokens.gauges();
         made.tokenServer?.gauges();
@@ -367,26 +378,27 @@ async function withinMs(work: Promise<unknown>, ms: number): Promise<void> {
   (timer as { cancel(): void } | null)?.cancel();
 }
 
-/** What was written to the store comes back with the view; whoever asks this node next finds it there. */
-function seen(membership: MembershipRuntime, there: (view: ClusterView) => boolean, timeoutMs: number): Promise<void> {
-  if (there(membership.view)) return Promise.resolve();
-  return new Promise((resolve, reject) => {
-    const over = (end: () => void): void => {
-      unsubscribe();
-      timer.cancel();
-      end();
-    };
-    const unsubscribe = membership.onChange((view) => {
-      if (there(view)) over(resolve);
-    });
-    const detail = 'what this node wrote into the store does not come back';
-    const late = new FsError('storeUnavailable', { op: 'join', detail });
-    const timer = systemClock.after(timeoutMs, () => over(() => reject(late)));
-  });
+const NO_TARGET: TargetPort = {
+  shutOut: (subsystem) =>
+    Promise.reject(
+      new FsError('notSupported', { op: 'nsd.shutOut', object: subsystem, detail: 'this node exports no namespaces' }),
+    ),
+};
+
+async function takeover(
+  serving: NsdServing,
+  membership: MembershipRuntime,
+  nsdName: string,
+  to: NodeId | null,
+): Promise<void> {
+  const record = [...membership.view.nsds.values()].find(({ name }) => name === nsdName);
+  if (record === undefined)
+    throw new FsError('notFound', { op: 'nsd.takeover', object: nsdName, detail: 'the cluster has no such NSD' });
+  await serving.takeover(record.uuid, to ?? membership.self.nodeId, TAKEOVER_TIMEOUT_MS);
 }
 
 /** The cluster says which file system an NSD belongs to; a header that says another one was written elsewhere. */
-function foreignness({ header, uuid }: NsdStore, fsUuid: string | null): FsError | null {
+function foreignness({ header, uuid }: NsdPath, fsUuid: string | null): FsError | null {
   if (fsUuid === null || header.fsUuid === null || header.fsUuid === fsUuid) return null;
   return new FsError('wrongNsd', {
     op: 'nsd.open',

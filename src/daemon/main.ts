@@ -12,6 +12,7 @@ import { loadConfig } from './config.js';
 import type { DaemonConfig } from './config-schema.js';
 import { startNode } from './engine.js';
 import { serveMetrics } from './main-metrics.js';
+import type { NsdConfig } from './open-stores.js';
 
 /**
  * holdfastd: one node as a process. Owns the order of starting (engine, clients' socket, admin socket, metrics) and of ending
@@ -87,12 +88,7 @@ async function run(configFile: string): Promise<void> {
         tokenServer: config.tokenServer,
         pagePoolBytes: config.pagePool,
         leaseTtlMs: config.leaseTtl,
-        nsds: config.nsds.map(({ name, path, size, failureGroup }) => ({
-          name,
-          path,
-          sizeBytes: size ?? null,
-          failureGroup,
-        })),
+        nsds: config.nsds.map(nsdConfig),
         fileSystem: config.fileSystem ?? null,
         settings: {
           cache: {
@@ -155,4 +151,24 @@ try {
 } catch (error) {
   if (!(error instanceof CommanderError)) throw error;
   process.exitCode = error.exitCode === 0 ? Exit.ok : Exit.usage;
+}
+
+function nsdConfig({
+  name,
+  path,
+  size,
+  failureGroup,
+  shared,
+  format,
+  target,
+}: DaemonConfig['nsds'][number]): NsdConfig {
+  return {
+    name,
+    path,
+    sizeBytes: size ?? null,
+    failureGroup,
+    shared,
+    ...(format === undefined ? {} : { format }),
+    ...(target === undefined ? {} : { target: { nodeId: nodeId(target.node), subsystem: target.subsystem } }),
+  };
 }

@@ -104,7 +104,7 @@ export class HoldfastNode {
       plan.serverStaging === null
         ? null
         : new NsdServer({ fabric, pool, arena: new SegmentArena(plan.serverStaging), checksums, counters, logger });
-    for (const store of parts.stores) this.nsdServer?.export(store);
+    for (const store of parts.stores) this.nsdServer?.export(store, membership.view.epoch);
     if (this.nsdServer === null) {
       // Every full node is asked to fence; one that serves no NSD has nothing to drain.
       fabric.handleRequests(MessageType.nsdFence, () => new Uint8Array(0));
@@ -166,8 +166,12 @@ export class HoldfastNode {
       locate: (index: NsdIndex) => {
         const uuid = uuids[index];
         if (uuid === undefined) return null;
-        const servers = membership.view.nsds.get(uuid)?.servers ?? [];
-        return { uuid, servers: servers.filter((server) => membership.view.nodes.has(server)) };
+        const { nsds, nodes } = membership.view;
+        const record = nsds.get(uuid);
+        if (record === undefined) return { uuid, servers: [] };
+        const { serving, generation } = record;
+        const mayMove = record.servers.length > 1;
+        return { uuid, servers: serving !== null && nodes.has(serving) ? [serving] : [], generation, mayMove };
       },
       localStore: (uuid: string) => this.nsdServer?.store(uuid),
       ...(settings?.nsdTimeoutMs === undefined ? {} : { timeoutMsDefault: settings.nsdTimeoutMs }),

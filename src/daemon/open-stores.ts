@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { open } from 'node:fs/promises';
 import { BlockEngine } from 'napi-nvme';
+import type { NsdTarget } from '../cluster/membership-api.js';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import type { Logger } from '../common/logger.js';
@@ -20,13 +21,76 @@ export interface NsdConfig {
   /** A file that doesn't exist yet is made with this size. */
   readonly sizeBytes: number | null;
   readonly failureGroup: number;
+  /** Others have a path to it too: an empty one is not made an NSD unless `format` says so here. */
+  readonly shared?: boolean;
+  readonly format?: boolean;
+  /** Where this node's path to it can be shut. */
+  readonly target?: NsdTarget;
 }
 
 /** Puts something in front of a device; `scratch` is a sector of the pool's that is its own. */
 export type WrapDevice = (device: BlockDevice, nsd: NsdConfig, pool: PagePool, scratch: PoolSegment) => BlockDevice;
 
+/** This node's way to one NSD. `store` is there while the device is open. */
+export class NsdPath {
+  readonly #reopen: () => Promise<NsdStore>;
+  #store: NsdStore | null;
+  readonly uuid: string;
+  readonly header: NsdStore['header'];
+  readonly lengthBytes: number;
+
+  constructor(
+    readonly config: NsdConfig,
+    store: NsdStore,
+    reopen: () => Promise<NsdStore>,
+    private readonly logger: Logger,
+  ) {
+    this.#store = store;
+    this.#reopen = reopen;
+    this.uuid = store.uuid;
+    this.header = store.header;
+    this.lengthBytes = store.lengthBytes;
+  }
+
+  get store(): NsdStore | null {
+    return this.#store;
+  }
+  get target(): NsdTarget | null {
+    return this.config.target ?? null;
+  }
+
+  /** As it is, or opened anew, with everything read again that another server may have changed. */
+  async open(): Promise<NsdStore> {
+    if (this.#store !== null) return this.#store;
+    const store = await this.#reopen();
+    if (store.uuid !== this.uuid) {
+      await store.close();
+      throw new FsError('wrongNsd', {
+        op: 'nsd.open',
+        object: this.config.path,
+        detail: `holds NSD ${store.uuid} by now`,
+      });
+    }
+    this.#store = store;
+    return store;
+  }
+  /** Waits for what is under way, flushes, closes the device. */
+  async close(): Promise<void> {
+    const store = this.#store;
+    if (store === null) return;
+    this.#store = null;
+    try {
+      await store.flush();
+    } catch (error) {
+      // Its path may have been shut. Whoever syncs asks the server that there is then for the flush of the same device.
+      this.logger.warn({ nsd: this.uuid, error: String(error) }, 'the last flush of an NSD failed');
+    }
+    await store.close();
+  }
+}
+
 export interface OpenedStores {
-  readonly stores: readonly NsdStore[];
+  readonly paths: readonly NsdPath[];
   /** Waits for what is under way, then closes the devices. */
   close(): Promise<void>;
 }
@@ -51,22 +115,24 @@ export async function openStores(
     readonly onRefused: (config: NsdConfig, why: FsError) => Promise<void>;
   },
 ): Promise<OpenedStores> {
-  if (configs.length === 0) return { stores: [], close: () => Promise.resolve() };
+  if (configs.length === 0) return { paths: [], close: () => Promise.resolve() };
   const engine = new PoolEngine(new BlockEngine(), parts.pool, parts.logger);
-  const stores: NsdStore[] = [];
+  const paths: NsdPath[] = [];
   const close = async (): Promise<void> => {
-    for (const store of stores) await store.close();
+    for (const path of paths) await path.close();
     await engine.close();
   };
   try {
     for (const [index, config] of configs.entries())
       try {
-        stores.push(await openOne(config, index, engine, parts));
+        const store = await openOne(config, index, engine, parts);
+        const reopen = () => openOne({ ...config, format: false }, index, engine, parts);
+        paths.push(new NsdPath(config, store, reopen, parts.logger));
       } catch (error) {
         await parts.onRefused(config, FsError.from(error, 'nsd.open', config.path));
         throw error;
       }
-    return { stores, close };
+    return { paths, close };
   } catch (error) {
     await close();
     throw error;
@@ -81,6 +147,14 @@ async function openOne(
 ): Promise<NsdStore> {
   const { pool, plan, checksums, counters, clusterId, logger } = parts;
   const empty = await prepare(config);
+  if (empty && (config.format ?? config.shared !== true) === false) {
+    throw new FsError('badConfiguration', {
+      op: 'nsd.open',
+      object: config.path,
+      detail:
+        "it is empty, and several nodes have a path to it: set 'format: true' at the one that is to make it an NSD",
+    });
+  }
   let device: BlockDevice = await engine.open(config.path);
   let staging = plan.storeStaging[index]!;
   if (parts.wrapDevice !== undefined) {

@@ -45,6 +45,10 @@ export interface NsdLocation {
   readonly uuid: string;
   /** In order of preference; empty while the NSD is down. */
   readonly servers: readonly NodeId[];
+  /** Changes when another server takes over. */
+  readonly generation?: number;
+  /** A takeover is under way, or could be: worth waiting for where nobody serves now, and a server's device error may be a path that was shut. */
+  readonly mayMove?: boolean;
 }
 
 export interface NsdClientParts {
@@ -71,6 +75,8 @@ const BACKOFF_MS_MIN = 5;
 const BACKOFF_MS_MAX = 500;
 /** Scatter of one window. */
 const WINDOW_SEGMENTS_MAX = 64;
+/** A device error of an NSD that another server could take over is believed when it lasts. */
+const PATH_DOUBT_MS = 2_000;
 /** Bytes that arrive changed this often were not hit by chance. */
 const CHANGED_ON_THE_WAY_MAX = 3;
 
@@ -309,7 +315,8 @@ export class NsdClient implements NsdClientApi {
   ): Promise<void> {
     const { clock, fabric, localStore } = this.parts;
     const { signal } = options;
-    const deadlineMs = clock.nowMs() + (options.timeoutMs ?? this.parts.timeoutMsDefault ?? TIMEOUT_MS_DEFAULT);
+    const startMs = clock.nowMs();
+    const deadlineMs = startMs + (options.timeoutMs ?? this.parts.timeoutMsDefault ?? TIMEOUT_MS_DEFAULT);
     await this.#slots.acquire(op, clock, deadlineMs, signal);
     try {
       let last: FsError | null = null;
@@ -318,7 +325,8 @@ export class NsdClient implements NsdClientApi {
       for (let tries = 0; ; tries++) {
         throwIfAborted(op, signal);
         const location = this.parts.locate(nsd);
-        if (location === null || location.servers.length === 0)
+        const nobody = location === null || location.servers.length === 0;
+        if (nobody && !location?.mayMove)
           throw new FsError('nsdUnavailable', {
             op,
             object: location === null ? `nsd ${nsd}` : `nsd ${location.uuid}`,
@@ -333,6 +341,15 @@ export class NsdClient implements NsdClientApi {
             detail: last === null ? 'no time was left' : `after ${tries} attempts; the last: ${last.message}`,
             cause: last ?? undefined,
           });
+        if (nobody) {
+          last ??= new FsError('nsdUnavailable', {
+            op,
+            object: `nsd ${location.uuid}`,
+            detail: 'no server has taken it over yet',
+          });
+          await pause(clock, Math.min(BACKOFF_MS_MAX, leftMs), signal);
+          continue;
+        }
         const server = location.servers[tries % location.servers.length]!;
         const timeoutMs = Math.min(leftMs, this.parts.attemptTimeoutMs ?? ATTEMPT_TIMEOUT_MS_DEFAULT);
         try {
@@ -348,7 +365,8 @@ export class NsdClient implements NsdClientApi {
           // Nothing to wait for: the next transfer is a new one.
           continue;
         }
-        if (last.retry !== 'same' && !serverReplaced(last)) throw last;
+        if (last.retry !== 'same' && !serverReplaced(last) && !this.#mayHaveMoved(last, nsd, location, startMs))
+          throw last;
         this.counters.add('nsd.retries');
         if ((tries + 1) % location.servers.length === 0) {
           await pause(clock, Math.min(backoffMs, Math.max(0, deadlineMs - clock.nowMs())), signal);
@@ -362,6 +380,12 @@ export class NsdClient implements NsdClientApi {
     } finally {
       this.#slots.release();
     }
+  }
+
+  /** The path of the server that was asked may have been shut because another takes over, and this node's view may not have it yet. */
+  #mayHaveMoved(error: FsError, nsd: NsdIndex, { generation, mayMove }: NsdLocation, startMs: number): boolean {
+    if (!OF_THE_DEVICE.has(error.reason) || mayMove !== true) return false;
+    return this.parts.locate(nsd)?.generation !== generation || this.parts.clock.nowMs() - startMs < PATH_DOUBT_MS;
   }
 
   /** A device knows offsets and paths; whoever asked wants to hear of which NSD. */

@@ -102,10 +102,14 @@ export class NsdServer {
     handle(MessageType.nsdFence, (message) => this.#serveFence(message));
   }
 
-  /** From now on this node serves the NSD. */
-  export(store: NsdStore): void {
+  /**
+   * From now on this node serves the NSD. `epochMin`: requests of epochs before it are refused; who was expelled before this node could be
+   * told so sends such.
+   */
+  export(store: NsdStore, epochMin: Epoch): void {
     if (this.#stores.has(store.uuid))
       throw new FsError('exists', { op: 'nsd.export', object: `nsd ${store.uuid}`, detail: 'is exported already' });
+    this.#fenceEpoch = Math.max(this.#fenceEpoch, epochMin);
     this.#stores.set(store.uuid, store);
   }
   /** Requests that come later get nsdUnavailable; those at work go on (`NsdStore.close` waits for them). */

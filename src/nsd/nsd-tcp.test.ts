@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { incarnation, nodeId, nsdIndex } from '../common/ids.js';
+import { epoch, incarnation, nodeId, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { TransportAddress } from '../fabric/link.js';
 import { realClock, testNode } from '../fabric/test-support.js';
@@ -31,7 +31,7 @@ describe('an NSD over TCP', () => {
       await NsdStore.format(parts, { uuid: UUID, clusterId: 'test-cluster', failureGroup: 1, name: 'n' });
       const freeBytes = arena.freeBytes;
       const server = new NsdServer({ fabric: one.fabric, pool: serverPool, arena, checksums: checksumsJs });
-      server.export(await NsdStore.open(parts));
+      server.export(await NsdStore.open(parts), epoch(0));
       const client = new NsdClient({
         fabric: two.fabric,
         pool: clientPool,

@@ -73,7 +73,7 @@ async function serverNode(
   const fabric = network.node(id, pool);
   const arena = new SegmentArena(mustAllocate(all, stagingBytes / SECTOR_BYTES));
   const server = new NsdServer({ fabric, pool, arena, checksums: checksumsJs });
-  server.export(store);
+  server.export(store, epoch(1));
   return { id: nodeId(id), fabric, pool, arena, stagingBytes, server, device, store };
 }
 

@@ -7,6 +7,8 @@ export const MessageType = {
   nsdInfo: 13,
   nsdDiscard: 14,
   nsdFence: 15,
+  nsdRelease: 16,
+  nsdShutOut: 17,
   // Tokens: one-way, both directions
   tokenToServer: 20,
   tokenToClient: 21,

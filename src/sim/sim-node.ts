@@ -182,6 +182,10 @@ export class SimNode {
         fsUuid: null,
         failureGroup: 0,
         servers: [this.id],
+        serving: this.id,
+        moving: null,
+        generation: 1,
+        targets: {},
         lengthBytes: store.lengthBytes,
       }));
   }
