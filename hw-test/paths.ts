@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 export const projectRoot = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
 
 export function cacheDirectory(): string {
-  return process.env.HOLDFAST_HW_CACHE ?? path.join(projectRoot, 'node_modules/.cache/holdfast-hw');
+  return path.resolve(process.env.HOLDFAST_HW_CACHE ?? path.join(projectRoot, 'node_modules/.cache/holdfast-hw'));
 }
 
 export function resultsDirectory(): string {

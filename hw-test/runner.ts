@@ -81,7 +81,12 @@ export async function runSuite(suite: Suite, options: RunOptions, leftS: number)
   const killAll = () => {
     for (const participant of participants) powerOff(participant);
   };
-  process.once('exit', killAll);
+  // A run that is broken off leaves neither guests nor disks.
+  const abandon = () => {
+    killAll();
+    rmSync(runDirectory, { recursive: true, force: true });
+  };
+  process.once('exit', abandon);
   const follow = guests.map(
     (guest) => new Follower(path.join(share, `guest${guest}`, 'output.log'), suite.guests > 1 ? `[${guest}] ` : ''),
   );
@@ -108,7 +113,7 @@ export async function runSuite(suite: Suite, options: RunOptions, leftS: number)
   );
   clearTimeout(timer);
   clearInterval(tick);
-  process.removeListener('exit', killAll);
+  process.removeListener('exit', abandon);
   for (const follower of follow) follower.close();
 
   const notes: string[] = [];
