@@ -298,6 +298,7 @@ export class InodeTable {
     if (fields === null) inode.type = FREE_INODE;
     else inode.assign(fields);
     inode.onDevice = true;
+    inode.unflushedElsewhere = true;
     inode.home = { nsd: nsdIndex(near.nsd), sector: near.sector + (ino - wanted) };
     inode.tailDoubtful = mayHideBytes(inode) && inode.tailEpoch !== this.#volume.parts.epoch();
     inode.valid = true;

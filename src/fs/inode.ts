@@ -96,6 +96,8 @@ export class Inode implements InodeFields {
   renamedIn: Map<InodeNumber, number> | null = null;
   /** NSDs that this node wrote to for the file since their last flush. */
   readonly unflushed = new Set<NsdIndex>();
+  /** Read from a device: what another node, or this one before it gave the inode up, wrote for the file may wait for a flush on any NSD. */
+  unflushedElsewhere = false;
 
   /** Growth, moves and cuts of its blocks, one at a time. */
   readonly structure = new Mutex();

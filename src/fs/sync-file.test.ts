@@ -113,3 +113,20 @@ test('wherever fsync breaks off, a name on the devices has its file behind it', 
   }
   expect(outcomes).toMatch(/^-+\+$/);
 });
+
+test('fsync flushes what another node wrote, and what this one wrote before it gave the inode up', async () => {
+  const volume = await TestVolume.create({ blocks: [64, 64, 64] });
+  const one = await volume.mount(1, LAZY);
+  const mine = await create(one.fs, '/shared');
+  const two = await volume.mount(2, LAZY);
+  const theirs = await two.fs.open('/shared', O_RDWR, 0, ROOT);
+  // Node 1 writes it out to let node 2 in; nobody asked it for a flush.
+  await theirs.write(0, Buffer.alloc(10, 1));
+  await theirs.sync(false);
+  expect(new Set(two.nsds.flushes.at(-1))).toEqual(new Set([0, 1, 2]));
+  two.nsds.flushes.length = 0;
+  await theirs.sync(false);
+  expect(two.nsds.flushes).toEqual([]);
+  await mine.sync(false);
+  expect(new Set(one.nsds.flushes.at(-1))).toEqual(new Set([0, 1, 2]));
+});

@@ -36,15 +36,24 @@ async function syncInode(
   if (inode.valid && (inode.dirtyCore || (inode.dirty && !dataOnly))) await volume.inodes.writeOut([inode]);
   else if (inode.writing !== null) await inode.writing;
   // The map of what is allocated has to survive with what points into it.
-  await flushNsds(volume, [inode.unflushed, ...[...volume.systemFiles.values()].map((map) => map.unflushed)], options);
+  const elsewhere = inode.unflushedElsewhere;
+  inode.unflushedElsewhere = false;
+  try {
+    const written = [inode.unflushed, ...[...volume.systemFiles.values()].map((map) => map.unflushed)];
+    await flushNsds(volume, written, elsewhere ? allNsds(volume.geometry) : [], options);
+  } catch (error) {
+    inode.unflushedElsewhere ||= elsewhere;
+    throw error;
+  }
 }
 
 async function flushNsds(
   volume: Volume,
   written: readonly Set<NsdIndex>[],
+  others: readonly NsdIndex[],
   options: OpOptions | undefined,
 ): Promise<void> {
-  const nsds = new Set<NsdIndex>();
+  const nsds = new Set<NsdIndex>(others);
   for (const set of written) {
     for (const nsd of set) nsds.add(nsd);
     set.clear();

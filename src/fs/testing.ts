@@ -147,7 +147,10 @@ export class RamNsds implements NsdClientApi {
       this.#devices[nsd]!.set(sector, copy);
     }
   }
-  async flush(): Promise<void> {
+  /** Of this node, each call's. */
+  readonly flushes: (readonly NsdIndex[])[] = [];
+  async flush(nsds: readonly NsdIndex[]): Promise<void> {
+    this.flushes.push(nsds);
     await turns();
   }
   async discard(extents: readonly { nsd: NsdIndex; sector: number; sectorCount: number }[]): Promise<void> {
