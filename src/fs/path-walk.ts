@@ -2,6 +2,7 @@
  * From a path to an inode. Each directory on the way is read under its own shared tokens, given up before the next: what was found may
  * be gone a moment later, so operations look again under their own tokens.
  */
+import { WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { TokenMode } from '../token-manager/token.js';
 import { Directory, hashedName } from './directory.js';
@@ -9,7 +10,7 @@ import { type Credentials, FileType, type OpOptions } from './file-system-api.js
 import { NAME_BYTES_MAX, PATH_BYTES_MAX, ROOT_DIRECTORY, SYMLINKS_MAX } from './layout.js';
 import type { LeafEntry } from './leaf-format.js';
 import { checkAccess, EXECUTE } from './permissions.js';
-import { type InodeRef, loadDirectory, loadRef, pinInodes } from './pinning.js';
+import { checkDirectory, type InodeRef, loadDirectory, loadRef, pinInodes } from './pinning.js';
 import type { Volume } from './volume.js';
 
 export interface Walked {
@@ -66,7 +67,8 @@ export async function walk(volume: Volume, path: string, request: WalkRequest): 
     const name = remaining[at++]!;
     const last = at === remaining.length;
     dots = name === '.' || name === '..';
-    const step = await lookupIn(volume, directory, name, path, request);
+    const known = dots ? undefined : tryLookupIn(volume, directory, name, path, request);
+    const step = known === undefined ? await lookupIn(volume, directory, name, path, request) : known;
     if (dots) {
       if (name === '..') names.pop();
       directory = step!;
@@ -98,6 +100,32 @@ export async function walk(volume: Volume, path: string, request: WalkRequest): 
     directory = step;
   }
   return { parent: null, name: '', target: directory, trailingSlash, names, dots };
+}
+
+/** The same as lookupIn in one turn, when everything is at hand; else undefined. Most steps of most walks are this. */
+function tryLookupIn(
+  volume: Volume,
+  directory: LeafEntry,
+  name: string,
+  path: string,
+  { op, credentials }: WalkRequest,
+): LeafEntry | null | undefined {
+  const { ino } = directory;
+  const pins = volume.parts.tokens.tryPin([
+    volume.inodes.statusItem(ino, TokenMode.shared),
+    volume.dataItem(ino, WHOLE, TokenMode.shared),
+  ]);
+  if (pins === null) return undefined;
+  try {
+    const inode = volume.inodes.get(ino);
+    if (inode === undefined) return undefined;
+    checkDirectory(inode, directory, op, path);
+    checkAccess(inode, credentials, EXECUTE, op, path);
+    const found = new Directory(volume, inode).tryLookup(hashedName(name));
+    return found !== null && 'kind' in found ? undefined : found;
+  } finally {
+    pins.release();
+  }
 }
 
 /** One name in one directory, with its search permission checked. */

@@ -68,8 +68,12 @@ export async function loadRef(volume: Volume, ref: InodeRef, op: string): Promis
 /** The same for a directory in which a name is looked up or changed: one that was removed has no names any more. */
 export async function loadDirectory(volume: Volume, ref: InodeRef, op: string, path: string): Promise<Inode> {
   const inode = volume.inodes.get(ref.ino) ?? (await volume.inodes.load(ref.ino));
+  checkDirectory(inode, ref, op, path);
+  return inode;
+}
+
+export function checkDirectory(inode: Inode, ref: InodeRef, op: string, path: string): void {
   if (inode.type === 0 || inode.generation !== ref.generation || inode.nlink === 0)
     throw new FsError('notFound', { op, object: path, detail: 'the directory has been removed' });
   if (!inode.isDirectory) throw new FsError('notDirectory', { op, object: path });
-  return inode;
 }
