@@ -51,4 +51,19 @@ export const suites: readonly Suite[] = [
     commands: [vitest('native/napi-nvme/test/passthrough.hw.test.ts')],
     deadlineS: 240,
   },
+  {
+    name: 'nvme-fabrics',
+    shows:
+      'export, discover, connect, disconnect over loop, RDMA and TCP; namespaces that shrink, go read-only or vanish; lost paths',
+    guests: 1,
+    commands: [vitest('native/napi-nvme/test/fabrics.hw.test.ts')],
+    deadlineS: 480,
+  },
+  {
+    name: 'nsd-devices',
+    shows: 'one NSD suite over QEMU’s namespaces, nvme-loop, NVMe-oF RDMA and NVMe-oF TCP',
+    guests: 1,
+    commands: [vitest('src/nsd/nsd-devices.hw.test.ts')],
+    deadlineS: 300,
+  },
 ];

@@ -363,7 +363,7 @@ export class BlockEngine {
   #retry(tag: number, operation: Operation, errno: number, doneBytes: number, status: number): void {
     const nowMs = performance.now();
     if (operation.deadlineMs === 0) operation.deadlineMs = nowMs + this.#pathRetryMsMax;
-    if (nowMs >= operation.deadlineMs) {
+    if (nowMs >= operation.deadlineMs || !operation.device.isPresent()) {
       const error = failureOf(operation, errno, doneBytes, status);
       this.#settle(tag, operation, () => operation.reject(error));
       return;

@@ -167,6 +167,7 @@ const CONNECT_WORDS: Readonly<Record<number, string>> = {
 export const STATUS = {
   invalidOpcode: 0x001,
   invalidField: 0x002,
+  internalError: 0x006,
   abortRequested: 0x007,
   invalidNamespace: 0x00b,
   namespaceWriteProtected: 0x020,

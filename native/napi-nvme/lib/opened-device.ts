@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { type AccessChoice, type BlockAccess, currentSizeBytes, type NamespaceInfo } from './block-access.js';
 import { BlockIoError, errnoName } from './errors.js';
 import type { NativeTarget } from './native.js';
@@ -52,7 +53,8 @@ export function outcomeOf(
 ): 'done' | 'passing' | BlockIoError {
   const { name, device, lengthBytes } = operation;
   if (errno === 0 && (doneBytes === lengthBytes || name === 'flush')) return 'done';
-  if (device.access === 'passthrough' && (rawStatus === 0 ? errno === EAGAIN : isPassing(rawStatus))) return 'passing';
+  if (device.access === 'passthrough' && (rawStatus === 0 ? isWithoutPath(errno) : isPassing(rawStatus)))
+    return 'passing';
   return failureOf(operation, errno, doneBytes, rawStatus);
 }
 
@@ -69,18 +71,24 @@ export function failureOf(operation: Operation, errno: number, doneBytes: number
   if (rawStatus !== 0) {
     const { words, type } = decodeStatus(rawStatus);
     const detail = `the command failed${after}: ${words} (${type} status 0x${statusKey(rawStatus).toString(16)})`;
-    if (statusKey(rawStatus) !== STATUS.lbaOutOfRange) return failed(errnoOfStatus(rawStatus), false, detail);
+    const key = statusKey(rawStatus);
+    // Linux's target doesn't look itself, and what its block layer refuses is an internal error to it.
+    const beyond = offsetBytes + lengthBytes > device.sizeBytes;
+    const outOfRange = key === STATUS.lbaOutOfRange || (key === STATUS.internalError && beyond);
+    if (!outOfRange) return failed(errnoOfStatus(rawStatus), false, detail);
     if (name === 'write' || name === 'writeZeroes') return failed('ENOSPC', false, detail);
     return name === 'discard' ? failed('EINVAL', false, detail) : failed('EIO', true, `${ended}: ${words}`);
   }
   if (device.access === 'passthrough') {
     if (errno === EINTR)
       return failed('ETIMEDOUT', false, `the kernel gave the command up${after}: timeout or reset of the controller`);
-    // What is wrong in itself doesn't get as far as the kernel; a namespace without a path left is refused like this.
-    if (errno === EINVAL || errno === EAGAIN) return failed('ENODEV', false, 'no path to the namespace is left');
+    if (isWithoutPath(errno)) return failed('ENODEV', false, `the kernel has no path to the namespace${after}`);
   }
   return failed(errnoName(errno), false, `the device failed${after}`);
 }
+
+/** What is wrong in itself doesn't get as far as the kernel; it refuses like this while a namespace has no usable path. */
+const isWithoutPath = (errno: number): boolean => errno === EINVAL || errno === EAGAIN;
 
 const EINTR = 4;
 const EAGAIN = 11;
@@ -257,6 +265,11 @@ export class OpenedDevice implements BlockDeviceHandle {
   async refresh(): Promise<number> {
     this.#sizeBytes = await currentSizeBytes(this.choice.path, this.access);
     return this.#sizeBytes;
+  }
+
+  /** Whether the kernel still has it; asked only when a path is in trouble. @internal */
+  isPresent(): boolean {
+    return existsSync(this.choice.path);
   }
 
   close(): Promise<void> {

@@ -451,9 +451,9 @@ void Ring::HandleCommandResult(uint32_t tag, uint64_t start_bytes, bool named_re
   Target& target = targets_[request.target];
   request.commands--;
   commands_--;
-  if (named_registered && result == -EINVAL) {
+  if (named_registered && (result == -EINVAL || result == -EFAULT)) {
     // Refused for that alone, perhaps; else it will be refused again. Linux 6.1 takes registered memory only up to its
-    // end, older ones not at all.
+    // end, and not when it has to wait for a path; older ones not at all.
     target.commands_name_registered = false;
     QueueCommand(tag, start_bytes);
     return;
