@@ -146,16 +146,11 @@ async function openOne(
   parts: Parameters<typeof openStores>[1],
 ): Promise<NsdStore> {
   const { pool, plan, checksums, counters, clusterId, logger } = parts;
-  const empty = await prepare(config);
-  if (empty && (config.format ?? config.shared !== true) === false) {
-    throw new FsError('badConfiguration', {
-      op: 'nsd.open',
-      object: config.path,
-      detail:
-        "it is empty, and several nodes have a path to it: set 'format: true' at the one that is to make it an NSD",
-    });
-  }
-  let device: BlockDevice = await engine.open(config.path);
+  const made = await prepare(config);
+  const opened = await engine.open(config.path);
+  const { access, accessReason: because } = opened.handle;
+  logger.info({ nsd: config.name, path: config.path, access, because }, 'the NSD is worked with in this way');
+  let device: BlockDevice = opened;
   let staging = plan.storeStaging[index]!;
   if (parts.wrapDevice !== undefined) {
     const lengthBytes = staging.lengthBytes - SECTOR_BYTES;
@@ -164,6 +159,15 @@ async function openOne(
     device = parts.wrapDevice(device, config, pool, scratch);
   }
   try {
+    const empty = made || (await isEmpty(opened, pool, plan.storeStaging[index]!));
+    if (empty && (config.format ?? config.shared !== true) === false) {
+      throw new FsError('badConfiguration', {
+        op: 'nsd.open',
+        object: config.path,
+        detail:
+          "it is empty, and several nodes have a path to it: set 'format: true' at the one that is to make it an NSD",
+      });
+    }
     const storeParts: NsdStoreParts = { device, pool, checksums, counters, staging };
     if (empty) {
       logger.info({ nsd: config.name, path: config.path }, 'an empty device becomes an NSD');
@@ -190,7 +194,20 @@ async function openOne(
   }
 }
 
-/** Makes the file if it is to be made. True when there is nothing on the device. */
+/** Whether the first megabyte is zeros; read by the way that the NSD will be worked with, so that no other cache is asked. */
+async function isEmpty(device: BlockDevice, pool: PagePool, staging: PoolSegment): Promise<boolean> {
+  const wholeBlocks = device.lengthBytes - (device.lengthBytes % device.logicalBlockBytes);
+  const probeBytes = Math.min(PROBE_BYTES, wholeBlocks);
+  for (let at = 0; at < probeBytes; at += staging.lengthBytes) {
+    const { offsetBytes } = staging;
+    const lengthBytes = Math.min(staging.lengthBytes, probeBytes - at);
+    await device.read(at, { offsetBytes, lengthBytes });
+    if (!pool.bytes.subarray(offsetBytes, offsetBytes + lengthBytes).every((byte) => byte === 0)) return false;
+  }
+  return probeBytes > 0;
+}
+
+/** Makes the file if it is to be made; true when it did. */
 async function prepare(config: NsdConfig): Promise<boolean> {
   try {
     const file = await open(config.path, config.sizeBytes === null ? 'r' : 'a+');
@@ -207,8 +224,7 @@ async function prepare(config: NsdConfig): Promise<boolean> {
         await file.truncate(config.sizeBytes);
         return true;
       }
-      const { bytesRead, buffer } = await file.read(Buffer.alloc(PROBE_BYTES), 0, PROBE_BYTES, 0);
-      return bytesRead > 0 && buffer.subarray(0, bytesRead).every((byte) => byte === 0);
+      return false;
     } finally {
       await file.close();
     }
