@@ -127,8 +127,10 @@ export class CacheCore {
 
   /** Before an operation goes on after a wait: the cache is open, and the same as when it began. */
   check(op: string, ino: InodeNumber, generation: number = this.generation): void {
-    if (this.closed) throw new FsError('closed', { op, object: `inode ${ino}`, detail: 'the page cache is closed' });
-    if (generation !== this.generation) throw this.lostError(op, ino);
+    // Closed since, or not: what was dropped is the reason why.
+    if (this.closed && this.generation === 0)
+      throw new FsError('closed', { op, object: `inode ${ino}`, detail: 'the page cache is closed' });
+    if (this.closed || generation !== this.generation) throw this.lostError(op, ino);
   }
 
   lostError(op: string, ino?: InodeNumber): FsError {

@@ -39,6 +39,7 @@ export class FileBacking implements BackingStore {
     const volume = this.#bound;
     const inode = volume.systemFiles.get(ino) ?? (await volume.inodes.getOrReload(ino));
     if (inode !== undefined) return inode;
+    volume.checkNotFenced(op, ino);
     throw new FsError('busy', { op, object: `inode ${ino}`, detail: 'its status token is not held any more' });
   }
 

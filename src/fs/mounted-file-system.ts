@@ -176,6 +176,7 @@ export class MountedFs implements MountedFileSystem {
   abandon(): InodeNumber[] {
     const volume = this.#volume;
     volume.closed = true;
+    volume.fenced = true;
     this.#timer?.cancel();
     const lost: InodeNumber[] = [];
     for (const inode of volume.inodes.all()) {

@@ -54,6 +54,8 @@ export class Volume {
   /** Handles that have not been closed: unmounting closes them. */
   readonly openFiles = new Set<OpenFile>();
   closed = false;
+  /** This node was expelled (F3): closed for good, and what was not written is lost. */
+  fenced = false;
 
   constructor(
     readonly parts: VolumeParts,
@@ -80,7 +82,15 @@ export class Volume {
   }
 
   checkOpen(op: string): void {
+    this.checkNotFenced(op);
     if (this.closed) throw new FsError('closed', { op, detail: 'the file system is not mounted any more' });
+  }
+
+  /** Also after waiting, by what would otherwise take an inode that is not valid for one that is clean. */
+  checkNotFenced(op: string, ino?: InodeNumber): void {
+    if (!this.fenced) return;
+    const object = ino === undefined ? undefined : `inode ${ino}`;
+    throw new FsError('fenced', { op, object, detail: 'this node was fenced, what it had not written is lost' });
   }
 
   /** An attached system file (allocation map, inode map). */
