@@ -133,6 +133,33 @@ test('a block that is used again never shows what was in it', async () => {
   await fs.unmount();
 });
 
+test('what a node wrote whose allocations died with it never shows: who takes the region clears what is free in it', async () => {
+  const volume = await TestVolume.create({ blocks: [14] });
+  const dead = await volume.mount(1);
+  const lost = await dead.fs.open('/lost', O_CREAT | O_RDWR, 0o644, ROOT);
+  await dead.fs.sync();
+  await lost.write(0, Buffer.alloc(4 * BLOCK_BYTES, 0xdd));
+  await dead.cache.get(lost.ino)!.flush();
+  volume.bury(dead);
+  const { fs, tokens } = await volume.mount(2);
+  // All that is free, a byte at the end of each block.
+  let blocks = 0;
+  for (let full = false; !full; )
+    await put(fs, '/public', Buffer.from('x'), (blocks + 1) * BLOCK_BYTES - 1).then(
+      () => blocks++,
+      (error: { code?: string }) => {
+        expect(error.code).toBe('ENOSPC');
+        full = true;
+      },
+    );
+  expect(blocks).toBeGreaterThan(5);
+  await tokens.revokeAll();
+  const content = await get(fs, '/public');
+  expect(content.filter((byte) => byte !== 0).toString()).toBe('x'.repeat(blocks));
+  await fs.unmount();
+  expect((await checkVolume(volume)).problems).toEqual([]);
+});
+
 test('a file removed while open lives until its last close', async () => {
   const volume = await TestVolume.create();
   const { fs } = await volume.mount();
