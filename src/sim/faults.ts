@@ -7,6 +7,10 @@ import { type FaultPlan, LEASE_TTL_MS } from './seed-plan.js';
 import type { SimNode } from './sim-node.js';
 import type { World } from './world.js';
 
+/** Whom a fault waits for: who is called back, who is called back for, who has been promised that something is durable. */
+type Ambushed = 'holder' | 'requester' | 'synced';
+const AMBUSHED = { killHolder: 'holder', killRequester: 'requester', killSynced: 'synced' } as const;
+
 /**
  * What goes wrong, when the plan says so. Owns the network's policy and everything that has to be undone at the end.
  *
@@ -18,9 +22,11 @@ export class Faults {
   readonly #cutChance = new Map<string, number>();
   readonly #undo: (() => void)[] = [];
   /** Waits for a revocation of a hot file to be under way. */
-  #ambush: { readonly who: 'holder' | 'requester'; spring: (victim: SimNode) => void } | null = null;
+  #ambush: { readonly who: Ambushed; spring: (victim: SimNode) => void } | null = null;
   /** A node is on its way out. */
   #taken = false;
+  /** Leaves again as soon as it has joined, so many times. */
+  #passingBy = { id: 0, times: 0 };
   applied = 0;
 
   constructor(
@@ -93,11 +99,11 @@ export class Faults {
         // Not while somebody is on the way out: then nobody might be left to drive.
         await this.#untilAllUp();
         say(`for ${fault.forMs.toFixed(0)} ms`);
-        await this.#during(
-          fault.forMs,
-          () => world.store.setAvailable(false),
-          () => world.store.setAvailable(true),
-        );
+        await this.#withoutStore(fault.forMs);
+        if (!chance(random, 0.4)) return;
+        // It is back for as long as a call or two take.
+        await sleep(scheduler, 0.3 + 3 * random.next());
+        await this.#withoutStore(50 + 200 * random.next());
         return;
       case 'slowDisk': {
         const { disk, server } = pick(random, world.disks);
@@ -137,9 +143,10 @@ export class Faults {
         return this.#untilBack();
       }
       case 'killHolder':
-      case 'killRequester': {
+      case 'killRequester':
+      case 'killSynced': {
         await this.#alone();
-        const life = await this.#inAmbush(fault.kind === 'killHolder' ? 'holder' : 'requester');
+        const life = await this.#inAmbush(AMBUSHED[fault.kind]);
         say(`node ${life.name}`);
         world.kill(life);
         return this.#untilBack();
@@ -163,20 +170,25 @@ export class Faults {
         await this.#during(
           forMs,
           () => life.connection.setConnected(false),
-          () => life.connection.setConnected(true),
+          () => {
+            // What the node missed may be gone from the store's history.
+            if (chance(random, 0.5)) world.store.compact();
+            life.connection.setConnected(true);
+          },
         );
         return this.#untilBack();
       }
       case 'lateWrites': {
-        // What it sends to a disk's server is under way for longer than its expulsion takes.
-        const life = await this.#victim();
+        // What it sends to a disk's server is under way until its lease is out, or for longer than its expulsion takes.
+        const life = await this.#dirtyVictim();
         const forMs = LEASE_TTL_MS * (2.3 + random.next());
+        const delayMs = LEASE_TTL_MS * (1 + 1.5 * random.next());
         const servers = world.disks.map((disk) => disk.server).filter((server) => server !== life.id);
         say(`node ${life.name} to ${servers.join()} for ${forMs.toFixed(0)} ms`);
         await this.#during(
           forMs,
           () => {
-            for (const server of servers) this.#slow.set(`n${life.id}>n${server}`, forMs);
+            for (const server of servers) this.#slow.set(`n${life.id}>n${server}`, delayMs);
             life.connection.setConnected(false);
           },
           () => {
@@ -186,39 +198,96 @@ export class Faults {
         );
         return this.#untilBack();
       }
+      case 'stuckDisk': {
+        // What a node has under way at a disk when it dies may take longer there than its expulsion takes elsewhere.
+        const { disk, server } = pick(random, world.disks);
+        const life = await this.#dirtyVictim((one) => one.id !== server);
+        const forMs = 60 + 150 * random.next();
+        say(`of node ${server} for ${forMs.toFixed(0)} ms, then node ${life.name}`);
+        await this.#during(
+          forMs,
+          () => {
+            disk.slowness = 4000 + 14_000 * random.next();
+          },
+          () => {
+            disk.slowness = 1;
+          },
+        );
+        world.kill(life);
+        return this.#untilBack();
+      }
       case 'leave': {
         const life = await this.#victim((one) => one.id <= world.plan.tokenServers);
-        say(`node ${life.name}`);
-        await world.workload.stopLife(life);
-        if (life.state !== 'up') return this.#untilBack();
-        try {
-          for (const file of life.files.values()) await file.close();
-          await life.unmount();
-          await life.leave();
-        } catch (error) {
-          // What it could not write it has given up: gone like any other.
-          say(`node ${life.name} gives up: ${String(error)}`);
-          world.kill(life);
-          return this.#untilBack();
-        }
-        await sleep(scheduler, fault.forMs);
-        world.lifeEnded(life);
+        await this.#leave(life, fault.forMs, chance(random, 0.2));
+        return this.#untilBack();
+      }
+      case 'flap': {
+        // A token server goes, and comes and goes a few times more without getting to work: objects move away and back within
+        // milliseconds, while what was granted before is still on its way.
+        const life = await this.#victim((one) => one.id <= world.plan.tokenServers);
+        await this.#leave(life, 10);
+        this.#passingBy = { id: life.id, times: 2 + below(random, 4) };
+        const delayMs = 3 + 30 * random.next();
+        say(`node ${life.name}, ${delayMs.toFixed(1)} ms between the others`);
+        const links = world.up.flatMap(({ id }) => world.up.map((other) => `n${id}>n${other.id}`));
+        for (const link of links) this.#slow.set(link, delayMs);
+        await this.#untilAllUp();
+        for (const link of links) this.#slow.delete(link);
         return this.#untilBack();
       }
     }
   }
 
+  passesBy(id: NodeId): boolean {
+    return this.#passingBy.id === id && this.#passingBy.times-- > 0;
+  }
+
+  /** In order, if it can; `unheard`: nobody hears of it before it has been expelled. */
+  async #leave(life: SimNode, awayMs: number, unheard = false): Promise<void> {
+    const { world } = this;
+    const say = (text: string): void => world.trace.add(0, 0, `leaving: node ${life.name} ${text}`);
+    say('begins');
+    await world.workload.stopLife(life);
+    if (life.state !== 'up') return;
+    try {
+      for (const file of life.files.values()) await file.close();
+      await life.unmount();
+      if (unheard) {
+        say('is not heard');
+        life.connection.setConnected(false);
+        const forMs = LEASE_TTL_MS * (2.3 + this.random.next());
+        world.scheduler.after(forMs, () => life.connection.setConnected(true));
+      }
+      await life.leave();
+    } catch (error) {
+      // What it could not write it has given up: gone like any other.
+      say(`gives up: ${String(error)}`);
+      world.kill(life);
+      return;
+    }
+    await sleep(world.scheduler, awayMs);
+    world.lifeEnded(life);
+  }
+
   /** Called for every revoke that leaves a server. */
   revokeSent(holder: NodeId, requester: NodeId, item: RevokeItem): void {
     const ambush = this.#ambush;
-    if (ambush === null) return;
+    if (ambush === null || ambush.who === 'synced') return;
     const victim = this.world.nodes.get(ambush.who === 'holder' ? holder : requester);
     if (victim === undefined || victim.state !== 'up' || item.requester === 0) return;
     this.#ambush = null;
     ambush.spring(victim);
   }
 
-  async #inAmbush(who: 'holder' | 'requester'): Promise<SimNode> {
+  /** Called for every fsync of a hot file that has succeeded. */
+  syncDone(life: SimNode): void {
+    const ambush = this.#ambush;
+    if (ambush?.who !== 'synced') return;
+    this.#ambush = null;
+    ambush.spring(life);
+  }
+
+  async #inAmbush(who: Ambushed): Promise<SimNode> {
     const { scheduler } = this.world;
     const delayMs = this.random.next() < 0.3 ? 0 : 3 * this.random.next();
     let skip = below(this.random, 6);
@@ -240,6 +309,18 @@ export class Faults {
     return sprung?.state === 'up' ? sprung : pick(this.random, this.world.up);
   }
 
+  /** One that has something to write, if there is one soon. */
+  async #dirtyVictim(fits: (life: SimNode) => boolean = () => true): Promise<SimNode> {
+    await this.#alone();
+    const isDirty = (life: SimNode): boolean => this.world.hot.some(({ ino }) => life.cached(ino)?.dirty === true);
+    for (let look = 0; look < 100; look++) {
+      const dirty = this.world.up.filter((life) => fits(life) && isDirty(life));
+      if (dirty.length > 0) return pick(this.random, dirty);
+      await sleep(this.world.scheduler, 1);
+    }
+    return pick(this.random, this.world.up.filter(fits));
+  }
+
   async heal(): Promise<void> {
     this.#ambush = null;
     for (const undo of this.#undo.splice(0)) undo();
@@ -254,6 +335,15 @@ export class Faults {
     const at = this.#undo.indexOf(end);
     if (at >= 0) this.#undo.splice(at, 1);
     end();
+  }
+
+  #withoutStore(forMs: number): Promise<void> {
+    const { store } = this.world;
+    return this.#during(
+      forMs,
+      () => store.setAvailable(false),
+      () => store.setAvailable(true),
+    );
   }
 
   #pair(): [number, number] {

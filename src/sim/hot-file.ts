@@ -65,9 +65,10 @@ export class HotFile {
         if (one.input.op === 'reverted') return (one.input.cells[cell] ?? 0) === found;
         if (one.input.op === 'truncate') return found === 0;
         const { stamp } = one.input as { stamp: number };
-        // Torn: written while the node died.
-        return stamp === found || (found < 0 && one.returnedAt > synced) || (found === 0 && one.output === null);
+        return stamp === found || (found === 0 && one.output === null);
       };
+      // Torn: changed since, on its way to the disks when the node died.
+      if (found < 0 && touching.some((one) => one.returnedAt > synced)) continue;
       if (touching.length === 0 ? found === 0 : candidates.some(fits)) continue;
       if (durable.length === 0 && found === 0) continue;
       const wanted = candidates.map((one) => JSON.stringify(one.input)).join(' or ');

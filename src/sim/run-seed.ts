@@ -1,6 +1,7 @@
 import { NOTHING_PLANTED, type PlantedBug } from './planted/planted-bug.js';
 import { planSeed, type SeedPlan } from './seed-plan.js';
 import { textOf } from './trace.js';
+import { watchMembership } from './transitions.js';
 import { type Violation, ViolationError } from './violation.js';
 import { World } from './world.js';
 
@@ -35,6 +36,8 @@ export async function runSeed(
 ): Promise<SeedResult> {
   const plan = planSeed(seed);
   const startedMs = performance.now();
+  const fired = new Map<string, number>();
+  const unwatch = watchMembership(fired);
   const world = new World(plan, options.planted ?? NOTHING_PLANTED);
   // A rejection that nobody waits for would end the process; here it is a finding.
   const onRejection = (reason: unknown): void => world.broken(reason, 'a rejection that nobody handles');
@@ -53,6 +56,7 @@ export async function runSeed(
     for (const life of world.nodes.values()) life.kill();
   } finally {
     process.off('unhandledRejection', onRejection);
+    unwatch();
   }
   if (options.onLine !== undefined) for (const line of world.trace.lines) options.onLine(textOf(line));
   return {
@@ -67,7 +71,7 @@ export async function runSeed(
     steps: world.scheduler.steps,
     virtualMs: world.scheduler.nowMs(),
     realMs: performance.now() - startedMs,
-    counters: world.counters(),
+    counters: { ...world.counters(), ...Object.fromEntries(fired) },
     errors: Object.fromEntries(world.errors),
   };
 }

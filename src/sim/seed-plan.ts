@@ -22,9 +22,12 @@ export type FaultKind =
   | 'killHolder'
   | 'killRequester'
   | 'killServer'
+  | 'killSynced'
   | 'zombie'
   | 'lateWrites'
-  | 'leave';
+  | 'stuckDisk'
+  | 'leave'
+  | 'flap';
 
 export interface FaultPlan {
   readonly kind: FaultKind;
@@ -65,11 +68,14 @@ const EXPELLING: readonly FaultKind[] = [
   'killRequester',
   'killHolder',
   'killRequester',
+  'killSynced',
   'kill',
   'killServer',
   'zombie',
   'storeCut',
   'lateWrites',
+  'stuckDisk',
+  'stuckDisk',
 ];
 
 export function planSeed(seed: number): SeedPlan {
@@ -83,7 +89,9 @@ export function planSeed(seed: number): SeedPlan {
   };
   if (kind === 'data')
     for (let i = 1 + below(random, 2); i > 0; i--) add(pick(random, EXPELLING), durationOf('kill', random));
-  if (kind === 'servers') for (let i = 1 + below(random, 2); i > 0; i--) add('leave', 50 + 400 * random.next());
+  if (kind === 'servers')
+    for (let i = 1 + below(random, 2); i > 0; i--)
+      add(chance(random, 0.4) ? 'flap' : 'leave', 50 + 400 * random.next());
   for (let i = 2 + below(random, 3); i > 0; i--) {
     const fault = pick(random, HARMLESS);
     add(fault, durationOf(fault, random));

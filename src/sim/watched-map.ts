@@ -17,6 +17,10 @@ export class WatchedCacheMap extends TwinCacheMap {
   /** Set by every change; the checks reset it. */
   changed = false;
 
+  sizeNow(entry: EntryId): number {
+    return super.entryState(entry).sizeBytes;
+  }
+
   override openEntry(ino: InodeNumber, state: { sizeBytes: number; mtimeNs: bigint; ctimeNs: bigint }): EntryId | null {
     const entry = super.openEntry(ino, state);
     if (entry !== null) this.published.set(entry, { ino, status: TokenMode.none, coverage: [] });

@@ -186,9 +186,14 @@ export class Workload {
 
   async #sync(life: SimNode, file: HotFile, dataOnly: boolean): Promise<void> {
     const pending = file.history.begin(life.name, life.name, { op: 'stat' });
+    // Only then an fsync has something to promise.
+    const dirty = life.cached(file.ino)?.dirty === true;
     try {
       await this.#open(life, file).sync(dataOnly);
-      if (pending.done === null) file.synced(life.name, pending.calledAt);
+      if (pending.done === null) {
+        file.synced(life.name, pending.calledAt);
+        if (dirty) this.world.faults.syncDone(life);
+      }
     } catch (error) {
       this.#failed(life, file, error, 'sync');
     }
@@ -239,7 +244,7 @@ export class Workload {
     const length = life.map.write(entry, -1, bytes, life.gate.wallNs());
     if (length < 0) file.history.forget(pending);
     else {
-      const end = life.map.entryState(entry).sizeBytes;
+      const end = life.map.sizeNow(entry);
       this.#tell(life, file, pending, [cellsOfSize(layout, end) - count]);
     }
     return this.#hit(length);
@@ -260,9 +265,20 @@ export class Workload {
       const from = below(random, Math.max(1, Math.min(CELLS_MAX, file.seenSize)));
       const to = from + 1;
       const client = `${life.name}/thread`;
-      if (chance(random, 0.6)) this.#readHit(life, client, file, from, to);
+      if (chance(random, 0.2)) await this.#burst(life, client, file, from, random);
+      else if (chance(random, 0.6)) this.#readHit(life, client, file, from, to);
       else if (chance(random, 0.8)) this.#writeHit(life, client, file, from, to);
       else if (file.seenSize < CELLS_MAX - 2) this.#appendHit(life, client, file, 1);
+    }
+  }
+
+  /** The same cell again and again, faster than a device takes it: also while it is being written out. */
+  async #burst(life: SimNode, client: string, file: HotFile, cell: number, random: SeededRandom): Promise<void> {
+    const { scheduler } = this.world;
+    for (let count = 3 + below(random, 6); count > 0; count--) {
+      if (!this.#goesOn(life)) return;
+      this.#writeHit(life, client, file, cell, cell + 1);
+      await sleep(scheduler, 12 * random.next());
     }
   }
 

@@ -303,6 +303,7 @@ export class World {
   }
   async #bring(life: SimNode): Promise<void> {
     await life.boot();
+    if (this.faults.passesBy(life.id)) return life.leave();
     await life.mount(this.identity);
     await this.#start(life);
   }
@@ -352,6 +353,8 @@ export class World {
     life.outOfTheWay = true;
     this.checks.forget(life);
     this.trace.add(0, 0, `tokens of ${name} fall`);
+    if (!target.clean && life.state !== 'dead' && life.map.leaseDeadlineMs > this.scheduler.nowMs())
+      this.report({ check: 'I2', ino: 0, text: `tokens of ${name} fall while its hits go on under a lease` });
     if (!target.clean) this.#noteLosses(life);
   }
 

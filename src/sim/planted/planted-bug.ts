@@ -1,4 +1,5 @@
 import type { ExpulsionActions } from '../../cluster/membership-runtime.js';
+import { type FaultKind, planSeed } from '../seed-plan.js';
 import type { SimNode } from '../sim-node.js';
 import type { FabricTap } from '../tapped-fabric.js';
 import type { WatchedCacheMap } from '../watched-map.js';
@@ -12,8 +13,8 @@ export interface PlantedBug {
   readonly name: string;
   /** What is wrong, in a sentence. */
   readonly what: string;
-  /** Found here before, so that a test needs no search. */
-  readonly knownSeeds: readonly number[];
+  /** It can show only where one of these faults comes about: a search passes over the other seeds. */
+  readonly needs?: readonly FaultKind[];
   makeMap?(world: World, life: SimNode): WatchedCacheMap;
   tap?(world: World, life: SimNode): FabricTap;
   /** After the node is made, before it joins. */
@@ -21,4 +22,10 @@ export interface PlantedBug {
   alterActions?(world: World, life: SimNode, real: ExpulsionActions): ExpulsionActions;
 }
 
-export const NOTHING_PLANTED: PlantedBug = { name: 'nothing', what: 'The nodes as they are.', knownSeeds: [] };
+export const NOTHING_PLANTED: PlantedBug = { name: 'nothing', what: 'The nodes as they are.' };
+
+/** The first seeds that may show it. */
+export function* seedsFor({ needs }: PlantedBug): Generator<number> {
+  for (let seed = 1; ; seed++)
+    if (needs === undefined || planSeed(seed).faults.some(({ kind }) => needs.includes(kind))) yield seed;
+}
