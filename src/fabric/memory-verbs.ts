@@ -100,6 +100,7 @@ export class MemoryVerbs implements VerbsPort {
   readonly limits: VerbsLimits;
   readonly poolAddress = 0x10_0000_0000;
   onRemoved: ((error: FsError) => void) | null = null;
+  readonly usable = true;
   closed = false;
   readonly bound = new Map<number, Bound>();
   windowCount = 0;
@@ -113,6 +114,10 @@ export class MemoryVerbs implements VerbsPort {
     limits: Partial<VerbsLimits>,
   ) {
     this.limits = { windows: true, windowsMax: 65_536, segmentsMax: 16, ...limits };
+  }
+
+  get hosts(): readonly string[] {
+    return [this.host];
   }
 
   /** The device is pulled out. */

@@ -20,6 +20,10 @@ export interface VerbsPort {
   readonly limits: VerbsLimits;
   /** What a peer names for the first byte of the pool, where a window lets it. */
   readonly poolAddress: number;
+  /** IPv4 addresses by which the device is reached. */
+  readonly hosts: readonly string[];
+  /** A port of it is up. */
+  readonly usable: boolean;
   /** Set by whoever opened it: the device is gone, once. Its queues have ended by then, or end with it. */
   onRemoved: ((error: FsError) => void) | null;
   /** Registered memory of its own, for messages. */
