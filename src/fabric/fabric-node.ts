@@ -2,7 +2,7 @@ import { randomBytes as cryptoRandomBytes } from 'node:crypto';
 import type { Clock } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
-import { type Epoch, epoch, type Incarnation, type NodeId } from '../common/ids.js';
+import { type Epoch, epoch, type Incarnation, type NodeId, nodeId } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import type { MessageType } from '../protocol/message-types.js';
@@ -18,7 +18,7 @@ import {
   type Window,
 } from './fabric.js';
 import { Handshake, type HandshakePeer, INSTANCE_BYTES, Refusal, refusalName } from './handshake.js';
-import { type Link, type Transport, type TransportAddress, WINDOW_SEGMENTS_MAX } from './link.js';
+import { type Link, type Transport, type TransportAddress, type TransportKind, WINDOW_SEGMENTS_MAX } from './link.js';
 import { LoopbackPeer } from './loopback.js';
 import { type DialledLink, HandshakeRefused, RemotePeer, type RemotePeerHost } from './remote-peer.js';
 import { DEFAULT_SESSION_LIMITS, type SessionLimits, type Traffic } from './session.js';
@@ -53,6 +53,14 @@ export interface FabricNodeOptions {
   readonly handshakesMax?: number | undefined;
   /** Tests only: speak another version of the handshake. */
   readonly handshakeVersion?: number | undefined;
+}
+
+export interface PeerStatus {
+  readonly nodeId: NodeId;
+  readonly connected: boolean;
+  readonly transport: TransportKind | null;
+  /** Why this transport, in words. */
+  readonly reason: string;
 }
 
 const MESSAGE_TYPE_MAX = 0xffff;
@@ -105,6 +113,7 @@ export class FabricNode implements Fabric, RemotePeerHost {
     this.#handshakeTimeoutMs = options.handshakeTimeoutMs ?? 5000;
     this.#handshakesMax = options.handshakesMax ?? 256;
     this.#loopback = new LoopbackPeer(this, options.pool);
+    this.#transport.onBetter = (node) => this.#remotes.get(nodeId(node))?.upgrade();
   }
 
   get epoch(): Epoch {
@@ -257,7 +266,12 @@ export class FabricNode implements Fabric, RemotePeerHost {
     };
   }
 
-  dialPeer(peer: RemotePeer, address: TransportAddress, signal: AbortSignal): Promise<DialledLink> {
+  dialPeer(
+    peer: RemotePeer,
+    address: TransportAddress,
+    signal: AbortSignal,
+    transport?: TransportKind,
+  ): Promise<DialledLink> {
     const object = `node ${peer.nodeId} at ${address.host}:${address.port}`;
     return new Promise((resolve, reject) => {
       const deadline = new AbortController();
@@ -283,7 +297,7 @@ export class FabricNode implements Fabric, RemotePeerHost {
         fail(new FsError('unreachable', { op: 'fabric.dial', object, detail: 'no handshake in time' }));
       });
       signal.addEventListener('abort', onAbort, { once: true });
-      this.#transport.dial(address, deadline.signal).then((made) => {
+      this.#transport.dial(address, deadline.signal, { peerNode: peer.nodeId, transport }).then((made) => {
         if (settled) return made.close();
         link = made;
         this.#greeting.add(made);
@@ -342,6 +356,21 @@ export class FabricNode implements Fabric, RemotePeerHost {
     if (refusal !== Refusal.simultaneous) {
       this.logger.warn({ node, refusal: name, by }, 'fabric: handshake refused');
     }
+  }
+
+  /** The peers met so far and what connects us. */
+  peers(): PeerStatus[] {
+    return [...this.#remotes.values()].map((remote) => ({
+      nodeId: remote.nodeId,
+      connected: remote.connected,
+      transport: remote.linkKind,
+      reason: this.#transport.describe?.(remote.nodeId, remote.linkKind) ?? '',
+    }));
+  }
+
+  /** Replaces the link with a peer by one over this transport. @throws {FsError} unreachable: the present link stays. */
+  relink(node: NodeId, transport: TransportKind): Promise<void> {
+    return this.#remote(node).relink(transport);
   }
 
   // --- for peers ---

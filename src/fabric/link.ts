@@ -94,6 +94,10 @@ export interface Transport {
   closeWindow(window: RemoteWindow): Promise<void>;
   /** Everything, at once: listeners, links, windows. */
   close(): void;
+  /** Set by the fabric: a better link to this peer than the present one may be had by dialling again. */
+  onBetter?: ((peerNode: number) => void) | null;
+  /** Why the link with this peer is of this kind. */
+  describe?(peerNode: number, kind: TransportKind | null): string;
 }
 
 export const HANDSHAKE_RECORD_BYTES = 128;

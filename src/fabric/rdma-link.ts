@@ -67,6 +67,8 @@ const SENDS_RESERVED = 32;
 export class RdmaLink implements Link, VerbsEvents, BindingLink {
   readonly kind = 'rdma';
   closed = false;
+  /** Why it ended; null while it lives, and when this side closed it. */
+  failure: string | null = null;
   events: LinkEvents = noEvents;
   /** Both greetings, the dialer's first. */
   channelBinding: Uint8Array = new Uint8Array(0);
@@ -402,8 +404,7 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
         }
         queue.post();
       } catch (error) {
-        this.#end();
-        this.events.onClosed(FsError.from(error, 'fabric.rdma', this.name), 'postRefused');
+        this.#failLater('postRefused', FsError.from(error, 'fabric.rdma', this.name));
         return;
       }
       this.#reposted += consumed;
@@ -525,8 +526,9 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
 
   onClosed(error: FsError): void {
     if (this.closed) return;
+    this.failure = error.reason === 'deviceError' ? 'deviceGone' : 'closedByPeer';
     this.#end();
-    this.events.onClosed(error, error.reason === 'deviceError' ? 'deviceGone' : 'closedByPeer');
+    this.events.onClosed(error, this.failure);
   }
 
   /** Ends the link at once; the news comes later, since this may be inside of a call into the link. */
@@ -540,6 +542,7 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
 
   #failLater(counter: string, error: FsError): void {
     if (this.closed) return;
+    this.failure = counter;
     this.#end();
     this.#host.clock.after(0, () => this.events.onClosed(error, counter));
   }
@@ -596,13 +599,14 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
   #release(): void {
     this.#lingering = null;
     this.#work?.stop();
+    // Windows first: soft-RoCE waits for them, without end, when it destroys the queue pair that they are bound on.
+    this.#host.windows.linkGone(this);
     this.#queue?.close();
     // From here on nothing lands anywhere: local segments, windows and message buffers are free.
     this.#transfers.clear();
     this.#bulk.length = 0;
     this.#pieces.clear();
     this.#invalidates.length = 0;
-    this.#host.windows.linkGone(this);
     this.#host.giveMemory(this.#memory);
     this.#host.linkGone(this);
   }

@@ -46,6 +46,8 @@ export interface RdmaTransportOptions {
   readonly randomBytes?: ((count: number) => Uint8Array) | undefined;
   /** The device is gone; the transport has closed. */
   readonly onRemoved?: ((error: FsError) => void) | undefined;
+  /** A link ended, for this reason; null: this side closed it. */
+  readonly onLinkEnd?: ((link: RdmaLink, failure: string | null, lifeMs: number) => void) | undefined;
   /** Tests only: greet with another version. */
   readonly version?: number | undefined;
 }
@@ -64,8 +66,8 @@ export class RdmaTransport implements Transport, RdmaLinkHost {
   readonly #randomBytes: (count: number) => Uint8Array;
   readonly #cluster: Uint8Array;
   readonly #version: number;
-  readonly #links = new Set<RdmaLink>();
-  /** The newest link per node that carries frames: windows are bound on it when they are opened. */
+  /** With the times they began at; the newest is last. */
+  readonly #links = new Map<RdmaLink, number>();
   readonly #listeners: VerbsListener[] = [];
   readonly #spare: VerbsMemory[] = [];
   #nextLink: number;
@@ -177,7 +179,7 @@ export class RdmaTransport implements Transport, RdmaLinkHost {
     const number = this.#nextLink;
     this.#nextLink = (number + 1) >>> 0;
     const link = new RdmaLink(this, number, name);
-    this.#links.add(link);
+    this.#links.set(link, this.clock.nowMs());
     return link;
   }
 
@@ -230,7 +232,7 @@ export class RdmaTransport implements Transport, RdmaLinkHost {
   /** The newest one that carries frames. */
   #linkWith(peerNode: number): RdmaLink | null {
     let found: RdmaLink | null = null;
-    for (const link of this.#links) if (link.peerNode === peerNode && !link.closed) found = link;
+    for (const link of this.#links.keys()) if (link.peerNode === peerNode && !link.closed) found = link;
     return found;
   }
 
@@ -247,20 +249,23 @@ export class RdmaTransport implements Transport, RdmaLinkHost {
   }
 
   linkGone(link: RdmaLink): void {
+    const begunMs = this.#links.get(link);
+    if (begunMs === undefined) return;
     this.#links.delete(link);
+    this.#options.onLinkEnd?.(link, link.failure, this.clock.nowMs() - begunMs);
   }
 
   // --- the end ---
 
   #endLinks(error: FsError): void {
-    for (const link of [...this.#links]) link.onClosed(error);
+    for (const link of [...this.#links.keys()]) link.onClosed(error);
   }
 
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
     for (const listener of this.#listeners.splice(0)) listener.close();
-    for (const link of [...this.#links]) link.destroy();
+    for (const link of [...this.#links.keys()]) link.destroy();
     for (const memory of this.#spare.splice(0)) memory.close();
     if (this.#options.windows === undefined) this.windows.clear();
     this.port.close();

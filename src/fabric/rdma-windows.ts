@@ -151,7 +151,7 @@ export class WindowTable {
     if (ends.length > 0) await Promise.all(ends);
   }
 
-  /** Its queue pair is destroyed: what was bound there is open to nobody. The type-2 windows can't be bound again, so they go. */
+  /** Its queue pair is about to be destroyed. What is bound there can't be bound again elsewhere: those type-2 windows go first. */
   linkGone(link: BindingLink): void {
     const of = this.#byLink.get(link);
     if (of === undefined) return;

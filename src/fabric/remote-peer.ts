@@ -6,7 +6,7 @@ import { FRAME_AT, FrameKind } from '../protocol/frame.js';
 import type { MessageType } from '../protocol/message-types.js';
 import type { NodeIdentity, Peer, RemoteWindow, RequestOptions, TransferOptions } from './fabric.js';
 import { type HandshakePeer, Refusal, refusalError } from './handshake.js';
-import type { Link, TransportAddress } from './link.js';
+import type { Link, TransportAddress, TransportKind } from './link.js';
 import { Session, type SessionHost, type SessionOwner } from './session.js';
 
 /**
@@ -23,7 +23,12 @@ export interface RemotePeerHost extends SessionHost {
   /** Null: has no address, never dialled. */
   resolveAddress(node: NodeId): Promise<TransportAddress | null>;
   /** Connects and shakes hands. Rejects with a FsError; `HandshakeRefused` when the other side, or we, said no. */
-  dialPeer(peer: RemotePeer, address: TransportAddress, signal: AbortSignal): Promise<DialledLink>;
+  dialPeer(
+    peer: RemotePeer,
+    address: TransportAddress,
+    signal: AbortSignal,
+    transport?: TransportKind,
+  ): Promise<DialledLink>;
   checkTransfer(window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): number;
   peerChanged(peer: NodeIdentity, change: 'met' | 'replaced' | 'forgotten'): void;
   /** Uniform in [0, 1): spreads redials. */
@@ -89,6 +94,11 @@ export class RemotePeer implements Peer, SessionOwner {
   }
   get connected(): boolean {
     return this.#session?.connected ?? false;
+  }
+
+  /** Of the link that carries frames now. */
+  get linkKind(): TransportKind | null {
+    return this.#session?.linkKind ?? null;
   }
 
   request(type: MessageType, body: Uint8Array, options: RequestOptions): Promise<Uint8Array> {
@@ -275,34 +285,68 @@ export class RemotePeer implements Peer, SessionOwner {
     this.#dialReached = true;
   }
 
-  async #tryDial(): Promise<void> {
+  /** A better transport may be had: dials beside the present link, which stays until the new one is there. */
+  upgrade(): void {
+    if (this.#closed !== null || this.#dial !== null || this.linkKind === null || this.linkKind === 'rdma') return;
+    this.relink('rdma').catch((error: unknown) => {
+      this.#host.logger.debug({ node: this.nodeId, error }, 'fabric: no better link');
+    });
+  }
+
+  /** @throws {FsError} unreachable, busy, closed: whatever link there was stays. */
+  async relink(transport: TransportKind): Promise<void> {
+    if (this.#closed !== null) throw this.#closed;
+    if (this.#session === null) this.#newSession();
+    if (this.#dial !== null) throw new FsError('busy', { op: 'fabric.dial', object: `node ${this.nodeId}` });
+    this.#redial?.cancel();
+    this.#redial = null;
+    const failure = await this.#tryDial(transport);
+    if (failure !== null) throw failure;
+  }
+
+  /** @param transport Given: replaces the link there is. @returns why there is no new link, or null. */
+  async #tryDial(transport?: TransportKind): Promise<FsError | null> {
     const dial = new AbortController();
     this.#dial = dial;
     this.#attempts++;
     let dialled: DialledLink | null = null;
-    let failure: unknown;
+    let failure: FsError | null = null;
+    let failed = false;
     try {
       const address = await this.#host.resolveAddress(this.nodeId);
-      if (address !== null && !dial.signal.aborted) dialled = await this.#host.dialPeer(this, address, dial.signal);
+      if (address === null) failure = this.#noAddress();
+      else if (!dial.signal.aborted) {
+        dialled = await this.#host.dialPeer(this, address, dial.signal, transport);
+      }
     } catch (error) {
-      failure = error;
+      failure = FsError.from(error, 'fabric.dial', `node ${this.nodeId}`);
+      failed = true;
     }
     if (dial !== this.#dial) {
       dialled?.link.close();
-      return;
+      return failure ?? new FsError('busy', { op: 'fabric.dial', detail: 'another link was taken' });
     }
     this.#dial = null;
     this.#dialReached = false;
-    if (dialled !== null) return this.#onDialled(dialled);
-    if (failure !== undefined) this.#onDialFailed(FsError.from(failure, 'fabric.dial', `node ${this.nodeId}`));
+    if (dialled !== null) return this.#onDialled(dialled, transport !== undefined);
+    if (failed) this.#onDialFailed(failure!, transport !== undefined);
     if (this.#session !== null && (this.#session.hasWork || this.#session.identity !== null)) this.wantLink();
+    return failure;
   }
 
-  #onDialled({ link, identity }: DialledLink): void {
-    if (link.closed || this.#session?.linked) {
+  #noAddress(): FsError {
+    return new FsError('unreachable', {
+      op: 'fabric.dial',
+      object: `node ${this.nodeId}`,
+      detail: 'it has no address',
+    });
+  }
+
+  #onDialled({ link, identity }: DialledLink, replacing: boolean): FsError | null {
+    if (link.closed || (this.#session?.linked && !replacing)) {
       link.close();
       this.wantLink();
-      return;
+      return new FsError('connectionLost', { op: 'fabric.dial', object: link.name, detail: 'it ended at once' });
     }
     this.#adopt(link, identity);
     this.#dialledUnconfirmed = true;
@@ -319,12 +363,14 @@ export class RemotePeer implements Peer, SessionOwner {
         session.onFrames(batch);
       },
     };
+    return null;
   }
 
-  #onDialFailed(error: FsError): void {
+  #onDialFailed(error: FsError, replacing: boolean): void {
     this.#host.counters.add('fabric.dialsFailed');
     this.#host.logger.debug({ node: this.nodeId, error }, 'fabric: dial failed');
-    if (!(error instanceof HandshakeRefused) || !LASTING.has(error.refusal)) return;
+    // A link too many was refused; the present one says nothing of the kind.
+    if (replacing || !(error instanceof HandshakeRefused) || !LASTING.has(error.refusal)) return;
     // Fenced, the session is over for good. Otherwise its stream is kept, should the other side come to its senses.
     if (error.refusal === Refusal.fenced || this.#session?.identity == null) {
       const session = this.#session;

@@ -26,7 +26,7 @@ import {
   type RequestOptions,
   type TransferOptions,
 } from './fabric.js';
-import type { FrameBatch, Link, LinkEvents } from './link.js';
+import type { FrameBatch, Link, LinkEvents, TransportKind } from './link.js';
 import { SendQueue } from './send-queue.js';
 
 /**
@@ -177,6 +177,9 @@ export class Session implements LinkEvents {
   }
   get linked(): boolean {
     return this.#link !== null;
+  }
+  get linkKind(): TransportKind | null {
+    return this.#resumed ? (this.#link?.kind ?? null) : null;
   }
   get failure(): FsError | null {
     return this.#failure;

@@ -131,6 +131,7 @@ export class TcpTransport implements Transport {
 }
 
 class TcpLink implements Link {
+  readonly kind = 'tcp';
   closed = false;
   events: LinkEvents = noEvents;
   readonly #batch: FrameBatch;

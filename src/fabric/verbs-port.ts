@@ -10,8 +10,8 @@ import type { TransportAddress } from './link.js';
  * - Work requests of a queue run in the order in which they were queued; completions come in that order. A signalled one
  *   completes exactly once; one that is not signalled completes only if it fails.
  * - After the first failure nothing more of that queue is executed; what was outstanding completes as 'flushed'.
- * - Nothing is called back from inside a call. After `close` of a queue nothing is called back at all, no local memory is read or
- *   written, and no window bound on it is open any more.
+ * - Nothing is called back from inside a call. After `close` of a queue nothing is called back at all and no local memory is read or
+ *   written. Windows bound on it are closed before it; a closed window is open to nobody.
  * - An invalidate that has completed: no access through the window lands or reads any more.
  */
 export interface VerbsPort {
