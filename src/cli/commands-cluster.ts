@@ -36,8 +36,18 @@ export function addClusterCommands(program: Command): void {
           ]),
           ['up', `${durationText(status.uptimeMs)}, pid ${status.pid}, ${bytesText(status.residentBytes)} resident`],
           ['socket', status.socket],
+          ['RDMA', `${status.fabric.device ?? 'none'}: ${status.fabric.reason}`],
         ]),
       );
+      if (status.fabric.peers.length > 0) {
+        print('');
+        print(
+          table(
+            ['PEER', 'TRANSPORT', 'WHY'],
+            status.fabric.peers.map((peer) => [peer.nodeId, peer.transport ?? 'not connected', peer.reason]),
+          ),
+        );
+      }
       if (counters !== null) {
         print('');
         print(

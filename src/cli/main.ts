@@ -4,6 +4,7 @@ import { isUnreachable } from '../daemon/admin-client.js';
 import { addBenchCommand } from './commands-bench.js';
 import { addClusterCommands } from './commands-cluster.js';
 import { addDevCommands } from './commands-dev.js';
+import { addFabricCommands } from './commands-fabric.js';
 import { addFileCommands } from './commands-files.js';
 import { Exit, note, sentence, UsageError } from './output.js';
 
@@ -31,6 +32,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the daemon can't be reached.
 
 addDevCommands(program);
 addClusterCommands(program);
+addFabricCommands(program);
 addFileCommands(program);
 addBenchCommand(program);
 overrideExit(program);

@@ -6,7 +6,12 @@ export interface NodeRecord {
   readonly name: string;
   readonly incarnation: Incarnation;
   /** Null for a library node, which dials but is never dialled. */
-  readonly address: { readonly host: string; readonly port: number } | null;
+  readonly address: {
+    readonly host: string;
+    readonly port: number;
+    /** Where it listens for RDMA connections, if it does. */
+    readonly rdma?: { readonly host: string; readonly port: number } | undefined;
+  } | null;
   /** Full nodes may serve tokens and NSDs. */
   readonly tokenServer: boolean;
 }

@@ -69,11 +69,19 @@ const id = z.int().min(1).max(NODE_ID_MAX).transform(nodeId);
 const life = z.int().min(1).transform(incarnation);
 const count = z.int().min(0);
 const epochNumber = z.int().min(0).transform(epoch);
+const port = z.int().min(0).max(65_535);
 const nodeSchema = z.object({
   nodeId: id,
   name: z.string(),
   incarnation: life,
-  address: z.object({ host: z.string(), port: z.int().min(0).max(65_535) }).nullable(),
+  address: z
+    .object({
+      host: z.string(),
+      port,
+      // Absent in records of nodes without RDMA, and in older ones.
+      rdma: z.object({ host: z.string(), port }).optional(),
+    })
+    .nullable(),
   tokenServer: z.boolean(),
 });
 const viewSchema = z.object({

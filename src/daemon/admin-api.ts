@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import type { RungResult } from '../fabric/rung-test.js';
 import type { RefusedNsd } from './refused-nsds.js';
 
 /**
@@ -18,6 +19,7 @@ export const ADMIN_METHODS = {
   fileSystems: z.strictObject({}),
   /** Moves an NSD to another of its servers; null: to the daemon that is asked. */
   nsdTakeover: z.strictObject({ nsd: z.string(), to: z.int().min(1).max(65_535).nullable() }),
+  fabricTest: z.strictObject({ node: z.int().min(1).max(65_535) }),
   counters: z.strictObject({}),
   /** Everything written out, every token given back: what each node does first when all of them are to be stopped. */
   unmount: z.strictObject({}),
@@ -34,6 +36,7 @@ export interface AdminResults {
   createFileSystem: FileSystemInfo;
   fileSystems: FileSystemInfo[];
   nsdTakeover: NsdLine;
+  fabricTest: RungResult[];
   counters: Record<string, number>;
   unmount: Record<string, never>;
 }
@@ -65,6 +68,21 @@ export interface NodeStatus {
   /** NSDs that a node refused when it was to start, and has not served since. */
   readonly refusedNsds: readonly RefusedNsd[];
   readonly residentBytes: number;
+  readonly fabric: FabricStatus;
+}
+
+export interface FabricStatus {
+  /** The RDMA device in use, or null. */
+  readonly device: string | null;
+  /** Why it is used, or why there is none. */
+  readonly reason: string;
+  readonly peers: readonly {
+    readonly nodeId: number;
+    readonly connected: boolean;
+    /** 'rdma' or 'tcp'; null without a link. */
+    readonly transport: string | null;
+    readonly reason: string;
+  }[];
 }
 
 export interface NodeLine {

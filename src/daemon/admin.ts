@@ -48,6 +48,7 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
       if (line === undefined) throw new FsError('notFound', { op: 'nsd.takeover', object: nsd, detail: 'it has gone' });
       return line;
     },
+    fabricTest: ({ node }) => fabricTest(engine, node),
     counters: async () => {
       await engine.refusedNsds();
       return engine.counters();
@@ -83,7 +84,19 @@ async function status(engine: NodeEngine, config: DaemonConfig, uptimeMs: number
     fileSystem: engine.node.mountedAs?.name ?? null,
     refusedNsds: refused.filter(({ standing }) => standing),
     residentBytes: process.memoryUsage.rss(),
+    fabric: {
+      device: engine.ladder.local.device,
+      reason: engine.ladder.local.reason,
+      peers: engine.fabric.peers(),
+    },
   };
+}
+
+async function fabricTest({ membership, rungTest }: NodeEngine, node: number): Promise<AdminResults['fabricTest']> {
+  if (!membership.view.nodes.has(nodeId(node))) {
+    throw new FsError('notFound', { op: 'fabric test', object: `node ${node}`, detail: 'there is no such node' });
+  }
+  return rungTest.run(node, ['rdma', 'tcp']);
 }
 
 function nodes({ membership }: NodeEngine): NodeLine[] {

@@ -116,6 +116,29 @@ export const configSchema = z.strictObject({
     'File with the secret that all nodes share: at least 16 bytes, readable by the daemon only.',
   ),
   socket: path.describe('Unix socket for clients on this machine; tools use the same path with `.admin` behind it.'),
+  fabric: z
+    .strictObject({
+      rdma: z
+        .enum(['auto', 'off', 'required'])
+        .default('auto')
+        .describe(
+          '`auto`: RDMA with every peer that has it too, TCP otherwise; `required`: nothing else, and no start without.',
+        ),
+      device: z.string().min(1).optional().describe('RDMA device, as `rdma link` names it. Without it: the first.'),
+      address: host
+        .optional()
+        .describe(
+          'IPv4 address of that device that the others connect to. Without it: `listen.host` if it is one of the device, else its first.',
+        ),
+      port: z
+        .int()
+        .min(0)
+        .max(65_535)
+        .optional()
+        .describe('Port for RDMA connections, a number of its own kind. Without it: the port listened at.'),
+    })
+    .prefault({})
+    .describe('What carries messages and pages between nodes.'),
   tokenServer: z.boolean().default(true).describe('Whether this node serves tokens.'),
   pagePool: size(2 ** 23, 2 ** 44)
     .prefault('256MiB')

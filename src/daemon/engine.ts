@@ -13,6 +13,9 @@ import type { NodeId } from '../common/ids.js';
 import { type Logger, silentLogger } from '../common/logger.js';
 import { systemRandom } from '../common/random.js';
 import { FabricNode } from '../fabric/fabric-node.js';
+import { LadderTransport } from '../fabric/ladder-transport.js';
+import { openRdmaPort } from '../fabric/rdma-verbs.js';
+import { RungTest } from '../fabric/rung-test.js';
 import { TcpTransport } from '../fabric/tcp-link.js';
 import type { FileSystem } from '../fs/file-system-api.js';
 import { crc32cSectors, createPagePool } from '../native/core.js';
@@ -44,6 +47,13 @@ export interface NodeConfig {
   readonly listen: { readonly host: string; readonly port: number } | null;
   /** Where the others dial, if it isn't where this node listens (a forwarded port). */
   readonly advertise?: { readonly host: string; readonly port: number };
+  /** Without it: RDMA where there is some. */
+  readonly rdma?: {
+    readonly mode: 'auto' | 'off' | 'required';
+    readonly device?: string | undefined;
+    readonly address?: string | undefined;
+    readonly port?: number | undefined;
+  };
   readonly tokenServer: boolean;
   readonly pagePoolBytes: number;
   readonly leaseTtlMs: number;
@@ -62,6 +72,8 @@ export interface NodeEngine extends Engine {
   readonly fileSystem: FileSystem;
   readonly membership: MembershipRuntime;
   readonly fabric: FabricNode;
+  readonly ladder: LadderTransport;
+  readonly rungTest: RungTest;
   readonly node: HoldfastNode;
   readonly metrics: Counters;
   readonly stores: readonly NsdStore[];
@@ -169,6 +181,20 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       await answering?.close();
     });
 
+    const rdma = config.rdma ?? { mode: 'auto' };
+    const ladder = await LadderTransport.create({
+      self: membership.self,
+      clusterId: membership.clusterId,
+      pool,
+      clock,
+      counters,
+      logger,
+      tcp: new TcpTransport(pool, counters),
+      mode: rdma.mode,
+      openPort: (memory) => openRdmaPort(memory, { device: rdma.device ?? null }),
+      rdmaHost: rdma.address ?? null,
+      rdmaPort: rdma.port ?? null,
+    });
     const fabric = new FabricNode({
       self: membership.self,
       clusterId: membership.clusterId,
@@ -176,13 +202,14 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       clock,
       logger,
       counters,
-      transport: new TcpTransport(pool),
+      transport: ladder,
       pool,
       resolveAddress: async (id) => membership.view.nodes.get(id)?.address ?? null,
     });
     answering = fabric;
     const listening = config.listen === null ? null : await fabric.listen(config.listen);
-    const address = listening === null ? null : (config.advertise ?? listening);
+    const address = listening === null ? null : { ...listening, ...config.advertise };
+    const rungTest = new RungTest(fabric, pool, plan.fabricScratch, clock);
 
     const refused = new RefusedNsds(store, membership.self.nodeId, counters, logger);
     const opened = await openStores(config.nsds, {
@@ -293,6 +320,8 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       mapIds: { poolId: pool.id, mapId: map.id },
       membership,
       fabric,
+      ladder,
+      rungTest,
       node: made,
       metrics: counters,
       get stores() {

@@ -85,6 +85,12 @@ async function run(configFile: string): Promise<void> {
         nodeId: nodeId(config.nodeId),
         name: config.name,
         listen: config.listen,
+        rdma: {
+          mode: config.fabric.rdma,
+          device: config.fabric.device,
+          address: config.fabric.address,
+          port: config.fabric.port,
+        },
         tokenServer: config.tokenServer,
         pagePoolBytes: config.pagePool,
         leaseTtlMs: config.leaseTtl,

@@ -10,12 +10,15 @@ export interface PoolPlan {
   readonly fsStaging: PoolSegment;
   /** Bytes between this node's devices and other nodes; null where no NSD is served. */
   readonly serverStaging: PoolSegment | null;
+  /** For measuring the way to other nodes (`holdfast fabric test`). */
+  readonly fabricScratch: PoolSegment;
   /** One piece for each NSD served. */
   readonly storeStaging: readonly PoolSegment[];
 }
 
 const MIB = 1 << 20;
 const STORE_STAGING_BYTES = MIB;
+const FABRIC_SCRATCH_BYTES = MIB;
 const SLOTS_MIN = 256;
 
 /** @throws {FsError} badConfiguration when the pool is too small for what it has to hold. */
@@ -23,7 +26,8 @@ export function planPool(lengthBytes: number, storeCount: number): PoolPlan {
   const fsBytes = Math.min(16 * MIB, pageFloor(lengthBytes / 16));
   const serverBytes = storeCount === 0 ? 0 : Math.min(NSD_SERVER_STAGING_BYTES_GOOD, pageFloor(lengthBytes / 4));
   const storeBytes = storeCount === 0 ? 0 : Math.min(STORE_STAGING_BYTES, pageFloor(lengthBytes / 32));
-  const slotBytes = pageFloor(lengthBytes) - fsBytes - serverBytes - storeBytes * storeCount;
+  const scratchBytes = Math.min(FABRIC_SCRATCH_BYTES, pageFloor(lengthBytes / 64));
+  const slotBytes = pageFloor(lengthBytes) - fsBytes - serverBytes - scratchBytes - storeBytes * storeCount;
   if (slotBytes < SLOTS_MIN * PAGE_BYTES) {
     throw new FsError('badConfiguration', {
       op: 'pagePool',
@@ -40,6 +44,7 @@ export function planPool(lengthBytes: number, storeCount: number): PoolPlan {
     slotCount: slotBytes / PAGE_BYTES,
     fsStaging: take(fsBytes),
     serverStaging: serverBytes === 0 ? null : take(serverBytes),
+    fabricScratch: take(scratchBytes),
     storeStaging: Array.from({ length: storeCount }, () => take(storeBytes)),
   };
 }

@@ -77,6 +77,7 @@ export class LadderTransport implements Transport {
   readonly #timing: LadderTiming;
   readonly #windows = new WindowTable();
   readonly #peers = new Map<number, PeerState>();
+  readonly #dialledFor = new WeakMap<Link, number>();
   #rdma: RdmaTransport | null = null;
   /** Why there is no RDMA. */
   #without = 'not tried yet';
@@ -276,7 +277,9 @@ export class LadderTransport implements Transport {
     const worthIt = only === 'rdma' || (only === null && peer.retryAtMs <= this.#now);
     if (rdma !== null && address.rdma !== undefined && worthIt) {
       try {
-        return await this.#dialRdma(rdma, address.rdma, signal);
+        const link = await this.#dialRdma(rdma, address.rdma, signal);
+        this.#dialledFor.set(link, node);
+        return link;
       } catch (error) {
         if (signal.aborted) throw error;
         const why = FsError.from(error, 'fabric.dial', object);
@@ -317,10 +320,14 @@ export class LadderTransport implements Transport {
   }
 
   #linkEnded(link: RdmaLink, failure: string | null, lifeMs: number): void {
-    if (this.#closed || failure === null || link.peerNode === 0 || HARMLESS.has(failure)) return;
-    const peer = this.#peer(link.peerNode);
-    if (lifeMs >= this.#timing.lastedMs) peer.failures = 0;
-    this.#failed(link.peerNode, failure);
+    const node = link.peerNode === 0 ? this.#dialledFor.get(link) : link.peerNode;
+    if (this.#closed || node === undefined) return;
+    // Closed by this side before it carried anything: at the handshake's deadline, or because the peer said no.
+    const mute = link.peerNode === 0 && lifeMs >= this.#timing.dialMs;
+    const why = failure ?? (mute ? 'no handshake in time' : null);
+    if (why === null || HARMLESS.has(why)) return;
+    if (lifeMs >= this.#timing.lastedMs) this.#peer(node).failures = 0;
+    this.#failed(node, why);
   }
 
   #failed(node: number, error: string): void {

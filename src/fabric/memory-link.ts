@@ -280,6 +280,8 @@ const noEvents: LinkEvents = {
 };
 
 class MemoryLink implements Link {
+  /** What it stands in for. */
+  readonly kind = 'tcp';
   closed = false;
   events: LinkEvents = noEvents;
   other!: MemoryLink;

@@ -1,6 +1,7 @@
 import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
 import { getSystemErrorName } from 'node:util';
+import { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { loadTcpAddon, type TcpAddon, type TcpEngine, type TcpStats } from '../native/tcp.js';
@@ -29,12 +30,14 @@ export class TcpTransport implements Transport {
   readonly #links = new Map<number, TcpLink>();
   readonly #dialling = new Map<number, (error: number) => void>();
   readonly #accepting = new Map<number, (link: Link) => void>();
+  readonly #counters: Counters;
   readonly #offsets = new Uint32Array(FRAMES_PER_BATCH_MAX);
   readonly #completions = new Uint32Array(COMPLETIONS_PER_BATCH_MAX * 2);
   #closed = false;
 
   /** @throws {FsError} nativeMissing when the addon is not built. */
-  constructor(pool: PagePool) {
+  constructor(pool: PagePool, counters: Counters = new Counters()) {
+    this.#counters = counters;
     this.#addon = loadTcpAddon();
     this.#engine = this.#addon.createEngine(
       pool.buffer,
@@ -122,7 +125,7 @@ export class TcpTransport implements Transport {
   }
 
   #adopt(connection: number, name: string): TcpLink {
-    const link = new TcpLink(this.#addon, this.#engine, connection, name, this.#offsets, () =>
+    const link = new TcpLink(this.#addon, this.#engine, connection, name, this.#offsets, this.#counters, () =>
       this.#links.delete(connection),
     );
     this.#links.set(connection, link);
@@ -142,6 +145,7 @@ class TcpLink implements Link {
     readonly connection: number,
     readonly name: string,
     offsets: Uint32Array,
+    readonly counters: Counters,
     readonly onGone: () => void,
   ) {
     const buffer = addon.receiveBuffer(engine, connection) ?? new ArrayBuffer(0);
@@ -192,6 +196,7 @@ class TcpLink implements Link {
     options?: TransferOptions,
   ): void {
     if (this.closed) return;
+    this.counters.add('fabric.tcp.bytesWritten', bytesOf(local));
     const pairs = segmentPairs(local);
     const unchecked = options?.verifiedByUser === true ? 1 : 0;
     this.addon.write(this.engine, this.connection, transfer, window, windowOffsetBytes, pairs, unchecked);
@@ -205,6 +210,7 @@ class TcpLink implements Link {
     options?: TransferOptions,
   ): void {
     if (this.closed) return;
+    this.counters.add('fabric.tcp.bytesRead', bytesOf(local));
     const pairs = segmentPairs(local);
     const unchecked = options?.verifiedByUser === true ? 1 : 0;
     this.addon.read(this.engine, this.connection, transfer, window, windowOffsetBytes, pairs, unchecked);
@@ -239,6 +245,12 @@ class TcpLink implements Link {
 
 const unreachable = (object: string, errno: number): FsError =>
   new FsError('unreachable', { op: 'fabric.dial', object, detail: getSystemErrorName(-errno) });
+
+const bytesOf = (segments: readonly PoolSegment[]): number => {
+  let sum = 0;
+  for (const segment of segments) sum += segment.lengthBytes;
+  return sum;
+};
 
 function segmentPairs(segments: readonly PoolSegment[]): Float64Array {
   const pairs = new Float64Array(segments.length * 2);

@@ -17,6 +17,8 @@ export const MessageType = {
   tokenExpel: 23,
   // Cluster
   ping: 30,
+  /** A peer measures the way to us. */
+  fabricTest: 31,
   clientCall: 40,
 } as const;
 export type MessageType = (typeof MessageType)[keyof typeof MessageType];

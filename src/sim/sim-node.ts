@@ -313,6 +313,8 @@ function poolPlan(slotCount: number, storeCount: number): PoolPlan {
   return {
     slotCount,
     fsStaging: take(STAGING_BYTES),
+    // Nobody measures in virtual time.
+    fabricScratch: take(0),
     serverStaging: storeCount === 0 ? null : take(2 * STAGING_BYTES),
     storeStaging: Array.from({ length: storeCount }, () => take(16 * SECTOR_BYTES)),
   };
