@@ -12,7 +12,8 @@ import {
   type RequestOptions,
 } from './fabric.js';
 import { copySegments, slice } from './segments.js';
-import { decodeError, encodeError, type SessionHost, transferError } from './session.js';
+import type { SessionHost } from './session.js';
+import { decodeError, encodeError, transferError } from './wire-errors.js';
 
 /**
  * The node itself as a peer: the same promises as a remote one, kept in memory. Everything goes through one queue that is

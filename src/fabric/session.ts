@@ -1,7 +1,7 @@
 import { InvariantError } from '../common/assert.js';
 import type { Clock, Timer } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
-import { errorFromRecord, errorToRecord, FsError, type FsErrorRecord } from '../common/errors.js';
+import { FsError } from '../common/errors.js';
 import { epoch as asEpoch } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { PoolSegment } from '../native/page-pool.js';
@@ -28,6 +28,7 @@ import {
 } from './fabric.js';
 import type { FrameBatch, Link, LinkEvents, TransportKind } from './link.js';
 import { SendQueue } from './send-queue.js';
+import { decodeError, encodeError, transferError } from './wire-errors.js';
 
 /**
  * A session: two incarnations talking, over one link after another. It makes the stream reliable, ordered and
@@ -668,35 +669,3 @@ const abortedError = (signal: AbortSignal): FsError =>
   new FsError('aborted', { op: 'fabric.request', detail: 'the request was aborted', cause: signal.reason });
 
 const queueFullError = (op: string, detail: string): FsError => new FsError('queueFull', { op, detail });
-
-export function transferError(status: TransferStatus, writing: boolean): FsError {
-  const op = writing ? 'fabric.writeRemote' : 'fabric.readRemote';
-  switch (status) {
-    case TransferStatus.outOfBounds:
-      return new FsError('outOfRange', { op, detail: "beyond the end of the peer's window" });
-    case TransferStatus.windowDenied:
-      return new FsError('wrongKeyWindow', { op, detail: "the peer's window is not open to us for that" });
-    default:
-      return new FsError('wrongKeyWindow', { op, detail: 'no such window at the peer, or it has been closed' });
-  }
-}
-
-const ERROR_TEXT_MAX = 4096;
-
-export function encodeError(error: FsError): Uint8Array {
-  const record = errorToRecord(error);
-  const clip = (text: string | undefined) => text?.slice(0, ERROR_TEXT_MAX);
-  return Buffer.from(
-    JSON.stringify({ ...record, op: clip(record.op), object: clip(record.object), detail: clip(record.detail) }),
-  );
-}
-
-export function decodeError(body: Uint8Array): FsError {
-  try {
-    const record = JSON.parse(Buffer.from(body).toString('utf8')) as FsErrorRecord;
-    if (typeof record.reason === 'number' && typeof record.op === 'string') return errorFromRecord(record);
-  } catch {
-    // Falls through: the peer's answer is no error record.
-  }
-  return new FsError('remoteFailure', { op: 'fabric.request', detail: "the peer's error can't be read" });
-}
