@@ -1,4 +1,4 @@
-import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
+import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from 'node:worker_threads';
 import type { CacheMap } from '../cache/cache-map.js';
 import { NativeCacheMap } from '../cache/cache-map-native.js';
 import { type Deferred, deferred } from '../common/deferred.js';
@@ -83,6 +83,9 @@ export class WorkerSession implements Session {
     port1.on('message', (message: FromWorker) => this.#message(message));
     this.#worker.on('error', (error) => this.#fail(FsError.from(error, 'engine')));
     this.#worker.on('exit', (code) => {
+      // The thread's end may overtake what it said last.
+      for (let last = receiveMessageOnPort(port1); last !== undefined; last = receiveMessageOnPort(port1))
+        this.#message(last.message as FromWorker);
       this.#fail(new FsError('internal', { op: 'engine', detail: `the engine's thread ended with code ${code}` }));
       this.#ended.resolve();
     });
