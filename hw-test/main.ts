@@ -10,6 +10,7 @@ const HELP = `npm run hw-test -- [options]
 
   --list              the suites
   --only NAME         this suite alone (may be repeated)
+  --long              the full counts, where a suite has some, with more time for it
   --run COMMAND       this shell command in a guest instead of the suites; its exit status is the result
   --run2 COMMAND      with --guests 2: what guest 2 runs instead
   --guests 1|2        with --run or --shell: how many guests
@@ -29,6 +30,7 @@ Results, logs and core dumps: .holdfast/hw-test/SUITE. docs/hw-test.md has the r
 const { values } = parseArgs({
   options: {
     list: { type: 'boolean', default: false },
+    long: { type: 'boolean', default: false },
     only: { type: 'string', multiple: true, default: [] },
     run: { type: 'string' },
     run2: { type: 'string' },
@@ -72,12 +74,18 @@ function chosen(): readonly Suite[] {
   if (unknown !== undefined)
     throw new Error(`no suite ${unknown}; there are ${suites.map(({ name }) => name).join(', ')}`);
   const wanted = values.only.length === 0 ? suites : suites.filter(({ name }) => values.only.includes(name));
-  return wanted.filter((suite) => !values.native || suite.native !== false).map((suite) => ({ ...suite, ...memory }));
+  return wanted
+    .filter((suite) => !values.native || suite.native !== false)
+    .map((suite) => ({
+      ...suite,
+      ...memory,
+      ...(values.long && suite.longDeadlineS !== undefined ? { deadlineS: suite.longDeadlineS } : {}),
+    }));
 }
 
 function environment(): Record<string, string> {
   return Object.fromEntries(
-    values.env.map((pair) => {
+    [...values.env, ...(values.long ? ['HOLDFAST_TEST_FULL=1'] : [])].map((pair) => {
       const at = pair.indexOf('=');
       if (at < 1 || !/^\w+$/.test(pair.slice(0, at))) throw new Error(`--env takes NAME=VALUE, not ${pair}`);
       return [pair.slice(0, at), pair.slice(at + 1)];

@@ -12,6 +12,8 @@ export interface Suite {
   readonly commands: readonly (readonly string[])[];
   /** From the start of the guests to the last result. */
   readonly deadlineS: number;
+  /** The same with --long: suites that have full counts (HOLDFAST_TEST_FULL=1) do those. */
+  readonly longDeadlineS?: number;
   readonly memoryMiB?: number;
   /** False where it is about the emulation itself. */
   readonly native?: boolean;
@@ -65,5 +67,46 @@ export const suites: readonly Suite[] = [
     guests: 1,
     commands: [vitest('src/nsd/nsd-devices.hw.test.ts')],
     deadlineS: 300,
+  },
+  {
+    name: 'rdma',
+    shows:
+      "every operation of node-rdma-cm between two queue pairs and two processes, what goes wrong there, and rdma-core's own tools as peers",
+    guests: 1,
+    commands: [
+      vitest(
+        'native/node-rdma-cm/test/verbs.hw.test.ts',
+        'native/node-rdma-cm/test/peer.hw.test.ts',
+        'native/node-rdma-cm/test/tools.hw.test.ts',
+      ),
+    ],
+    deadlineS: 300,
+  },
+  {
+    name: 'rdma-lifetime',
+    shows:
+      '1,000 connections without a leak (10,000 with --long); closing in any order, workers that end, the garbage collector, children',
+    guests: 1,
+    commands: [vitest('native/node-rdma-cm/test/lifetime.hw.test.ts')],
+    deadlineS: 300,
+    longDeadlineS: 3600,
+  },
+  {
+    name: 'rdma-pair',
+    shows: 'node-rdma-cm between two guests, with what goes wrong there',
+    guests: 2,
+    commands: [
+      vitest('native/node-rdma-cm/test/peer.hw.test.ts'),
+      // Again when it was killed, until it is told to exit.
+      ['sh', '-c', 'until node native/node-rdma-cm/test/peer.mjs "$HOLDFAST_HW_ADDRESS" 18515; do :; done'],
+    ],
+    deadlineS: 300,
+  },
+  {
+    name: 'rdma-speed',
+    shows: "node-rdma-cm's latency and bandwidth as ratios to perftest, in the same guest and run",
+    guests: 1,
+    commands: [['node', 'native/node-rdma-cm/bench/bench.mjs']],
+    deadlineS: 420,
   },
 ];

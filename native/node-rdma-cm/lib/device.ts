@@ -218,7 +218,6 @@ export class Device {
   /** Closes everything that was made on it, then the device. A second call does nothing. */
   close(): void {
     if (this.#closed) return;
-    for (const queuePair of [...this.queuePairs.values()]) queuePair.close();
     for (const domain of [...this.#domains]) domain.close();
     for (const queue of [...this.#completionQueues]) queue.close();
     nativeCall(this.#object, () => this.native.close());

@@ -118,13 +118,14 @@ export class ProtectionDomain {
     return queue;
   }
 
-  /** Closes its queue pairs, shared receive queues, windows and regions, in this order, then itself. */
+  /** Closes its windows, queue pairs, shared receive queues and regions, in this order, then itself. */
   close(): void {
     if (this.#closed) return;
+    // Windows first: soft-RoCE waits for those that are bound when a queue pair goes.
+    for (const window of [...this.#windows]) window.close();
     for (const queuePair of [...this.device.queuePairs.values()])
       if (queuePair.protectionDomain === this) queuePair.close();
     for (const queue of [...this.#receiveQueues]) queue.close();
-    for (const window of [...this.#windows]) window.close();
     for (const region of [...this.#regions]) region.close();
     nativeCall('protection domain', () => this.native.close());
     this.#closed = true;

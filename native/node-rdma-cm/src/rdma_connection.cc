@@ -104,11 +104,14 @@ bool EventChannel::NextEvent(CmEvent* out) {
   out->id = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(target->context));
   // At once: destroying an id waits for its events to be acknowledged.
   rdma_ack_cm_event(event);
-  if (new_id != nullptr) out->new_id = std::make_shared<ConnectionId>(shared_from_this(), new_id);
+  if (new_id != nullptr) {
+    out->new_id = std::make_shared<ConnectionId>(shared_from_this(), new_id);
+    out->new_id->initiator_depth_max_ = out->initiator_depth;
+  }
   if (out->type == RDMA_CM_EVENT_CONNECT_RESPONSE) {
     const auto found = ids_.find(out->id);
     if (found != ids_.end()) {
-      const int error = found->second->Establish();
+      const int error = found->second->Establish(out->initiator_depth);
       out->type = error == 0 ? RDMA_CM_EVENT_ESTABLISHED : RDMA_CM_EVENT_CONNECT_ERROR;
       if (error != 0) out->status = -error;
     }
@@ -188,9 +191,10 @@ void ConnectionId::Connect(std::shared_ptr<QueuePair> queue_pair, ConnectParamet
   Check(rdma_connect(id, &connection), "rdma_connect", "the peer can't be asked");
 }
 
-int ConnectionId::Establish() {
+int ConnectionId::Establish(uint8_t initiator_depth_max) {
   if (id_ == nullptr || queue_pair_ == nullptr) return ECANCELED;
   try {
+    parameters_.initiator_depth = std::min(parameters_.initiator_depth, initiator_depth_max);
     queue_pair_->Connect(id_, parameters_);
     Check(rdma_establish(id_), "rdma_establish", "the peer can't be told");
     return 0;
@@ -202,8 +206,9 @@ int ConnectionId::Establish() {
   }
 }
 
-void ConnectionId::Accept(std::shared_ptr<QueuePair> queue_pair, const ConnectParameters& parameters) {
+void ConnectionId::Accept(std::shared_ptr<QueuePair> queue_pair, ConnectParameters parameters) {
   rdma_cm_id* id = Live();
+  parameters.initiator_depth = std::min(parameters.initiator_depth, initiator_depth_max_);
   queue_pair->Connect(id, parameters);
   queue_pair_ = std::move(queue_pair);
   rdma_conn_param connection = ManagerParameters(*queue_pair_, parameters);

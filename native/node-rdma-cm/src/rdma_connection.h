@@ -92,7 +92,7 @@ class ConnectionId {
                                              std::shared_ptr<CompletionQueue> receive_queue,
                                              std::shared_ptr<SharedReceiveQueue> shared, const QueuePairSizes& sizes);
   void Connect(std::shared_ptr<QueuePair> queue_pair, ConnectParameters parameters);
-  void Accept(std::shared_ptr<QueuePair> queue_pair, const ConnectParameters& parameters);
+  void Accept(std::shared_ptr<QueuePair> queue_pair, ConnectParameters parameters);
   void Reject(const std::vector<uint8_t>& private_data);
   void Disconnect();
   void Close();
@@ -100,8 +100,8 @@ class ConnectionId {
  private:
   friend class EventChannel;
   rdma_cm_id* Live() const;
-  // The peer accepted. 0 or an errno.
-  int Establish();
+  // The peer accepted, and has so many resources for our reads. 0 or an errno.
+  int Establish(uint8_t initiator_depth_max);
 
   const Counted counted_{node_rdma_cm::Live().ids};
   const std::shared_ptr<EventChannel> channel_;
@@ -109,6 +109,8 @@ class ConnectionId {
   const uint32_t handle_;
   std::shared_ptr<QueuePair> queue_pair_;
   ConnectParameters parameters_;
+  // Of a connection request: what the peer has resources for.
+  uint8_t initiator_depth_max_ = 255;
 };
 
 }  // namespace node_rdma_cm

@@ -2,8 +2,8 @@
 //
 // Lifetime. Each class holds a shared_ptr to its verbs object; the graph of these (rdma_device.h) makes any order of
 // letting go safe, the garbage collector's included. When the environment ends (a worker exits with transfers in
-// flight), the cleanup hook closes everything from the leaves on, before JavaScript's memory goes: queue pairs first,
-// then windows, then regions, so that nothing can land in memory that belongs to somebody else; then the watches, and
+// flight), the cleanup hook closes everything from the leaves on, before JavaScript's memory goes: windows and queue
+// pairs first, then regions, so that nothing can land in memory that belongs to somebody else; then the watches, and
 // the environment waits until libuv has let go of them.
 //
 // What could go wrong and doesn't: a closed object (every method says so), a second close (nothing happens), wrong
@@ -31,9 +31,9 @@ namespace node_rdma_cm {
 
 // In the order in which they are closed when the environment ends.
 enum class Kind : uint32_t {
+  kMemoryWindow,
   kConnectionId,
   kQueuePair,
-  kMemoryWindow,
   kMemoryRegion,
   kSharedReceiveQueue,
   kProtectionDomain,
