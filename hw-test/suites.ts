@@ -109,4 +109,19 @@ export const suites: readonly Suite[] = [
     commands: [['node', 'native/node-rdma-cm/bench/bench.mjs']],
     deadlineS: 420,
   },
+  {
+    name: 'fabric',
+    shows:
+      'the fabric over verbs between two processes: messages, one-sided bulk, the device removed and added during I/O',
+    guests: 1,
+    commands: [vitest('hw-test/fabric.hw.test.ts')],
+    deadlineS: 300,
+  },
+  {
+    name: 'fabric-pair',
+    shows: 'the same between two guests, and what one of them says when the other loses its power',
+    guests: 2,
+    commands: [vitest('hw-test/fabric.hw.test.ts'), ['node', 'dist/hw-test/fabric-peer.js']],
+    deadlineS: 360,
+  },
 ];

@@ -1,4 +1,6 @@
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { networkInterfaces } from 'node:os';
+import path from 'node:path';
 import {
   allocateMemory,
   type CompletionQueue,
@@ -53,6 +55,8 @@ const RNR_RETRIES = 3;
 const CONNECT_TIMEOUT_MS = 5000;
 const SEGMENTS_MAX = 16;
 const WORK_MARGIN = 16;
+const VERBS_CLASS = '/sys/class/infiniband_verbs';
+const DEVICE_LOOK_MS = 250;
 const SPIN_US_DEFAULT = 20;
 
 /** @throws {FsError} nativeMissing (no addon, no library), notSupported (no module, no device), deviceError. */
@@ -75,6 +79,7 @@ class RdmaPort implements VerbsPort {
   readonly spinUsMax: number;
   readonly #channel: EventChannel;
   readonly #queues = new Set<RdmaQueue>();
+  readonly #watch: NodeJS.Timeout | null;
   #removed = false;
   #closed = false;
 
@@ -104,6 +109,7 @@ class RdmaPort implements VerbsPort {
     this.device.onAsyncEvent = ({ type }) => {
       if (type === 'deviceFatal') this.removed();
     };
+    this.#watch = watchDevice(name, () => this.removed());
   }
 
   /** IPv4 addresses by which the device is reached. */
@@ -257,6 +263,7 @@ class RdmaPort implements VerbsPort {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    if (this.#watch !== null) clearInterval(this.#watch);
     for (const queue of [...this.#queues]) queue.close();
     this.#channel.close();
     this.device.close();
@@ -269,6 +276,36 @@ class RdmaPort implements VerbsPort {
       throw toFsError(error, op, this.name);
     }
   }
+}
+
+/**
+ * Drivers that can't take a device from its users (soft-RoCE) tell nobody when it is removed: the removal waits, its verbs character device
+ * gone already, until everybody has let go of it. So that is looked at.
+ */
+function watchDevice(name: string, onGone: () => void): NodeJS.Timeout | null {
+  const entry = verbsEntry(name);
+  if (entry === null) return null;
+  const timer = setInterval(() => {
+    if (existsSync(entry)) return;
+    clearInterval(timer);
+    onGone();
+  }, DEVICE_LOOK_MS);
+  return timer.unref();
+}
+
+function verbsEntry(name: string): string | null {
+  try {
+    const entries = readdirSync(VERBS_CLASS).map((entry) => path.join(VERBS_CLASS, entry));
+    return entries.find((entry) => deviceOf(entry) === name) ?? null;
+  } catch {
+    // No such class: then there is nothing that could be seen to go.
+    return null;
+  }
+}
+
+function deviceOf(entry: string): string | null {
+  const file = path.join(entry, 'ibdev');
+  return existsSync(file) ? readFileSync(file, 'utf8').trim() : null;
 }
 
 class RdmaMemory implements VerbsMemory {
