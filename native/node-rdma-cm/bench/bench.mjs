@@ -1,6 +1,6 @@
 // Figures of this package as ratios to perftest (ib_send_lat, ib_read_bw, …) on the same machine, in the same run: both between two processes
-// here, taking turns. Prints a table and `N passed, N failed` against the goals. Needs an RDMA device and perftest.
-//   node bench/bench.mjs [--rounds 3] [--quick]
+// here, taking turns, the best of several rounds. Prints a table and `N passed, N failed` against the goals. Needs an RDMA device and perftest.
+//   node bench/bench.mjs [--rounds 3] [--quick] [--only read]
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { allocateMemory, Device, EventChannel, listDevices } from '../dist/index.js';
@@ -8,6 +8,7 @@ import { allocateMemory, Device, EventChannel, listDevices } from '../dist/index
 const args = process.argv.slice(2);
 const quick = args.includes('--quick');
 const rounds = Number(args[args.indexOf('--rounds') + 1] && args.includes('--rounds') ? args[args.indexOf('--rounds') + 1] : 3);
+const only = args.includes('--only') ? args[args.indexOf('--only') + 1] : '';
 const deviceName = process.env.HOLDFAST_HW_RDMA ?? listDevices()[0].name;
 const host = process.env.HOLDFAST_HW_ADDRESS ?? '127.0.0.1';
 const KIB = 1024;
@@ -260,27 +261,28 @@ async function tool(test, port) {
   return figure;
 }
 
-const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
+// A shared machine disturbs in one direction only: the best run of each side is compared, all are shown.
+const best = (test, values) => (test.atMost === undefined ? Math.max(...values) : Math.min(...values));
 
 async function main() {
   let passed = 0;
   let failed = 0;
   let port = 18_700;
-  for (const test of CASES) {
+  for (const test of CASES.filter(({ mode }) => mode.startsWith(only))) {
     const theirs = [];
     const own = [];
     for (let round = 0; round < rounds; round++) {
       theirs.push(await tool(test, port++));
       own.push(await ours(test, port++));
     }
-    const ratio = median(own) / median(theirs);
+    const ratio = best(test, own) / best(test, theirs);
     const good = test.atMost === undefined ? ratio >= test.atLeast : ratio <= test.atMost;
     if (good) passed++;
     else failed++;
     const unit = test.mode === 'send' ? 'messages/s' : test.atMost === undefined ? 'MB/s' : 'µs';
     const digits = test.mode === 'send' ? 0 : 1;
     console.log(
-      `${good ? 'ok  ' : 'FAIL'} ${test.name}: ${median(own).toFixed(digits)} ${unit}, ${test.tool[0]} ${median(theirs).toFixed(digits)}: ratio ${ratio.toFixed(2)} ` +
+      `${good ? 'ok  ' : 'FAIL'} ${test.name}: ${best(test, own).toFixed(digits)} ${unit}, ${test.tool[0]} ${best(test, theirs).toFixed(digits)}: ratio ${ratio.toFixed(2)} ` +
         `(goal ${test.atMost === undefined ? 'at least' : 'at most'} ${test.atMost ?? test.atLeast}; runs ${own.map((value) => value.toFixed(digits)).join(' ')} | ${theirs.map((value) => value.toFixed(digits)).join(' ')})`,
     );
   }

@@ -34,7 +34,24 @@ export class CompletionQueue {
   /** @internal */ readonly native: NativeCompletionQueue;
   readonly #batch: CompletionBatch;
   readonly #onClose: () => void;
+  readonly #listener: CompletionQueueOptions['onCompletions'];
   #closed = false;
+
+  /**
+   * What the addon holds: weakly, and in a scope of its own, so that a queue that nobody uses any more can be collected, with
+   * whatever its listener refers to. While queue pairs use it, these are held.
+   */
+  static #deliverTo(weak: WeakRef<CompletionQueue>): (count: number, errors: number) => void {
+    return (count, errors) => {
+      const queue = weak.deref();
+      if (queue === undefined || queue.#closed) return;
+      try {
+        queue.#listener?.(queue.#take(count, errors));
+      } finally {
+        queue.#look();
+      }
+    };
+  }
 
   /** @internal Use `device.createCompletionQueue()`. */
   constructor(device: Device, options: CompletionQueueOptions, onClose: () => void) {
@@ -45,18 +62,10 @@ export class CompletionQueue {
     if (listener !== null && typeof listener !== 'function') throw new TypeError('onCompletions is a function or null');
     this.device = device;
     this.#onClose = onClose;
-    // Weakly, so that a queue that nobody uses any more can be collected; while queue pairs use it, the addon holds it.
-    const weak = new WeakRef(this);
+    this.#listener = listener;
+    const deliver = CompletionQueue.#deliverTo(new WeakRef(this));
     this.native = nativeCall('completion queue', () =>
-      device.native.createCompletionQueue(depth, batchMax, listener === null ? -1 : spinUsMax, (count, errors) => {
-        const queue = weak.deref();
-        if (queue === undefined || queue.#closed) return;
-        try {
-          listener?.(queue.#take(count, errors));
-        } finally {
-          queue.#look();
-        }
-      }),
+      device.native.createCompletionQueue(depth, batchMax, listener === null ? -1 : spinUsMax, deliver),
     );
     this.depth = this.native.depth;
     this.#batch = new CompletionBatch(this.native.completions, native().abi, device.queuePairs);
