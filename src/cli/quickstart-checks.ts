@@ -104,9 +104,8 @@ async function tooMuch(client: FileSystemClient, root: ImportRoot, expected: Exp
 }
 
 const RECORD_BYTES = 1000;
-const RECORDS = 2000;
 /** What two writers write: every record into the shared file, every fourth appended to the log. */
-export const TOGETHER_BYTES = 2 * RECORD_BYTES * (RECORDS + RECORDS / 4);
+export const togetherBytes = (records: number): number => 2 * RECORD_BYTES * (records + Math.ceil(records / 4));
 /** Record `index` of the shared file as its writer makes it: who wrote it, which it is, and a pattern of both. */
 function record(writer: number, index: number): Uint8Array {
   const bytes = new Uint8Array(RECORD_BYTES);
@@ -122,6 +121,7 @@ function record(writer: number, index: number): Uint8Array {
 export async function writeTogether(
   writers: readonly FileSystemClient[],
   readers: readonly FileSystemClient[],
+  records: number,
 ): Promise<Comparison> {
   const started = performance.now();
   const shared = '/shared-records';
@@ -132,7 +132,7 @@ export async function writeTogether(
   );
   await Promise.all(
     handles.map(async (handle, writer) => {
-      for (let index = 0; index < RECORDS; index++) {
+      for (let index = 0; index < records; index++) {
         const bytes = record(writer, index);
         await handle.shared.write(bytes, 0, RECORD_BYTES, (index * writers.length + writer) * RECORD_BYTES);
         if (index % 4 === 0) await handle.log.write(bytes, 0, RECORD_BYTES);
@@ -144,23 +144,23 @@ export async function writeTogether(
   const differences: string[] = [];
   for (const [i, reader] of readers.entries()) {
     const bytes = await reader.readFile(shared);
-    const lengthBytes = RECORDS * writers.length * RECORD_BYTES;
+    const lengthBytes = records * writers.length * RECORD_BYTES;
     if (bytes.length !== lengthBytes)
       differences.push(`${shared} from node ${i + 1}: ${bytes.length} bytes, not ${lengthBytes}`);
-    for (let index = 0; index < RECORDS; index++)
+    for (let index = 0; index < records; index++)
       for (let writer = 0; writer < writers.length; writer++) {
         const at = (index * writers.length + writer) * RECORD_BYTES;
         if (!bytes.subarray(at, at + RECORD_BYTES).equals(record(writer, index)))
           differences.push(`${shared} from node ${i + 1}: record ${index} of writer ${writer} is damaged`);
       }
-    differences.push(...checkLog(await reader.readFile(log), writers.length, `${log} from node ${i + 1}`));
+    differences.push(...checkLog(await reader.readFile(log), writers.length, records, `${log} from node ${i + 1}`));
   }
   return { seconds: (performance.now() - started) / 1000, differences };
 }
 
 /** Every appended record is there once, whole, and those of one writer in their order. */
-function checkLog(bytes: Buffer, writers: number, what: string): string[] {
-  const perWriter = Math.ceil(RECORDS / 4);
+function checkLog(bytes: Buffer, writers: number, records: number, what: string): string[] {
+  const perWriter = Math.ceil(records / 4);
   if (bytes.length !== perWriter * writers * RECORD_BYTES)
     return [`${what}: ${bytes.length} bytes, not ${perWriter * writers * RECORD_BYTES}`];
   const next = Array.from({ length: writers }, () => 0);

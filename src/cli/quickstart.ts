@@ -7,21 +7,12 @@ import type { FileSystemClient } from '../client/file-system-client.js';
 import { adminSocketPath } from '../daemon/admin-api.js';
 import { AdminClient } from '../daemon/admin-client.js';
 import { type DevState, devDown, devUp } from '../daemon/dev-cluster.js';
-import { copy } from './copy.js';
+import { mainJob } from './main-job.js';
 import { bytesText, countText, durationText, Exit, note, print, sentence } from './output.js';
-import {
-  type Comparison,
-  compare,
-  type Expected,
-  hashLocal,
-  type ImportRoot,
-  skipped,
-  TOGETHER_BYTES,
-  writeTogether,
-} from './quickstart-checks.js';
-import { type CounterSnapshot, difference, type Phase, report, sumCounters } from './quickstart-report.js';
+import { type Expected, hashLocal, type ImportRoot, skipped } from './quickstart-checks.js';
+import { report } from './quickstart-report.js';
 import { openClient } from './target.js';
-import { holdfastTree, localTree, scanTree } from './tree.js';
+import { localTree, scanTree } from './tree.js';
 
 /**
  * Shows in a few minutes what Holdfast is for: three daemons, one file system, a real tree in through one node and out, byte for
@@ -33,7 +24,8 @@ import { holdfastTree, localTree, scanTree } from './tree.js';
 const FILES_MIN = 5000;
 const BYTES_MIN = 100e6;
 const MIB = 2 ** 20;
-const DIFFERENCES_SHOWN = 10;
+/** Of each of the two writers. */
+const RECORDS = 2000;
 
 interface Cluster {
   readonly state: DevState;
@@ -82,7 +74,17 @@ async function show(dir: string): Promise<void> {
   const cluster = await say('starting etcd and three daemons', () => start(dir, expected));
   try {
     await say('creating the file system', () => cluster.admins[0]!.call('createFileSystem', { name: 'quickstart' }));
-    const phases = await phasesOf(cluster, expected, roots);
+    const { clients, admins } = cluster;
+    const phases = await mainJob({
+      clients,
+      counters: (node) => admins[node - 1]!.call('counters', {}),
+      roots,
+      expected,
+      readers: [2, 3],
+      writers: [2, 3],
+      records: RECORDS,
+      say,
+    });
     print(`\n${report(phases)}\n`);
     print(
       `${countText(expected.files.size)} files are the same on all nodes, cold and hot; two writers at once lost no byte.`,
@@ -128,49 +130,6 @@ async function start(dir: string, expected: Expected): Promise<Cluster> {
   connected = clients;
   const admins = await Promise.all(state.nodes.map((node) => AdminClient.connect(adminSocketPath(node.socket))));
   return { state, clients, admins };
-}
-
-async function phasesOf(
-  { clients, admins }: Cluster,
-  expected: Expected,
-  roots: readonly ImportRoot[],
-): Promise<Phase[]> {
-  const phases: Phase[] = [];
-  const counters = async (): Promise<CounterSnapshot> =>
-    sumCounters(await Promise.all(admins.map((admin) => admin.call('counters', {}))));
-  const phase = async (name: string, files: number, bytes: number, work: () => Promise<Comparison>): Promise<void> => {
-    const before = await counters();
-    const { seconds, differences } = await say(name, work);
-    phases.push({ name, files, bytes, seconds, counters: difference(await counters(), before) });
-    if (differences.length === 0) return;
-    for (const text of differences.slice(0, DIFFERENCES_SHOWN)) note(`  ${text}`);
-    throw new Error(`${name}: ${differences.length} differences`);
-  };
-  const files = expected.files.size;
-  await phase('import through node 1', files, expected.bytes, () => importTree(clients[0]!, roots));
-  for (const temperature of ['cold', 'hot'])
-    for (const node of [2, 3]) {
-      const name = `SHA-256 from node ${node}, ${temperature}`;
-      await phase(name, files, expected.bytes, () =>
-        compare(clients[node - 1]!, expected, roots, `node ${node}, ${temperature}`),
-      );
-    }
-  const writers = clients.slice(1);
-  await phase('nodes 2 and 3 write one file', 0, TOGETHER_BYTES, () => writeTogether(writers, clients));
-  return phases;
-}
-
-async function importTree(client: FileSystemClient, roots: readonly ImportRoot[]): Promise<Comparison> {
-  const started = performance.now();
-  await client.mkdir('/import');
-  const inside = holdfastTree(client);
-  for (const root of roots)
-    await copy(
-      { fs: localTree, path: root.local },
-      { fs: inside, path: root.inside },
-      { recursive: true, quiet: false, label: path.basename(root.local), skip: skipped },
-    );
-  return { seconds: (performance.now() - started) / 1000, differences: [] };
 }
 
 /** Says what is done, and how long it took. */

@@ -24,8 +24,6 @@ export interface EtcdStoreOptions {
 
 const DEFAULT_CALL_DEADLINE_MS = 1000;
 const CHANNEL_OPTIONS = {
-  'grpc.keepalive_time_ms': 2000,
-  'grpc.keepalive_timeout_ms': 2000,
   // etcd takes pings without a call for an attack, and hangs up.
   'grpc.keepalive_permit_without_calls': 0,
   'grpc.initial_reconnect_backoff_ms': 100,
@@ -52,7 +50,11 @@ export class EtcdStore implements ClusterStore {
     this.#callDeadlineMs = options.callDeadlineMs ?? DEFAULT_CALL_DEADLINE_MS;
     const common: IOptions = {
       hosts: [...options.endpoints],
-      grpcOptions: CHANNEL_OPTIONS,
+      grpcOptions: {
+        ...CHANNEL_OPTIONS,
+        'grpc.keepalive_time_ms': 2 * this.#callDeadlineMs,
+        'grpc.keepalive_timeout_ms': 2 * this.#callDeadlineMs,
+      },
       faultHandling: { global: noop, host: () => noop },
     };
     this.#calls = new Etcd3({

@@ -4,7 +4,7 @@ import { createServer } from 'node:net';
 import { FsError } from '../common/errors.js';
 
 /**
- * An etcd of our own, for local clusters and tests: one member, loopback only, its data in a directory of the caller's.
+ * An etcd of our own, for local clusters and tests: one member, loopback unless told otherwise, its data in a directory of the caller's.
  * Owns nothing: who starts it stops it, by the process that is returned.
  */
 export interface PrivateEtcd {
@@ -19,6 +19,8 @@ export interface PrivateEtcdOptions {
   /** Outlives the process that started it. */
   readonly detached?: boolean;
   readonly clientPort?: number;
+  /** The address of this machine that clients use; loopback unless said otherwise. */
+  readonly host?: string;
   readonly readyTimeoutMs?: number;
   /** As soon as there is a process, long before it answers: to write down whom to stop. */
   readonly onSpawn?: (child: ChildProcess, endpoint: string) => void;
@@ -29,7 +31,7 @@ export const ETCD_BINARY = '/usr/bin/etcd';
 /** Starts etcd and resolves when it answers. @throws {FsError} internal: it isn't installed, ended, or never answered. */
 export async function startPrivateEtcd(options: PrivateEtcdOptions): Promise<PrivateEtcd> {
   const [clientPort, peerPort] = await freePorts(2);
-  const client = `http://127.0.0.1:${options.clientPort ?? clientPort}`;
+  const client = `http://${options.host ?? '127.0.0.1'}:${options.clientPort ?? clientPort}`;
   const peer = `http://127.0.0.1:${peerPort}`;
   const log = openSync(options.logFile, 'a', 0o600);
   const child = spawn(

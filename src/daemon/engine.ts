@@ -89,6 +89,7 @@ export interface NodeEngine extends Engine {
 }
 
 const ENTRIES_MAX = 65_536;
+const ETCD_CALL_MS_MIN = 1000;
 const LEAVE_TIMEOUT_MS = 10_000;
 /** How long a start that is given up waits for the store's answer, to give back what it got. */
 const STOP_CLAIM_MS = 2000;
@@ -144,7 +145,9 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     const map = NativeCacheMap.create(pool, ENTRIES_MAX, plan.slotCount);
     undo.push(() => map.dispose());
 
-    const store = new EtcdStore({ endpoints: config.etcd, clusterName: config.clusterName });
+    // Several calls fit into a lease, however long it is made for a slow machine.
+    const callDeadlineMs = Math.max(ETCD_CALL_MS_MIN, Math.floor(config.leaseTtlMs / 5));
+    const store = new EtcdStore({ endpoints: config.etcd, clusterName: config.clusterName, callDeadlineMs });
     undo.push(() => store.close());
     const claim = MembershipRuntime.claim({
       store,
