@@ -1,5 +1,6 @@
 import { ACCESS_WISHES, type AccessWish, chooseAccess } from './block-access.js';
 import { BlockIoError, errnoName } from './errors.js';
+import { namedHolder } from './lock-holder.js';
 import { type NativeAddon, type NativeEngine, native } from './native.js';
 import {
   type AttachedBuffer,
@@ -57,6 +58,11 @@ export interface OpenOptions {
    * that. block: the kernel's block device. `device.access` and `device.accessReason` tell what was taken.
    */
   readonly access?: AccessWish;
+  /**
+   * Only with an exclusive lock (flock) on what is opened; it lasts until the device is closed, and after this process died until the kernel has
+   * done what was under way. EBUSY, naming the process, while another has it.
+   */
+  readonly lock?: boolean;
 }
 
 /** Engines with operations in flight: their promises must settle even if nobody holds anything else of them. */
@@ -193,10 +199,14 @@ export class BlockEngine {
     const choice = await chooseAccess(path, wish, this.#native.passesCommands, this.#commandTimeoutMs);
     this.#checkOpen();
     const readOnly = (options.readOnly ?? false) || choice.namespace?.writeProtected === true;
-    const target =
+    const lock = options.lock ?? false;
+    const opening =
       choice.geometry === null
-        ? await this.#native.open(choice.path, readOnly, direct)
-        : await this.#native.openNamespace(choice.path, readOnly, choice.geometry);
+        ? this.#native.open(choice.path, readOnly, direct, lock)
+        : this.#native.openNamespace(choice.path, readOnly, choice.geometry, lock);
+    const target = await opening.catch(async (error: unknown) => {
+      throw lock ? await namedHolder(error, choice.path) : error;
+    });
     if (this.#closing !== null) {
       this.#native.closeTarget(target.slot);
       throw new Error('the engine is closed');

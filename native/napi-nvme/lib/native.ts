@@ -75,9 +75,9 @@ export interface NativeEngine {
   /** False while operations name it. */
   detach(slot: number): boolean;
   /** @param direct 0 prefer, 1 require, 2 off */
-  open(path: string, readOnly: boolean, direct: number): Promise<NativeTarget>;
+  open(path: string, readOnly: boolean, direct: number, lock: boolean): Promise<NativeTarget>;
   /** A namespace by its character device. */
-  openNamespace(path: string, readOnly: boolean, geometry: NativeGeometry): Promise<NativeTarget>;
+  openNamespace(path: string, readOnly: boolean, geometry: NativeGeometry, lock: boolean): Promise<NativeTarget>;
   /** Whether this kernel's rings have room for NVMe commands. */
   readonly passesCommands: boolean;
   closeTarget(slot: number): boolean;

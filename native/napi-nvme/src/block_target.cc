@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/stat.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -66,6 +67,16 @@ void BlockTarget::Close() {
   if (fd >= 0) close(fd);
   fd = -1;
   geometry.reset();
+}
+
+int BlockTarget::Lock(std::string* failed_call) const {
+  int result;
+  do {
+    result = flock(fd, LOCK_EX | LOCK_NB);
+  } while (result != 0 && errno == EINTR);
+  if (result == 0) return 0;
+  *failed_call = "flock";
+  return errno == EWOULDBLOCK ? EBUSY : errno;
 }
 
 int BlockTarget::OpenNamespace(const std::string& path, bool want_read_only, const NamespaceGeometry& wanted,

@@ -28,6 +28,9 @@ class BlockTarget {
   // The same for a namespace's character device; what it is like is known already.
   int OpenNamespace(const std::string& path, bool read_only, const NamespaceGeometry& geometry,
                     std::string* failed_call);
+  // An exclusive lock that goes with the last reference to the opened file: while the kernel still works on what a
+  // process left under way when it died, nobody else gets it. 0, EBUSY or another errno.
+  int Lock(std::string* failed_call) const;
   void Close();
 
   bool is_open() const { return fd >= 0; }

@@ -215,9 +215,9 @@ class Engine : public Napi::ObjectWrap<Engine> {
   }
 
   class Opening;
-  // open(path, readOnly, direct: 0 prefer, 1 require, 2 off) -> Promise<{ slot, … }>
+  // open(path, readOnly, direct: 0 prefer, 1 require, 2 off, lock) -> Promise<{ slot, … }>
   Napi::Value Open(const Napi::CallbackInfo& info);
-  // openNamespace(path, readOnly, geometry) -> Promise<{ slot, … }>
+  // openNamespace(path, readOnly, geometry, lock) -> Promise<{ slot, … }>
   Napi::Value OpenNamespace(const Napi::CallbackInfo& info);
 
   Napi::Value PassesCommands(const Napi::CallbackInfo& info) {
@@ -455,12 +455,13 @@ class Engine : public Napi::ObjectWrap<Engine> {
 // open(2) and the ioctls may block for as long as a device likes: in a thread.
 class Engine::Opening : public Napi::AsyncWorker {
  public:
-  Opening(Napi::Env env, Engine* engine, std::string path, bool read_only, Direct direct)
+  Opening(Napi::Env env, Engine* engine, std::string path, bool read_only, Direct direct, bool lock)
       : Napi::AsyncWorker(env),
         deferred_(Napi::Promise::Deferred::New(env)),
         path_(std::move(path)),
         read_only_(read_only),
-        direct_(direct) {
+        direct_(direct),
+        lock_(lock) {
     engine_ = Napi::Persistent(engine->Value());
     raw_ = engine;
   }
@@ -471,6 +472,7 @@ class Engine::Opening : public Napi::AsyncWorker {
   void Execute() override {
     error_ = geometry_ != nullptr ? target_.OpenNamespace(path_, read_only_, *geometry_, &call_)
                                   : target_.Open(path_, read_only_, direct_, &call_);
+    if (error_ == 0 && lock_) error_ = target_.Lock(&call_);
   }
 
   void OnOK() override {
@@ -506,6 +508,7 @@ class Engine::Opening : public Napi::AsyncWorker {
   const std::string path_;
   const bool read_only_;
   const Direct direct_;
+  const bool lock_;
   std::unique_ptr<NamespaceGeometry> geometry_;
   Napi::ObjectReference engine_;
   Engine* raw_;
@@ -519,7 +522,8 @@ Napi::Value Engine::Open(const Napi::CallbackInfo& info) {
   if (!info[0].IsString()) throw Napi::TypeError::New(info.Env(), "a path is wanted");
   const uint32_t direct = Number(info, 2, 0, 2);
   auto* opening =
-      new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(), static_cast<Direct>(direct));
+      new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(), static_cast<Direct>(direct),
+                  info[3].ToBoolean());
   const Napi::Promise promise = opening->Promise();
   opening->Queue();
   return promise;
@@ -530,7 +534,8 @@ Napi::Value Engine::OpenNamespace(const Napi::CallbackInfo& info) {
   if (!info[0].IsString()) throw Napi::TypeError::New(info.Env(), "a path is wanted");
   if (!ring->passes_commands()) throw SystemError(info.Env(), EOPNOTSUPP, "io_uring_setup", info[0].As<Napi::String>());
   const NamespaceGeometry geometry = ParseGeometry(info.Env(), info[2]);
-  auto* opening = new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(), Direct::kRequire);
+  auto* opening = new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(), Direct::kRequire,
+                              info[3].ToBoolean());
   opening->SetGeometry(geometry);
   const Napi::Promise promise = opening->Promise();
   opening->Queue();
