@@ -38,6 +38,10 @@ describe('the command line', () => {
     [['cp', 'a', 'b'], /one side of each copy must be in Holdfast/],
     [['cp', 'a', 'hf:b'], /absolute: hf:\/b/],
     [['ls', '--socket', 'x', '--node', '2'], /cannot be used with/],
+    [['nsd', 'export', '/dev/null', '--host', 'nqn.x:h'], /required option '--subsystem/],
+    [['nsd', 'attach', 'nqn.x:s', '--transport', 'tcp'], /tcp wants an --address/],
+    [['nsd', 'attach', 'nqn.x:s', '--address', '::1', '--lease', '1s'], /a lease of at least 4000 ms/],
+    [['nsd', 'attach', 'disk', '--transport', 'loop'], /no NVMe qualified name: "disk"/],
   ] as const)('refuses %j with exit code 2 and says why', (args, why) => {
     const { code, out, err } = holdfast(...args);
     expect(err).toMatch(why);

@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 import type { FileSystemInfo, NsdLine } from '../daemon/admin-api.js';
+import { addNsdPathCommands } from './commands-nsd-paths.js';
 import { bytesText, countText, durationText, facts, print, printJson, table } from './output.js';
 import { parseCount, type TargetOptions, withAdmin, withJson, withTarget } from './target.js';
 
@@ -118,6 +119,8 @@ export function addClusterCommands(program: Command): void {
       if (options.json === true) printJson(moved);
       else print(`${moved.name} is served by node ${moved.serving}`);
     });
+
+  addNsdPathCommands(nsd);
 
   const token = program.command('token').description('tokens');
   withJson(withTarget(token.command('list')))

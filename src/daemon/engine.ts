@@ -24,6 +24,7 @@ import type { NsdStore } from '../nsd/nsd-store.js';
 import { LazyFileSystem } from './lazy-file-system.js';
 import { HoldfastNode, type NodeParts } from './node.js';
 import { NsdServing, type TargetPort } from './nsd-serving.js';
+import { NvmetTarget } from './nvmet-target.js';
 import { type NsdConfig, type NsdPath, openStores, type WrapDevice } from './open-stores.js';
 import { planPool } from './pool-plan.js';
 import { type RefusedNsd, RefusedNsds } from './refused-nsds.js';
@@ -262,7 +263,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       fabric,
       server: made.nsdServer,
       paths: opened.paths,
-      target: config.target ?? NO_TARGET,
+      target: config.target ?? new NvmetTarget(),
       clock,
       counters,
       logger,
@@ -409,13 +410,6 @@ async function withinMs(work: Promise<unknown>, ms: number): Promise<void> {
   await Promise.race([work.catch(() => undefined), late]);
   (timer as { cancel(): void } | null)?.cancel();
 }
-
-const NO_TARGET: TargetPort = {
-  shutOut: (subsystem) =>
-    Promise.reject(
-      new FsError('notSupported', { op: 'nsd.shutOut', object: subsystem, detail: 'this node exports no namespaces' }),
-    ),
-};
 
 async function takeover(
   serving: NsdServing,

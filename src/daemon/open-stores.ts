@@ -7,7 +7,7 @@ import { FsError } from '../common/errors.js';
 import type { Logger } from '../common/logger.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
-import { PoolEngine } from '../nsd/block-engine-device.js';
+import { type BlockEngineDevice, PoolEngine } from '../nsd/block-engine-device.js';
 import type { Checksums } from '../nsd/checksums.js';
 import type { BlockDevice } from '../nsd/nsd-api.js';
 import { NsdStore, type NsdStoreParts } from '../nsd/nsd-store.js';
@@ -26,6 +26,8 @@ export interface NsdConfig {
   readonly format?: boolean;
   /** Where this node's path to it can be shut. */
   readonly target?: NsdTarget;
+  /** False only where nodes on one machine stand for machines of their own, and a file for the namespace that each of them has a path to. */
+  readonly lock?: boolean;
 }
 
 /** Puts something in front of a device; `scratch` is a sector of the pool's that is its own. */
@@ -96,6 +98,8 @@ export interface OpenedStores {
 }
 
 const PROBE_BYTES = 1 << 20;
+const LOCK_WAIT_MS = 5000;
+const LOCK_LOOK_AGAIN_MS = 50;
 
 /**
  * Opens the NSDs of a configuration. An empty device (a new file, or one whose first megabyte is zeros) becomes an NSD; one that
@@ -147,7 +151,7 @@ async function openOne(
 ): Promise<NsdStore> {
   const { pool, plan, checksums, counters, clusterId, logger } = parts;
   const made = await prepare(config);
-  const opened = await engine.open(config.path);
+  const opened = await openLocked(config, engine);
   const { access, accessReason: because } = opened.handle;
   logger.info({ nsd: config.name, path: config.path, access, because }, 'the NSD is worked with in this way');
   let device: BlockDevice = opened;
@@ -192,6 +196,21 @@ async function openOne(
     await device.close();
     throw error;
   }
+}
+
+/**
+ * With the lock that tells a new life of a node that what an older one left under way has ended: the kernel may be at it for a moment after
+ * the older process is gone.
+ */
+async function openLocked({ path, lock }: NsdConfig, engine: PoolEngine): Promise<BlockEngineDevice> {
+  const endMs = performance.now() + LOCK_WAIT_MS;
+  for (;;)
+    try {
+      return await engine.open(path, { lock: lock ?? true });
+    } catch (error) {
+      if (!FsError.is(error) || error.reason !== 'busy' || performance.now() > endMs) throw error;
+      await new Promise((resolve) => setTimeout(resolve, LOCK_LOOK_AGAIN_MS));
+    }
 }
 
 /** Whether the first megabyte is zeros; read by the way that the NSD will be worked with, so that no other cache is asked. */

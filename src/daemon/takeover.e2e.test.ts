@@ -68,6 +68,7 @@ async function start(target: Target, options: { readonly withTarget: boolean }):
     sizeBytes: 256 << 20,
     failureGroup: 1,
     shared: true,
+    lock: false,
     format: index === 0,
     ...(options.withTarget ? { target: { nodeId: nodeId(3), subsystem: `nqn.server:${index + 1}` } } : {}),
   });
