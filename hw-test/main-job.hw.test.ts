@@ -4,7 +4,7 @@ import { hardware } from './guest/environment.js';
 import { runMainJob } from './guest/main-job.js';
 
 const { guest, nvme } = hardware();
-const DEADLINE_MS = 300_000;
+const DEADLINE_MS = 480_000;
 
 /** 512 and 4096 bytes per LBA. */
 function nsds() {

@@ -62,7 +62,7 @@ export type GuestDaemonConfig = Partial<DaemonConfigInput> & Pick<DaemonConfigIn
 
 /** This guest's daemon, with the node id of the guest. Resolves when it is a member. */
 export async function startDaemon(name: string, directory: string, config: GuestDaemonConfig): Promise<GuestDaemon> {
-  const { guest, address } = hardware();
+  const { guest, address, share } = hardware();
   const { endpoint, key } = await receive<Shared>(`${name}.store`, READY_MS);
   mkdirSync(directory, { recursive: true, mode: 0o700 });
   const file = (suffix: string): string => path.join(directory, `node-${guest}.${suffix}`);
@@ -80,7 +80,9 @@ export async function startDaemon(name: string, directory: string, config: Guest
     ...config,
   };
   writeFileSync(file('yaml'), stringify(whole), { mode: 0o600 });
-  const log = openSync(file('log'), 'a');
+  // Among the results, whatever becomes of the guest.
+  const logFile = path.join(share, `guest${guest}`, `${name}-holdfastd.log`);
+  const log = openSync(logFile, 'a');
   const main = path.resolve('dist/src/daemon/main.js');
   const child = spawn(process.execPath, ['--enable-source-maps', main, '--config', file('yaml')], {
     stdio: ['ignore', log, log],
@@ -96,7 +98,7 @@ export async function startDaemon(name: string, directory: string, config: Guest
       nodeId: guest,
       process: child,
       socket: file('sock'),
-      log: file('log'),
+      log: logFile,
       admin,
       ended,
       async stop() {
@@ -110,9 +112,7 @@ export async function startDaemon(name: string, directory: string, config: Guest
     };
   } catch (error) {
     child.kill('SIGKILL');
-    throw new Error(
-      `daemon ${guest} did not start: ${String(error)}\n${readFileSync(file('log'), 'utf8').slice(-4000)}`,
-    );
+    throw new Error(`daemon ${guest} did not start: ${String(error)}\n${readFileSync(logFile, 'utf8').slice(-4000)}`);
   }
 }
 

@@ -19,7 +19,7 @@ import { makeSampleTree, SAMPLE_FILES } from './sample-tree.js';
 
 const CLIENT_PORT = 7501;
 const ADMIN_PORT = 7502;
-const RECORDS = 250;
+const RECORDS = 100;
 const JOB_MS = 600_000;
 
 export interface MainJobResult {
@@ -86,8 +86,10 @@ async function drive(directory: string, sockets: readonly string[]): Promise<Mai
       writers: [1, 2],
       records: RECORDS,
       say: async (what, work) => {
-        console.log(`- ${what}`);
-        return work();
+        const startedMs = performance.now();
+        const result = await work();
+        console.log(`- ${what}: ${((performance.now() - startedMs) / 1000).toFixed(1)} s`);
+        return result;
       },
     });
     console.log(`\n${report(phases)}\n`);
