@@ -521,9 +521,8 @@ Napi::Value Engine::Open(const Napi::CallbackInfo& info) {
   Live(info);
   if (!info[0].IsString()) throw Napi::TypeError::New(info.Env(), "a path is wanted");
   const uint32_t direct = Number(info, 2, 0, 2);
-  auto* opening =
-      new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(), static_cast<Direct>(direct),
-                  info[3].ToBoolean());
+  auto* opening = new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(),
+                              static_cast<Direct>(direct), info[3].ToBoolean());
   const Napi::Promise promise = opening->Promise();
   opening->Queue();
   return promise;
