@@ -26,6 +26,6 @@ for (const addon of addons) {
     process.exit(1);
   }
   // RDMA is optional: without its libraries' headers CMake says so and builds nothing.
-  const skipped = /not built, [^\n]*/.exec(`${result.stdout}${result.stderr}`.replaceAll(/\s*\n\s+/g, ' '))?.[0];
+  const skipped = /not built, [^\n]*/.exec(`${result.stdout}${result.stderr}`.replaceAll(/\n[ \t]+/g, ' '))?.[0];
   process.stdout.write(skipped === undefined ? `holdfast: built ${addon}\n` : `holdfast: ${addon} ${skipped}\n`);
 }
