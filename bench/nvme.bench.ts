@@ -1,9 +1,11 @@
 /**
- * napi-nvme against fio: 4 KiB random reads, O_DIRECT through io_uring, of one file of 1 GiB, at queue depths 32 and 1.
+ * napi-nvme against fio: 4 KiB random reads at queue depths 32 and 1: O_DIRECT through io_uring of one file of 1 GiB, or, when an NVMe namespace is
+ * named, commands passed through to it, against fio's io_uring_cmd on the same character device. Only reads.
  *
  * The contestants take turns in rounds, in changing order, since on a shared machine the disk itself differs more from second to second than
  * they do; what is printed are medians over the rounds, and the median of the ratios within each round. "event loop" is what Holdfast
- * runs; "blocking poll" is a worker that does nothing else. Run with the directory to use as argument; it must not be a tmpfs.
+ * runs; "blocking poll" is a worker that does nothing else. Run with the directory to use as argument, which must not be a tmpfs, or with the
+ * namespace (/dev/nvme0n1).
  */
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
@@ -14,13 +16,38 @@ const FILE_BYTES = 1 << 30;
 const READ_BYTES = 4096;
 const SECONDS = Number(process.env['HOLDFAST_BENCH_SECONDS'] ?? 1);
 const ROUNDS = Number(process.env['HOLDFAST_BENCH_ROUNDS'] ?? 7);
-const GOALS = new Map([
-  [32, 0.9],
-  [1, 0.8],
-]);
+/** Emulation multiplies what JavaScript costs, and fio's part is none of that. */
+const emulated = process.env['HOLDFAST_HW'] === 'guest';
+const GOALS = new Map(
+  emulated
+    ? [
+        [32, 0.7],
+        [1, 0.6],
+      ]
+    : [
+        [32, 0.9],
+        [1, 0.8],
+      ],
+);
 
-const directory = process.argv[2] ?? process.cwd();
-const file = path.join(directory, `.nvme-bench-${process.pid}`);
+const place = process.argv[2] ?? process.cwd();
+const namespace = /^\/dev\/(nvme|ng)\d+n\d+$/.exec(place) !== null;
+const file = namespace ? place : path.join(place, `.nvme-bench-${process.pid}`);
+/** What fio is told about it; of a namespace that the engine passes commands to, its character device. */
+let fioTarget: readonly string[] = [`--filename=${file}`, '--direct=1', '--ioengine=io_uring'];
+let fileBytes = FILE_BYTES;
+
+async function lookAt(): Promise<void> {
+  const engine = new BlockEngine({ queueDepth: 1 });
+  const device = await engine.open(file, { readOnly: true, direct: 'require' });
+  fileBytes = Math.min(FILE_BYTES, device.sizeBytes - (device.sizeBytes % READ_BYTES));
+  if (device.access === 'passthrough')
+    fioTarget = [`--filename=${device.devicePath}`, '--ioengine=io_uring_cmd', '--cmd_type=nvme'];
+  console.log(
+    `${file}: ${device.access}, ${device.accessReason}; goals are ${emulated ? "an emulated device's" : "a real device's"}`,
+  );
+  await engine.close();
+}
 
 /** Written, not sparse: a hole is read without touching the disk. */
 function layOut(): void {
@@ -37,22 +64,11 @@ interface Result {
 }
 
 function fio(depth: number): Result {
-  const args = [
-    '--name=bench',
-    `--filename=${file}`,
-    '--readonly',
-    '--rw=randread',
-    `--bs=${READ_BYTES}`,
-    '--direct=1',
-  ];
-  const time = ['--time_based', `--runtime=${SECONDS}`, `--size=${FILE_BYTES}`];
-  const ran = spawnSync(
-    'fio',
-    [...args, ...time, '--ioengine=io_uring', `--iodepth=${depth}`, '--output-format=json'],
-    {
-      encoding: 'utf8',
-    },
-  );
+  const args = ['--name=bench', ...fioTarget, '--readonly', '--rw=randread', `--bs=${READ_BYTES}`];
+  const time = ['--time_based', `--runtime=${SECONDS}`, `--size=${fileBytes}`];
+  const ran = spawnSync('fio', [...args, ...time, `--iodepth=${depth}`, '--output-format=json'], {
+    encoding: 'utf8',
+  });
   if (ran.status !== 0) throw new Error(`fio: ${ran.error?.message ?? ran.stderr}`);
   const [job] = (JSON.parse(ran.stdout) as FioOutput).jobs;
   if (job === undefined) throw new Error('fio reported no job');
@@ -67,7 +83,7 @@ interface FioOutput {
 }
 
 async function engine(depth: number, blocking: boolean): Promise<Result> {
-  const blocks = FILE_BYTES / READ_BYTES;
+  const blocks = fileBytes / READ_BYTES;
   const made = new BlockEngine({ queueDepth: depth });
   const device = await made.open(file, { readOnly: true, direct: 'require' });
   const buffer: IoBuffer = made.allocate(depth * READ_BYTES);
@@ -102,8 +118,10 @@ async function pollUntilIdle(made: BlockEngine): Promise<void> {
 
 const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1]!;
 
-layOut();
+let passed = 0;
+if (!namespace) layOut();
 try {
+  await lookAt();
   for (const [depth, goal] of GOALS) {
     const contestants: Record<string, () => Promise<Result> | Result> = {
       fio: () => fio(depth),
@@ -121,6 +139,7 @@ try {
     const rows = names.map((name) => {
       const own = results.get(name)!;
       const ratio = median(own.map((result, round) => result.iops / results.get('fio')![round]!.iops));
+      if (name === 'event loop' && ratio >= goal) passed++;
       return {
         '4 KiB random reads': `depth ${depth}, ${name}`,
         'reads/s': Math.round(median(own.map((result) => result.iops))),
@@ -132,5 +151,6 @@ try {
     console.table(rows);
   }
 } finally {
-  fs.rmSync(file, { force: true });
+  if (!namespace) fs.rmSync(file, { force: true });
 }
+console.log(`${passed} passed, ${GOALS.size - passed} failed`);

@@ -62,6 +62,13 @@ export const suites: readonly Suite[] = [
     deadlineS: 480,
   },
   {
+    name: 'nvme-bench',
+    shows: '4 KiB random reads by passthrough against fio’s io_uring_cmd on the same namespace, depths 32 and 1',
+    guests: 1,
+    commands: [['shell', 'exec node dist/bench/nvme.bench.js "$(echo $HOLDFAST_HW_NVME | cut -d, -f1)"']],
+    deadlineS: 240,
+  },
+  {
     name: 'nsd-devices',
     shows: 'one NSD suite over QEMU’s namespaces, nvme-loop, NVMe-oF RDMA and NVMe-oF TCP',
     guests: 1,

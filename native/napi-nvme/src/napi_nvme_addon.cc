@@ -60,23 +60,27 @@ class SpinBudget {
   }
   void Miss() {
     if (Preempted() || ++misses_ < kMissesMax) return;
-    // Now and then it is tried again.
     misses_ = 0;
-    pause_ = kPauseMin;
+    Pause();
   }
+  // The spinning itself stood still: so does a virtual machine's processor that its host has taken away, and nothing
+  // else tells of that.
+  void Stalled() { Pause(); }
 
  private:
-  // Whether others wanted this core since the last look: then spinning pauses, for longer every time.
+  // Whether others wanted this core since the last look.
   bool Preempted() {
     rusage usage;
     if (getrusage(RUSAGE_THREAD, &usage) != 0) return false;
     const bool preempted = usage.ru_nivcsw != preemptions_;
     preemptions_ = usage.ru_nivcsw;
-    if (preempted) {
-      pause_ = pause_length_;
-      pause_length_ = std::min(pause_length_ * 2, kPauseMax);
-    }
+    if (preempted) Pause();
     return preempted;
+  }
+  // Now and then it is tried again, ever more rarely while it goes on like this.
+  void Pause() {
+    pause_ = pause_length_;
+    pause_length_ = std::min(pause_length_ * 2, kPauseMax);
   }
 
   static constexpr uint32_t kMissesMax = 3;
@@ -324,7 +328,8 @@ class Engine : public Napi::ObjectWrap<Engine> {
     if (core->ring->in_flight() > kSpinInFlightMax) return false;
     const uint64_t budget = core->spin.NextNs();
     if (budget == 0) return false;
-    const uint64_t end = NowNs() + budget;
+    uint64_t now = NowNs();
+    const uint64_t end = now + budget;
     pollfd others = {uv_backend_fd(core->loop), POLLIN, 0};
     for (uint32_t round = 1;; round++) {
       if (core->ring->Ready()) {
@@ -334,7 +339,13 @@ class Engine : public Napi::ObjectWrap<Engine> {
       if (round % 32 == 0) {
         // Others have something to do: neither a hit nor a miss.
         if (poll(&others, 1, 0) > 0) return false;
-        if (NowNs() >= end) break;
+        const uint64_t before = now;
+        now = NowNs();
+        if (now - before > kStallNs) {
+          core->spin.Stalled();
+          return false;
+        }
+        if (now >= end) break;
       }
 #if defined(__x86_64__)
       __builtin_ia32_pause();
@@ -347,10 +358,12 @@ class Engine : public Napi::ObjectWrap<Engine> {
   static void Deliver(Core* core) {
     // The callback may close the engine and drop the last reference.
     const std::shared_ptr<Core> keep = core->self;
-    // In small batches, each followed by the submissions that it sets off: then the device has work again while the
-    // next is looked at. A bounded number of them, then the loop's other events have their turn.
+    // In batches, each followed by the submissions that it sets off: small ones while the device has little left to do,
+    // so that it has work again soon, larger ones while it has more to do than there is to look at. A bounded number of
+    // them, then the loop's other events have their turn.
     for (uint32_t batch = 0; batch < kBatchesPerTurn && !core->closing && core->engine != nullptr; batch++) {
-      const uint32_t count = core->ring->Reap(core->completions.data(), std::min(kBatchMax, core->ring->depth()));
+      const uint32_t most = std::max(kBatchMin, core->ring->TakeResults());
+      const uint32_t count = core->ring->Reap(core->completions.data(), std::min(most, core->ring->depth()));
       if (count == 0) break;
       core->engine->Call(count);
     }
@@ -443,7 +456,9 @@ class Engine : public Napi::ObjectWrap<Engine> {
   }
 
   static constexpr uint32_t kSpinInFlightMax = 2;
-  static constexpr uint32_t kBatchMax = 4;
+  // Thirty-two looks take some microseconds.
+  static constexpr uint64_t kStallNs = 500000;
+  static constexpr uint32_t kBatchMin = 4;
   static constexpr uint32_t kBatchesPerTurn = 32;
   static constexpr int kHandles = 3;
 

@@ -412,7 +412,7 @@ void Ring::Drop() {
   finished_.clear();
 }
 
-void Ring::TakeResults() {
+uint32_t Ring::TakeResults() {
   EnterPending();
   if (deferred_ && (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0) io_uring_get_events(&ring_);
   io_uring_cqe* entries[64];
@@ -434,6 +434,7 @@ void Ring::TakeResults() {
   }
   // What HandleResult queued: the rest of short transfers.
   EnterPending();
+  return in_flight_;
 }
 
 void Ring::Wait(uint32_t max_wait_us) {

@@ -70,6 +70,8 @@ class Ring {
   // Takes instructions over; false if one can't be given a completion (tag out of range or in use): those before it are
   // taken over.
   bool Submit(const Instruction* first, uint32_t count);
+  // Looks at what the kernel has completed, without waiting; returns how many operations it still works on.
+  uint32_t TakeResults();
   // Completions that are there, at most `max`; never waits.
   uint32_t Reap(Completion* out, uint32_t max);
   // Forgets what has completed: nobody wants to know any more.
@@ -130,7 +132,6 @@ class Ring {
   void Finish(uint32_t tag, int error, uint32_t nvme_status = 0);
   int FindEntries(uint32_t count) const;
   void EnterPending();
-  void TakeResults();
 
   const uint32_t depth_;
   const std::function<void(const Offloaded&)> offload_;
