@@ -47,6 +47,14 @@ export const suites: readonly Suite[] = [
     deadlineS: 240,
   },
   {
+    name: 'main-job',
+    shows: 'two nodes with NVMe namespaces: a tree in, out of the other node byte for byte, two writers in one file',
+    guests: 2,
+    commands: [vitest('hw-test/main-job.hw.test.ts')],
+    deadlineS: 600,
+    memoryMiB: 3072,
+  },
+  {
     name: 'nvme',
     shows: 'NVMe commands passed through to namespaces, checked by dd and nvme-cli; identify, logs, errors in words',
     guests: 1,

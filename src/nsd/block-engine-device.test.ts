@@ -38,6 +38,18 @@ const segment = (sector: number, count: number): { offsetBytes: number; lengthBy
 });
 
 describe('an NSD on a device of this machine', () => {
+  it('S4: is refused as busy, naming the process, while somebody else has the lock on it', async () => {
+    const file = sparseFile(1 << 20);
+    const first = await devices.open(file, { lock: true });
+    await expect(devices.open(file, { lock: true })).rejects.toMatchObject({
+      reason: 'busy',
+      object: file,
+      detail: expect.stringContaining(`process ${process.pid} (`) as string,
+    });
+    await first.close();
+    await (await devices.open(file, { lock: true })).close();
+  });
+
   it('keeps what was written, through the native pool and checksums, over a reopening by other means', async () => {
     const file = sparseFile(16 << 20);
     const parts = { pool, staging: segment(0, 32) };

@@ -215,6 +215,7 @@ export class NsdServer {
       });
     });
     this.counters.add('nsd.servedReadBytes', sectorCount * SECTOR_BYTES);
+    if (data !== null) this.counters.add('nsd.servedInlineBytes', data.length);
     return encodeNsdReadReply({ ...states, data });
   }
 
@@ -238,6 +239,7 @@ export class NsdServer {
       });
     });
     this.counters.add('nsd.servedWriteBytes', sectorCount * SECTOR_BYTES);
+    if (request.data !== null) this.counters.add('nsd.servedInlineBytes', request.data.length);
     return encodeNsdWriteReply({ versions });
   }
 
