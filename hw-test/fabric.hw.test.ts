@@ -1,6 +1,7 @@
-import { execFileSync, fork } from 'node:child_process';
+import { execFile, fork } from 'node:child_process';
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { nodeId } from '../src/common/ids.js';
 import type { TransportAddress } from '../src/fabric/link.js';
@@ -21,6 +22,7 @@ const share = process.env['HOLDFAST_HW_SHARE'] ?? '/tmp';
 const twoGuests = process.env['HOLDFAST_HW_GUESTS'] === '2';
 const device = process.env['HOLDFAST_HW_RDMA'] ?? 'rxe0';
 const netdev = process.env['HOLDFAST_HW_NETDEV'] ?? 'eth0';
+const rdma = promisify(execFile);
 const timeoutMs = 60_000;
 const MIB = 1 << 20;
 const addresses = new Map<number, TransportAddress>();
@@ -119,10 +121,11 @@ test('the device goes during I/O and comes back: no error, TCP in between, RDMA 
   const failed = Promise.all(traffic);
   failed.catch(() => undefined);
   await until('RDMA traffic', () => seen.has('rdma'));
-  execFileSync('rdma', ['link', 'delete', device]);
+  // Waits until every process has let go of the device: this one, too.
+  await rdma('rdma', ['link', 'delete', device]);
   seen.clear();
   await until('TCP traffic', () => seen.has('tcp'));
-  execFileSync('rdma', ['link', 'add', device, 'type', 'rxe', 'netdev', netdev]);
+  await rdma('rdma', ['link', 'add', device, 'type', 'rxe', 'netdev', netdev]);
   await until('RDMA again', () => transport() === 'rdma');
   seen.clear();
   await until('RDMA traffic again', () => seen.has('rdma'));

@@ -151,7 +151,7 @@ class RdmaPort implements VerbsPort {
   }
 
   allocateWindow(): VerbsWindow {
-    return this.#call('fabric.rdma.window', () => this.domain.allocateWindow());
+    return this.#call('fabric.rdma.window', () => new RdmaWindow(this.domain.allocateWindow()));
   }
 
   listen(address: TransportAddress, onRequest: (request: VerbsRequest) => void): VerbsListener {
@@ -165,7 +165,7 @@ class RdmaPort implements VerbsPort {
         };
         id.listen();
         const port = id.localAddress?.port ?? address.port;
-        return { address: { host: address.host, port }, close: () => id.close() };
+        return { address: { host: address.host, port }, close: () => letGo(() => id.close()) };
       } catch (error) {
         id.close();
         throw error;
@@ -210,7 +210,7 @@ class RdmaPort implements VerbsPort {
   async connect(address: TransportAddress, setup: VerbsSetup, signal: AbortSignal): Promise<VerbsConnected> {
     const object = `${address.host}:${address.port}`;
     const id = this.#channel.createId();
-    const onAbort = () => id.close();
+    const onAbort = () => letGo(() => id.close());
     signal.addEventListener('abort', onAbort, { once: true });
     let queue: RdmaQueue | null = null;
     try {
@@ -238,7 +238,7 @@ class RdmaPort implements VerbsPort {
       return { queue, privateData: established.privateData };
     } catch (error) {
       queue?.close();
-      id.close();
+      letGo(() => id.close());
       if (signal.aborted) throw signal.reason;
       if (error instanceof RdmaError && error.code === 'ECONNREFUSED') {
         throw new VerbsRejected(object, error.privateData, error);
@@ -265,8 +265,8 @@ class RdmaPort implements VerbsPort {
     this.#closed = true;
     if (this.#watch !== null) clearInterval(this.#watch);
     for (const queue of [...this.#queues]) queue.close();
-    this.#channel.close();
-    this.device.close();
+    letGo(() => this.#channel.close());
+    letGo(() => this.device.close());
   }
 
   #call<T>(op: string, call: () => T): T {
@@ -314,7 +314,26 @@ class RdmaMemory implements VerbsMemory {
     this.bytes = new Uint8Array(region.buffer, region.offsetBytes, region.lengthBytes);
   }
   close(): void {
-    this.region.close();
+    letGo(() => this.region.close());
+  }
+}
+
+class RdmaWindow implements VerbsWindow {
+  constructor(readonly window: MemoryWindow) {}
+  get key(): number {
+    return this.window.key;
+  }
+  close(): void {
+    letGo(() => this.window.close());
+  }
+}
+
+/** A device that is going refuses some goodbyes; what it had is freed with its context. */
+function letGo(step: () => void): void {
+  try {
+    step();
+  } catch (error) {
+    if (!(error instanceof RdmaError)) throw error;
   }
 }
 
@@ -423,11 +442,14 @@ class RdmaQueue implements VerbsQueue {
     signalled: boolean,
   ): void {
     const allowed = access === 'read' ? { remoteRead: true } : { remoteWrite: true };
-    this.queuePair.bindWindow(window as MemoryWindow, this.#pool, offsetBytes, lengthBytes, allowed, { id, signalled });
+    this.queuePair.bindWindow((window as RdmaWindow).window, this.#pool, offsetBytes, lengthBytes, allowed, {
+      id,
+      signalled,
+    });
   }
 
   invalidate(id: number, window: VerbsWindow, signalled: boolean): void {
-    this.queuePair.invalidateLocal(window as MemoryWindow, { id, signalled });
+    this.queuePair.invalidateLocal((window as RdmaWindow).window, { id, signalled });
   }
 
   post(): void {
@@ -442,9 +464,11 @@ class RdmaQueue implements VerbsQueue {
     if (this.#closed) return;
     this.#closed = true;
     this.#onGone();
-    this.#id.close();
+    letGo(() => this.#id.disconnect());
+    letGo(() => this.#id.close());
+    letGo(() => this.queuePair.close());
     // This may be inside of its own callback.
-    setImmediate(() => this.#completionQueue.close());
+    setImmediate(() => letGo(() => this.#completionQueue.close()));
   }
 }
 
