@@ -14,9 +14,9 @@ import { type Logger, silentLogger } from '../common/logger.js';
 import { systemRandom } from '../common/random.js';
 import { FabricNode } from '../fabric/fabric-node.js';
 import { LadderTransport } from '../fabric/ladder-transport.js';
-import { openRdmaPort } from '../fabric/rdma-verbs.js';
 import { RungTest } from '../fabric/rung-test.js';
 import { TcpTransport } from '../fabric/tcp-link.js';
+import type { OpenVerbsPort } from '../fabric/verbs-port.js';
 import type { FileSystem } from '../fs/file-system-api.js';
 import { crc32cSectors, createPagePool } from '../native/core.js';
 import type { Checksums } from '../nsd/checksums.js';
@@ -195,7 +195,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       logger,
       tcp: new TcpTransport(pool, counters),
       mode: rdma.mode,
-      openPort: (memory) => openRdmaPort(memory, { device: rdma.device ?? null }),
+      openPort: await rdmaPort(rdma.device ?? null),
       rdmaHost: rdma.address ?? null,
       rdmaPort: rdma.port ?? null,
     });
@@ -380,6 +380,18 @@ export function startEngine(config: EngineConfig): Promise<Engine> {
     nsds: [],
     fileSystem: config.fileSystem,
   });
+}
+
+/** node-rdma-cm is optional: a node without it starts, and says why it has no RDMA. */
+async function rdmaPort(device: string | null): Promise<OpenVerbsPort> {
+  try {
+    const { openRdmaPort } = await import('../fabric/rdma-verbs.js');
+    return (pool) => openRdmaPort(pool, { device });
+  } catch (cause) {
+    return () => {
+      throw new FsError('nativeMissing', { op: 'fabric.rdma', detail: 'node-rdma-cm is not installed', cause });
+    };
+  }
 }
 
 /** What `work` gives, or an error as soon as nobody wants it any more; it goes on by itself then. */
