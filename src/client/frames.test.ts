@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { FsError } from '../common/errors.js';
+import { fuzzRuns } from '../common/testing/fuzz.js';
 import { encodeFrame, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameDecoder, FrameKind } from './frames.js';
 
 const wire = (payload = Buffer.from('payload')): Buffer =>
@@ -69,7 +70,7 @@ describe('frames of the client protocol', () => {
         const bytes = behindHeader ? Buffer.concat([header, noise]) : Buffer.from(noise);
         expect(reasonOf(bytes)).not.toMatch(/not an FsError/);
       }),
-      { numRuns: 500 },
+      fuzzRuns(500),
     );
   });
 });

@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { FsError } from '../common/errors.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
+import { fuzzRuns } from '../common/testing/fuzz.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { blockPointer, pointerFault, readPointer, writePointer } from './block-pointer.js';
 import { checkIndirect, FILE_BLOCKS_MAX, formatIndirect, pointerPlace } from './indirect-format.js';
@@ -110,10 +111,11 @@ describe.each(Object.entries(decoders))('the decoder of a %s', (_, { good, decod
         sealSector(sector, testChecksums);
         refused(sector);
       }),
-      { numRuns: 500 },
+      fuzzRuns(500, Object.keys(decoders).length * 2),
     );
     fc.assert(
       fc.property(fc.uint8Array({ minLength: SECTOR_BYTES, maxLength: SECTOR_BYTES }), (bytes) => refused(bytes)),
+      fuzzRuns(100, Object.keys(decoders).length * 2),
     );
   });
   const refused = (sector: Uint8Array): boolean => {

@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { FsError } from '../common/errors.js';
 import { epoch, incarnation, nodeId } from '../common/ids.js';
+import { fuzzRuns } from '../common/testing/fuzz.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import * as messages from '../protocol/nsd-messages.js';
 
@@ -84,7 +85,7 @@ describe('messages between NSD clients and servers', () => {
           if (!FsError.is(error) || error.reason !== 'badFrame') throw error;
         }
       };
-      fc.assert(fc.property(fc.uint8Array({ maxLength: 400 }), check), { numRuns: 500 });
+      fc.assert(fc.property(fc.uint8Array({ maxLength: 400 }), check), fuzzRuns(500, Object.keys(decoders).length * 2));
     });
   }
 
@@ -105,7 +106,7 @@ describe('messages between NSD clients and servers', () => {
           if (!FsError.is(error)) throw error;
         }
       }),
-      { numRuns: 60 },
+      fuzzRuns(60, 2),
     );
   });
 

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { type ByteRange, range } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { epoch, incarnation, nodeId } from '../common/ids.js';
+import { fuzzRuns } from '../common/testing/fuzz.js';
 import { RANGE_END } from '../common/units.js';
 import { MESSAGE_BODY_BYTES_MAX } from '../fabric/fabric.js';
 import { TokenClass, TokenMode } from '../token-manager/token.js';
@@ -139,7 +140,7 @@ describe('token messages', () => {
         }
       }
     };
-    fc.assert(fc.property(fc.uint8Array({ maxLength: 200 }), refusesOrDecodes), { numRuns: 2000 });
+    fc.assert(fc.property(fc.uint8Array({ maxLength: 200 }), refusesOrDecodes), fuzzRuns(2000, 2));
     // Nearly right ones: a byte changed, an end cut off.
     const damaged = fc.tuple(fc.array(toServer, { minLength: 1, maxLength: 4 }), fc.nat(), fc.nat(255), fc.nat(20));
     fc.assert(
@@ -148,7 +149,7 @@ describe('token messages', () => {
         body[at % body.length] = value;
         refusesOrDecodes(body.subarray(0, body.length - (cut % body.length)));
       }),
-      { numRuns: 1000 },
+      fuzzRuns(1000, 2),
     );
   });
 
