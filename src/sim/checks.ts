@@ -11,7 +11,7 @@ import type { Violation } from './violation.js';
  * The invariants that hold between any two events, looked at from outside, as far as the event may have broken them.
  *
  * I1: no two nodes hold what conflicts, but one that is out of the way. I2: what hits rely on is covered by tokens that are held and not
- * given up, under a lease. I3: no token leaves while its bytes are dirty.
+ * given up, under a lease. I3: no token leaves while its bytes are dirty. S2: pages being written out are stable.
  * Owns what it needs to know when: the revocations that a handler is at work on, and which tokens the last event brought.
  */
 interface Watched {
@@ -41,6 +41,20 @@ export class Checks {
       this.#after(watched, event, effects);
       return effects;
     };
+  }
+
+  /** S2: what is on its way to a device stays as it is. */
+  wroteByHit(life: SimNode, ino: number, range: ByteRange): void {
+    const torn = life
+      .cached(ino)
+      ?.file.pagesIn(range)
+      .find((page) => page.writing !== null);
+    if (torn !== undefined)
+      this.report({
+        check: 'S2',
+        ino,
+        text: `a hit of ${life.name} writes to page ${torn.index}, which is being written out`,
+      });
   }
 
   /** Of lives that are over and out of everybody's way. */

@@ -28,7 +28,7 @@ type Report = Pick<
 /** Below this many seeds chance may leave a transition out; then it is only told. */
 const COVERAGE_SEEDS_MIN = 50;
 const SEEDS_PER_BUG = 200;
-const SEEDS_PER_BUG_QUICK = 12;
+const SEEDS_PER_BUG_QUICK = 40;
 
 /**
  * What this world can't bring about, by name: nobody asks with nowait, the fabric's sessions refuse messages of older lives before the

@@ -1,6 +1,7 @@
 import { sleep } from '../common/clock.js';
 import { FsError, type Reason } from '../common/errors.js';
 import { below, chance, pick, type SeededRandom } from '../common/random.js';
+import { PAGE_BYTES } from '../common/units.js';
 import { CELLS_MAX, cellsOf, cellsOfSize, type FileInput, runsOf, stampedBytes } from './file-model.js';
 import type { FilePending, HotFile } from './hot-file.js';
 import { NamesWorkload } from './names-workload.js';
@@ -230,7 +231,11 @@ export class Workload {
     const pending = file.history.begin(client, life.name, { op: 'write', from, to, stamp });
     const length = life.map.write(entry, layout.baseBytes + from * layout.cellBytes, bytes, life.gate.wallNs());
     if (length < 0) file.history.forget(pending);
-    else this.#tell(life, file, pending, []);
+    else {
+      this.#tell(life, file, pending, []);
+      const start = layout.baseBytes + from * layout.cellBytes;
+      this.world.checks.wroteByHit(life, file.ino, { start, end: start + length });
+    }
     return this.#hit(length);
   }
 
@@ -246,6 +251,7 @@ export class Workload {
     else {
       const end = life.map.sizeNow(entry);
       this.#tell(life, file, pending, [cellsOfSize(layout, end) - count]);
+      this.world.checks.wroteByHit(life, file.ino, { start: end - length, end });
     }
     return this.#hit(length);
   }
@@ -265,11 +271,22 @@ export class Workload {
       const from = below(random, Math.max(1, Math.min(CELLS_MAX, file.seenSize)));
       const to = from + 1;
       const client = `${life.name}/thread`;
-      if (chance(random, 0.2)) await this.#burst(life, client, file, from, random);
+      if (chance(random, 0.2)) await this.#burst(life, client, file, this.#cellUnderWay(life, file) ?? from, random);
       else if (chance(random, 0.6)) this.#readHit(life, client, file, from, to);
       else if (chance(random, 0.8)) this.#writeHit(life, client, file, from, to);
       else if (file.seenSize < CELLS_MAX - 2) this.#appendHit(life, client, file, 1);
     }
+  }
+
+  /** One that is on its way to a device at this moment: what a thread writes there has to wait for it (S2). */
+  #cellUnderWay(life: SimNode, file: HotFile): number | null {
+    const { baseBytes, cellBytes } = file.layout;
+    for (const page of life.cached(file.ino)?.file.dirtyPages ?? []) {
+      if (page.writing === null) continue;
+      const cell = Math.max(0, Math.ceil((page.index * PAGE_BYTES - baseBytes) / cellBytes));
+      if (cell < Math.min(CELLS_MAX, file.seenSize)) return cell;
+    }
+    return null;
   }
 
   /** The same cell again and again, faster than a device takes it: also while it is being written out. */
