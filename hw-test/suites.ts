@@ -55,6 +55,13 @@ export const suites: readonly Suite[] = [
     memoryMiB: 3072,
   },
   {
+    name: 'takeover',
+    shows: 'two servers of one namespace: taking over from one that is well, from one that is frozen, and what a power cut leaves',
+    guests: 2,
+    commands: [vitest('hw-test/takeover.hw.test.ts')],
+    deadlineS: 600,
+  },
+  {
     name: 'nvme',
     shows: 'NVMe commands passed through to namespaces, checked by dd and nvme-cli; identify, logs, errors in words',
     guests: 1,
