@@ -56,7 +56,8 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'takeover',
-    shows: 'two servers of one namespace: taking over from one that is well, from one that is frozen, and what a power cut leaves',
+    shows:
+      'two servers of one namespace: taking over from one that is well, from one that is frozen, and what a power cut leaves',
     guests: 2,
     commands: [vitest('hw-test/takeover.hw.test.ts')],
     deadlineS: 600,
