@@ -55,6 +55,14 @@ export const suites: readonly Suite[] = [
     memoryMiB: 3072,
   },
   {
+    name: 'main-job-rdma',
+    shows: 'the same over RDMA, every bulk byte one-sided; and again with an NSD behind NVMe-oF RDMA',
+    guests: 2,
+    commands: [vitest('hw-test/main-job-rdma.hw.test.ts')],
+    deadlineS: 900,
+    memoryMiB: 3072,
+  },
+  {
     name: 'takeover',
     shows:
       'two servers of one namespace: taking over from one that is well, from one that is frozen, and what a power cut leaves',
