@@ -1,21 +1,16 @@
 /** The main job in two guests over RDMA: with namespaces of their own, then with one that both reach only over NVMe-oF RDMA. */
 import { expect, test } from 'vitest';
 import { type CounterSnapshot, sumCounters } from '../src/cli/quickstart-report.js';
-import { hardware } from './guest/environment.js';
+import { hardware, ownNamespaces } from './guest/environment.js';
 import { publish, receive } from './guest/exchange.js';
 import { type MainJobResult, runMainJob } from './guest/main-job.js';
 import { tool } from './guest/tools.js';
 
-const { guest, nvme, address, peer } = hardware();
+const { guest, address, peer } = hardware();
 const DEADLINE_MS = 480_000;
 const STEP_MS = 120_000;
 const fabric = { rdma: 'required' } as const;
 
-function namespace(index: number): string {
-  const device = nvme[index];
-  if (device === undefined) throw new Error('two namespaces may be written to, no fewer: name some with --nvme');
-  return device;
-}
 const of = (counters: CounterSnapshot, name: string): number => counters[name] ?? 0;
 
 /** Every byte of a request that names a window was moved by an RDMA read or write, none by JavaScript and none by TCP. */
@@ -36,7 +31,7 @@ function expectOneSided({ counters, phases }: MainJobResult): void {
 test(
   'over RDMA: every file is the same from the other node, and what was remote went one-sided',
   async () => {
-    const nsds = [{ name: `nsd-${guest}`, path: namespace(0), failureGroup: guest }];
+    const nsds = [{ name: `nsd-${guest}`, path: ownNamespaces(2)[0]!, failureGroup: guest }];
     const result = await runMainJob('rdma', { nsds, fabric });
     if (result !== null) expectOneSided(result);
   },
@@ -51,7 +46,7 @@ test(
     const holdfast = (...args: string[]): Promise<string> =>
       tool(process.execPath, ['dist/src/cli/main.js', 'nsd', ...args], STEP_MS);
     if (guest === 1) {
-      await holdfast('export', namespace(1), '--subsystem', subsystem, '--host', host, '--address', address);
+      await holdfast('export', ownNamespaces(2)[1]!, '--subsystem', subsystem, '--host', host, '--address', address);
       publish('exported');
       const result = await runMainJob('fabrics', { nsds: [], fabric });
       expectOneSided(result!);

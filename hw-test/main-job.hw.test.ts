@@ -1,17 +1,14 @@
 /** The main job in two guests, each a full node with two NVMe namespaces of its own as NSDs. */
 import { expect, test } from 'vitest';
-import { hardware } from './guest/environment.js';
+import { hardware, ownNamespaces } from './guest/environment.js';
 import { runMainJob } from './guest/main-job.js';
 
-const { guest, nvme } = hardware();
+const { guest } = hardware();
 const DEADLINE_MS = 480_000;
 
 /** 512 and 4096 bytes per LBA. */
-function nsds() {
-  const devices = nvme.slice(0, 2);
-  if (devices.length < 2) throw new Error('two namespaces may be written to, no fewer: name some with --nvme');
-  return devices.map((path, index) => ({ name: `nsd-${guest}-${index + 1}`, path, failureGroup: guest }));
-}
+const nsds = () =>
+  ownNamespaces(2).map((path, index) => ({ name: `nsd-${guest}-${index + 1}`, path, failureGroup: guest }));
 
 test(
   'over TCP: every file is the same from the other node, cold and hot, and two writers lose no byte',

@@ -71,7 +71,8 @@ export async function startDaemon(name: string, directory: string, config: Guest
     clusterName: name,
     nodeId: guest,
     name: `guest-${guest}`,
-    listen: { host: address, port: DAEMON_PORT },
+    // Natively all daemons are on one machine.
+    listen: { host: address, port: DAEMON_PORT + guest },
     etcd: [endpoint],
     clusterKeyFile: file('key'),
     socket: file('sock'),

@@ -40,6 +40,16 @@ export function hardware(): HardwareEnvironment {
   };
 }
 
+/** So many namespaces for this guest alone: each guest has its own by the same names, processes on one machine share them out. */
+export function ownNamespaces(count: number): readonly string[] {
+  const { kind, guest, nvme } = hardware();
+  const first = kind === 'native' ? (guest - 1) * count : 0;
+  const own = nvme.slice(first, first + count);
+  if (own.length < count)
+    throw new Error(`${first + count} namespaces are wanted that may be written to: name them with --nvme`);
+  return own;
+}
+
 /** /dev/nvme0n1 -> /dev/ng0n1, the same namespace's character device. */
 export function characterDevice(block: string): string {
   return block.replace(/\/nvme(\d+n\d+)$/, '/ng$1');
