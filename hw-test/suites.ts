@@ -68,7 +68,7 @@ export const suites: readonly Suite[] = [
       'two servers of one namespace: taking over from one that is well, from one that is frozen, and what a power cut leaves',
     guests: 2,
     commands: [vitest('hw-test/takeover.hw.test.ts')],
-    deadlineS: 600,
+    deadlineS: 900,
   },
   {
     name: 'nvme',

@@ -2,7 +2,7 @@
  * One namespace, two NSD servers, each with a subsystem of its own over RDMA: guest 1 has the target and server B (node 1), guest 2 is server A (node 2).
  * Guest 1 drives. Rule S4 at real devices: A lets go when it is asked; a frozen A is shut out at the target, and what it held back doesn't land.
  */
-import { mkdtempSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, readlinkSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
@@ -14,17 +14,20 @@ import { hardware } from './guest/environment.js';
 import { cutPower, publish, receive } from './guest/exchange.js';
 import { tool } from './guest/tools.js';
 
-const { guest, nvme, address } = hardware();
+const { guest, nvme, address, peer } = hardware();
 const NQN = 'nqn.2026-01.org.holdfast:takeover';
 const hostOf = (node: number): string => `${NQN}-host-${node}`;
 const subsystemOf = (node: number): string => `${NQN}-for-${node}`;
-const TARGET = '10.77.0.1';
+const TARGET = guest === 1 ? address : peer;
 const LEASE = '30s';
 /** What a step may take under emulation; every one ends by itself long before. */
 const STEP_MS = 120_000;
-const TEST_MS = 240_000;
+const TEST_MS = 480_000;
 const BLOCK = 256 * 1024;
 const BLOCKS = 16;
+/** A place in the namespace that no file has got to, for a write that comes late. */
+const SPARE_AT = 200 << 20;
+const SPARE_BYTES = 4096;
 const directory = mkdtempSync(path.join(tmpdir(), 'takeover-'));
 
 const holdfast = (...args: string[]): Promise<string> =>
@@ -75,6 +78,14 @@ function holdsNamespace(pid: number): boolean {
   });
 }
 
+/** What the target's namespace has there. */
+async function spare(): Promise<Buffer> {
+  const copy = path.join(directory, 'spare');
+  const place = [`bs=${SPARE_BYTES}`, 'count=1', `skip=${SPARE_AT / SPARE_BYTES}`];
+  await tool('dd', [`if=${nvme[0]}`, `of=${copy}`, 'iflag=direct', ...place]);
+  return readFileSync(copy);
+}
+
 async function writeAll(client: FileSystemClient, value: number): Promise<void> {
   const file = await client.open('/f', 'r+');
   for (let block = 0; block < BLOCKS; block++) await file.write(Buffer.alloc(BLOCK, value), 0, BLOCK, block * BLOCK);
@@ -93,8 +104,11 @@ if (guest === 2) {
     timeout: 3 * TEST_MS,
   }, async () => {
     await receive('exported', STEP_MS);
-    const daemon = await startServer(await attach());
+    const device = await attach();
+    const daemon = await startServer(device);
     const pid = daemon.process.pid!;
+    // Another way for a late write, without a daemon that could think better of it.
+    const late = openSync(device, 'rs+');
     expect(await servedBy(daemon)).toBe(2);
     expect(holdsNamespace(pid)).toBe(true);
     publish('a.serves');
@@ -110,10 +124,13 @@ if (guest === 2) {
     await until('A is stopped', () => /^State:\s+T/m.test(readFileSync(`/proc/${pid}/status`, 'utf8')));
     publish('frozen');
     await receive('resume', TEST_MS);
+    expect(() => writeSync(late, Buffer.alloc(SPARE_BYTES, 0xee), 0, SPARE_BYTES, SPARE_AT)).toThrow();
+    closeSync(late);
     daemon.process.kill('SIGCONT');
     await until('A knows that B serves', async () => (await servedBy(daemon)) === 1);
     await until('A has closed the device', () => !holdsNamespace(pid));
     expect(daemon.process.exitCode).toBeNull();
+    expect(readFileSync(daemon.log, 'utf8')).toContain('the last flush of an NSD failed');
     publish('a.resumed', { log: readFileSync(daemon.log, 'utf8').split('\n').slice(-40) });
     await receive('never', TEST_MS);
   });
@@ -194,8 +211,10 @@ if (guest === 2) {
     await writeAll(client, 201);
     expect((await readAll(daemon, client)).every((byte) => byte === 201)).toBe(true);
 
+    const kept = await spare();
     publish('resume');
     const { log } = await receive<{ log: string[] }>('a.resumed', STEP_MS);
+    expect((await spare()).equals(kept)).toBe(true);
     console.log(log.join('\n'));
     expect(await servedBy(daemon)).toBe(1);
     const bytes = await readAll(daemon, client);
