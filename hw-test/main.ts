@@ -10,6 +10,7 @@ const HELP = `npm run hw-test -- [options]
 
   --list              the suites
   --only NAME         this suite alone (may be repeated)
+  --short             the suites that CI runs with every change
   --long              the full counts, where a suite has some, with more time for it
   --run COMMAND       this shell command in a guest instead of the suites; its exit status is the result
   --run2 COMMAND      with --guests 2: what guest 2 runs instead
@@ -32,6 +33,7 @@ const { values } = parseArgs({
     list: { type: 'boolean', default: false },
     long: { type: 'boolean', default: false },
     only: { type: 'string', multiple: true, default: [] },
+    short: { type: 'boolean', default: false },
     run: { type: 'string' },
     run2: { type: 'string' },
     guests: { type: 'string', default: '1' },
@@ -75,6 +77,7 @@ function chosen(): readonly Suite[] {
     throw new Error(`no suite ${unknown}; there are ${suites.map(({ name }) => name).join(', ')}`);
   const wanted = values.only.length === 0 ? suites : suites.filter(({ name }) => values.only.includes(name));
   return wanted
+    .filter((suite) => !values.short || suite.short === true)
     .filter((suite) => !values.native || suite.native !== false)
     .map((suite) => ({
       ...suite,

@@ -73,9 +73,12 @@ export function acceleratorArguments(accelerator: 'kvm' | 'tcg'): string[] {
     : ['-accel', 'tcg,thread=multi,tb-size=512', '-cpu', 'max'];
 }
 
-/** Without tsc=reliable the emulated clocks are compared, found wanting, and every look at the time leaves the guest for the HPET. */
+/**
+ * A guest whose host is busy may find its timer's interrupts missing at boot and give up: no_timer_check takes them for granted.
+ * Without tsc=reliable the emulated clocks are compared, found wanting, and every look at the time leaves the guest for the HPET.
+ */
 function clockParameters({ accelerator, tscRateKHz }: GuestMachine): string {
-  return accelerator === 'kvm' ? '' : `tsc=reliable clocksource=tsc tsc_early_khz=${tscRateKHz}`;
+  return accelerator === 'kvm' ? '' : `no_timer_check tsc=reliable clocksource=tsc tsc_early_khz=${tscRateKHz}`;
 }
 
 /** Datagrams between the guests: either may die and come back without the other's socket noticing. */

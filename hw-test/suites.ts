@@ -15,6 +15,8 @@ export interface Suite {
   /** The same with --long: suites that have full counts (HOLDFAST_TEST_FULL=1) do those. */
   readonly longDeadlineS?: number;
   readonly memoryMiB?: number;
+  /** Part of the short size too (--short): what CI runs with every change. */
+  readonly short?: boolean;
   /** False where it is about the emulation itself. */
   readonly native?: boolean;
 }
@@ -27,6 +29,7 @@ export function vitest(...paths: readonly string[]): readonly string[] {
 export const suites: readonly Suite[] = [
   {
     name: 'smoke',
+    short: true,
     shows: 'soft-RoCE, NVMe, NVMe over fabrics: all that the other suites stand on works, seen with the native tools',
     guests: 1,
     commands: [vitest('hw-test/smoke.hw.test.ts')],
@@ -34,6 +37,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'smoke-pair',
+    short: true,
     shows: "two guests reach each other by RDMA and write to each other's namespace over fabrics",
     guests: 2,
     commands: [vitest('hw-test/smoke-pair.hw.test.ts')],
@@ -48,6 +52,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'main-job',
+    short: true,
     shows: 'two nodes with NVMe namespaces: a tree in, out of the other node byte for byte, two writers in one file',
     guests: 2,
     commands: [vitest('hw-test/main-job.hw.test.ts')],
@@ -72,6 +77,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'nvme',
+    short: true,
     shows: 'NVMe commands passed through to namespaces, checked by dd and nvme-cli; identify, logs, errors in words',
     guests: 1,
     commands: [vitest('native/napi-nvme/test/passthrough.hw.test.ts')],
@@ -94,6 +100,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'nsd-devices',
+    short: true,
     shows: 'one NSD suite over QEMU’s namespaces, nvme-loop, NVMe-oF RDMA and NVMe-oF TCP',
     guests: 1,
     commands: [vitest('src/nsd/nsd-devices.hw.test.ts')],
@@ -101,6 +108,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'rdma',
+    short: true,
     shows:
       "every operation of node-rdma-cm between two queue pairs and two processes, what goes wrong there, and rdma-core's own tools as peers",
     guests: 1,
@@ -115,6 +123,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'rdma-lifetime',
+    short: true,
     shows:
       '1,000 connections without a leak (10,000 with --long); closing in any order, workers that end, the garbage collector, children',
     guests: 1,
@@ -124,6 +133,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'rdma-pair',
+    short: true,
     shows: 'node-rdma-cm between two guests, with what goes wrong there',
     guests: 2,
     commands: [
