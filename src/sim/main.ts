@@ -56,6 +56,7 @@ const RARE = new Set([
   'membership regained:unknown',
   'membership fenceAnswered:failed',
   'membership fallAnswered:failed',
+  'membership viewSwapped:failed',
   'membership leaving>fenced',
 ]);
 const RARE_SEEDS_MIN = 1000;
