@@ -107,7 +107,12 @@ describe('an NSD', () => {
     const other = await failure(() => it.start(1, nsd('nsd1', foreign)));
     expect(other.reason.reason).toBe('wrongNsd');
     expect(other.reason.message).toMatch(/another cluster/);
-    const named = await failure(() => it.start(1, nsd('nsd2', it.nsdPath(0))));
+    // What a server has open is nobody else's, whatever it is called.
+    const busy = await failure(() => it.start(1, nsd('nsd2', it.nsdPath(0))));
+    expect(busy.reason.reason).toBe('busy');
+    const renamed = path.join(it.directory, 'renamed');
+    await copyFile(it.nsdPath(0), renamed);
+    const named = await failure(() => it.start(1, nsd('nsd2', renamed)));
     expect(named.reason.reason).toBe('wrongNsd');
     expect(named.reason.message).toMatch(/'nsd1' of this cluster, not 'nsd2'/);
     const precious = path.join(it.directory, 'precious');
@@ -126,17 +131,17 @@ describe('an NSD', () => {
         ],
       }),
     );
-    expect(twice.reason.reason).toBe('wrongNsd');
+    expect(twice.reason.reason).toBe('busy');
     // Whoever was refused has ended: the nodes that run know how often, and what still stands.
     await it.start(1, { nsds: [] });
     const counted = await it.engines[0]!.refusedNsds();
     expect(counted.map(({ nodeId: by, nsd: name, count }) => [by, name, count])).toEqual([
       [2, 'nsd1', 1],
-      [2, 'nsd2', 3],
+      [2, 'nsd2', 4],
       [2, 'nsd3', 1],
     ]);
     expect(it.engines[0]!.counters()).toMatchObject({
-      'nsd.refusedAtStart': 5,
+      'nsd.refusedAtStart': 6,
       'nsd.refusedAtStart.wrongNsd': expect.any(Number),
     });
     expect(counted.every(({ standing }) => standing)).toBe(true);
