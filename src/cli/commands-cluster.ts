@@ -138,13 +138,14 @@ export function addClusterCommands(program: Command): void {
           [
             'SERVER',
             'NODE',
+            'FILE SYSTEM',
             'CLASS',
             { name: 'OBJECT', align: 'right' },
             'MODE',
             { name: 'START', align: 'right' },
             { name: 'END', align: 'right' },
           ],
-          list.tokens.map((t) => [t.server, t.node, t.class, t.object, t.mode, t.start, t.end ?? 'end']),
+          list.tokens.map((t) => [t.server, t.node, t.fileSystem, t.class, t.object, t.mode, t.start, t.end ?? 'end']),
         ),
       );
       if (list.more) print(`... and more; ask for them with --limit`);

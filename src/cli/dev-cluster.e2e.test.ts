@@ -172,7 +172,9 @@ describe('a local cluster', () => {
   });
 
   test('lists tokens, counters and a bench', () => {
-    expect(json('token', 'list').tokens.length).toBeGreaterThan(0);
+    const { tokens } = json('token', 'list');
+    expect(tokens.length).toBeGreaterThan(0);
+    expect(new Set(tokens.map((token: { fileSystem: string }) => token.fileSystem))).toEqual(new Set(['data']));
     expect(json('status', '--counters').counters['client.calls']).toBeGreaterThan(0);
     const lines = json('bench', '--size', '4MiB', '--files', '50');
     expect(lines.map((line: { seconds: number }) => line.seconds > 0)).not.toContain(false);

@@ -1,6 +1,7 @@
 import type { Timer } from '../common/clock.js';
 import { type Deferred, deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
+import { FILE_SYSTEM_NUMBER_MAX, type FileSystemNumber, fileSystemNumber } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { NodeIdentity } from '../fabric/fabric.js';
 import type { StoreLease, StoreWatch } from './cluster-store.js';
@@ -15,6 +16,7 @@ import {
 import type { ClusterView, Membership, NodeRecord, NsdRecord } from './membership-api.js';
 import {
   type ExpellingRecord,
+  FILE_SYSTEM_PREFIX,
   type FileSystemRecord,
   parseAlive,
   parseFileSystem,
@@ -182,6 +184,25 @@ export class MembershipRuntime implements Membership {
       if ((await store.compareAndSwap(StoreKey.nsd(uuid), entry?.revision ?? 0, JSON.stringify(next))).ok) return;
     }
     throw new FsError('busy', { op: 'updateNsd', object: uuid, detail: 'the record is changed all the time' });
+  }
+
+  /** The number for a new file system; nobody else gets it, whatever becomes of the file system. @throws {FsError} notSupported, busy. */
+  async allotFileSystemNumber(name: string): Promise<FileSystemNumber> {
+    const { store } = this.options;
+    const key = StoreKey.nextFileSystemNumber;
+    for (let attempt = 0; attempt < CAS_ATTEMPTS_MAX; attempt++) {
+      const entry = await store.get(key);
+      const { entries } = await store.list(FILE_SYSTEM_PREFIX);
+      const used = entries.map(({ value }) => parseFileSystem(value)?.number ?? -1);
+      // Behind those too that were made before numbers were counted, or whose count was lost.
+      const next = Math.max(Number(entry?.value ?? 0), ...used.map((number) => number + 1));
+      if (!(next <= FILE_SYSTEM_NUMBER_MAX)) {
+        const detail = `a cluster has room for ${FILE_SYSTEM_NUMBER_MAX + 1} file systems in its life`;
+        throw new FsError('notSupported', { op: 'fs.create', object: name, detail });
+      }
+      if ((await store.compareAndSwap(key, entry?.revision ?? 0, String(next + 1))).ok) return fileSystemNumber(next);
+    }
+    throw new FsError('busy', { op: 'fs.create', object: name, detail: 'file systems are made all the time' });
   }
 
   /** @throws {FsError} exists. */

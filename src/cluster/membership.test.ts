@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { SeededRandom } from '../common/random.js';
-import { ALIVE_PREFIX } from './records.js';
+import { ALIVE_PREFIX, StoreKey } from './records.js';
 import { KEY, Lab, TTL_MS } from './testing/membership-lab.js';
 
 const ids = (lab: Lab): number[] => lab.view.nodes.map((node) => node.nodeId);
@@ -192,6 +192,23 @@ describe('membership', () => {
     await lab.clock.run(lab.start(1));
     expect(ids(lab)).toEqual([1, 2, 3]);
     expect(lab.violations).toEqual([]);
+  });
+
+  test('a file system gets a number that no other ever gets, those without one being the first', async () => {
+    const lab = await started(1, 2);
+    const allot = (id: number): Promise<number> =>
+      lab.clock.run(lab.node(id).runtime!.allotFileSystemNumber(`made by ${id}`));
+    expect(await Promise.all([1, 2, 1, 2].map(allot)).then((numbers) => numbers.sort())).toEqual([0, 1, 2, 3]);
+    const older = await started(1);
+    await older.clock.run(
+      older.store.connect().put(StoreKey.fileSystem('older'), '{"uuid":"u","nsds":[],"createdMs":1}'),
+    );
+    expect((await older.clock.run(older.node(1).runtime!.fileSystem('older')))?.number).toBe(0);
+    expect(await older.clock.run(older.node(1).runtime!.allotFileSystemNumber('newer'))).toBe(1);
+    await older.clock.run(older.store.connect().put(StoreKey.nextFileSystemNumber, '2048'));
+    await expect(older.clock.run(older.node(1).runtime!.allotFileSystemNumber('last'))).rejects.toMatchObject({
+      reason: 'notSupported',
+    });
   });
 
   test('a clean leave takes effect at once, moves the epoch and frees the identity', async () => {

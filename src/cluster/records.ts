@@ -1,5 +1,15 @@
 import { z } from 'zod';
-import { type Epoch, epoch, type Incarnation, incarnation, type NodeId, nodeId } from '../common/ids.js';
+import {
+  type Epoch,
+  epoch,
+  FILE_SYSTEM_NUMBER_MAX,
+  type FileSystemNumber,
+  fileSystemNumber,
+  type Incarnation,
+  incarnation,
+  type NodeId,
+  nodeId,
+} from '../common/ids.js';
 import type { NodeRecord, NsdRecord } from './membership-api.js';
 
 /**
@@ -17,6 +27,8 @@ export const StoreKey = {
   incarnation: (id: NodeId): string => `incarnations/${id}`,
   nsd: (uuid: string): string => `${NSD_PREFIX}${uuid}`,
   fileSystem: (name: string): string => `${FILE_SYSTEM_PREFIX}${name}`,
+  /** The number that the next file system gets, as a decimal number. */
+  nextFileSystemNumber: 'nextFileSystemNumber',
 } as const;
 export const ALIVE_PREFIX = 'alive/';
 export const NSD_PREFIX = 'nsds/';
@@ -61,6 +73,8 @@ export interface AliveRecord {
 /** A file system, by name. `nsds`: UUIDs in the order of their index. */
 export interface FileSystemRecord {
   readonly uuid: string;
+  /** Tells its tokens from those of the cluster's other file systems. */
+  readonly number: FileSystemNumber;
   readonly nsds: readonly string[];
   readonly createdMs: number;
 }
@@ -104,7 +118,13 @@ const nsdSchema = z.object({
   targets: z.record(z.string().regex(/^[1-9][0-9]{0,4}$/), targetSchema).default({}),
   lengthBytes: count,
 });
-const fileSystemSchema = z.object({ uuid: z.string(), nsds: z.array(z.string()), createdMs: z.number() });
+const fileSystemSchema = z.object({
+  uuid: z.string(),
+  // Absent in records of when a cluster had only one.
+  number: z.int().min(0).max(FILE_SYSTEM_NUMBER_MAX).default(0).transform(fileSystemNumber),
+  nsds: z.array(z.string()),
+  createdMs: z.number(),
+});
 const clusterSchema = z.object({ clusterId: z.string(), keyHash: z.string(), createdMs: z.number() });
 
 /** The record in `text`, or null when it is none. */

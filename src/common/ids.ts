@@ -10,6 +10,10 @@ export type Incarnation = Branded<number, 'Incarnation'>;
 export type Epoch = Branded<number, 'Epoch'>;
 /** Inode number within the file system; a safe integer, 1 is the inode file itself, 2 the root directory. */
 export type InodeNumber = Branded<number, 'InodeNumber'>;
+/** A file system among those of its cluster, from 0; given by the cluster store when it is made, never reused. */
+export type FileSystemNumber = Branded<number, 'FileSystemNumber'>;
+/** Token objects carry it beside an inode number, within a safe integer. */
+export const FILE_SYSTEM_NUMBER_MAX = 2047;
 /** Index of an NSD in the superblock's list; what block pointers carry. */
 export type NsdIndex = Branded<number, 'NsdIndex'>;
 
@@ -17,4 +21,5 @@ export const nodeId = (value: number): NodeId => value as NodeId;
 export const incarnation = (value: number): Incarnation => value as Incarnation;
 export const epoch = (value: number): Epoch => value as Epoch;
 export const inodeNumber = (value: number): InodeNumber => value as InodeNumber;
+export const fileSystemNumber = (value: number): FileSystemNumber => value as FileSystemNumber;
 export const nsdIndex = (value: number): NsdIndex => value as NsdIndex;

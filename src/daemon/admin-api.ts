@@ -114,7 +114,10 @@ export interface NsdLine {
 export interface TokenLine {
   readonly server: number;
   readonly node: number;
+  /** Its name; `#` and its number when it has none. */
+  readonly fileSystem: string;
   readonly class: string;
+  /** An inode number; for status tokens a segment of 4096 inodes. */
   readonly object: number;
   readonly mode: string;
   readonly start: number;

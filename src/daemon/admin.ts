@@ -3,7 +3,7 @@ import { FsError } from '../common/errors.js';
 import { type NodeId, nodeId } from '../common/ids.js';
 import { RANGE_END } from '../common/units.js';
 import { MessageType } from '../protocol/message-types.js';
-import { TokenClass, TokenMode } from '../token-manager/token.js';
+import { className, modeName, placeOf } from '../token-manager/file-system-scope.js';
 import { decodeListReply, encodeListRequest, LIST_ENTRIES_MAX } from '../token-manager/token-messages.js';
 import type {
   AdminApi,
@@ -23,9 +23,6 @@ import { systemClock } from './system-clock.js';
 
 /** The admin calls, answered from a running engine. Owns nothing; everything it says is of the moment it was asked. */
 const TOKEN_LIST_TIMEOUT_MS = 5000;
-
-const nameOf = (table: Readonly<Record<string, number>>, value: number): string =>
-  Object.entries(table).find(([, number]) => number === value)?.[0] ?? String(value);
 
 type Handlers = { readonly [M in AdminMethod]: (params: AdminParams<M>) => Promise<AdminResults[M]> };
 
@@ -131,13 +128,15 @@ async function nsds(engine: NodeEngine): Promise<NsdLine[]> {
 }
 
 /** From every token server in turn, a page at a time, until there are enough. */
-async function tokens({ membership, fabric }: NodeEngine, limit: number): Promise<TokenList> {
+async function tokens(engine: NodeEngine, limit: number): Promise<TokenList> {
+  const { membership, fabric } = engine;
+  const names = new Map((await engine.fileSystems()).map(({ name, record }) => [record.number as number, name]));
   const found: TokenLine[] = [];
   for (const server of membership.view.tokenServers) {
     for (let skip = 0; ; ) {
       const wanted = Math.min(LIST_ENTRIES_MAX, limit + 1 - found.length);
       if (wanted <= 0) return { tokens: found.slice(0, limit), more: true };
-      const page = await listPage(fabric, server, skip, wanted);
+      const page = await listPage(fabric, names, server, skip, wanted);
       found.push(...page);
       skip += page.length;
       if (page.length < wanted) break;
@@ -148,6 +147,7 @@ async function tokens({ membership, fabric }: NodeEngine, limit: number): Promis
 
 async function listPage(
   fabric: NodeEngine['fabric'],
+  fileSystemNames: ReadonlyMap<number, string>,
   server: NodeId,
   skip: number,
   limit: number,
@@ -156,16 +156,20 @@ async function listPage(
   const body = await fabric
     .peer(nodeId(server))
     .request(MessageType.tokenList, encodeListRequest(skip, limit), options);
-  return decodeListReply(body).map((held) => ({
-    server,
-    node: held.by.nodeId,
-    class: nameOf(TokenClass, held.class),
-    object: held.object,
-    mode: nameOf(TokenMode, held.mode),
-    start: held.range.start,
-    end: held.range.end >= RANGE_END ? null : held.range.end,
-    seq: held.seq,
-  }));
+  return decodeListReply(body).map((held) => {
+    const { fileSystem, id } = placeOf(held.class, held.object);
+    return {
+      server,
+      node: held.by.nodeId,
+      fileSystem: fileSystemNames.get(fileSystem) ?? `#${fileSystem}`,
+      class: className(held.class),
+      object: id,
+      mode: modeName(held.mode),
+      start: held.range.start,
+      end: held.range.end >= RANGE_END ? null : held.range.end,
+      seq: held.seq,
+    };
+  });
 }
 
 async function describe(engine: NodeEngine, name: string, record: FileSystemRecord): Promise<FileSystemInfo> {

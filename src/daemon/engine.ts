@@ -310,7 +310,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
         const detail = `the cluster has several: ${wanted.map(({ name }) => name).join(', ')}; name one in the configuration`;
         throw new FsError('invalidArgument', { op: 'mount', detail });
       }
-      return made.mount({ uuid: found.record.uuid, name: found.name, nsds: found.record.nsds });
+      return made.mount({ ...found.record, name: found.name });
     });
     const unmount = async (): Promise<void> => {
       lazy.forget();
@@ -491,7 +491,8 @@ async function createFileSystem(
     { uuid: fsUuid, name, nsds },
     chosen.map((nsd) => nsd.failureGroup),
   );
-  const record: FileSystemRecord = { uuid: fsUuid, nsds, createdMs: Date.now() };
+  const number = await membership.allotFileSystemNumber(name);
+  const record: FileSystemRecord = { uuid: fsUuid, number, nsds, createdMs: Date.now() };
   await membership.createFileSystem(name, record);
   return record;
 }

@@ -8,7 +8,7 @@ import { WHOLE } from '../common/byte-range.js';
 import type { Clock } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
-import { type NsdIndex, nsdIndex } from '../common/ids.js';
+import { type FileSystemNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { Random } from '../common/random.js';
 import type { Fabric, NodeIdentity } from '../fabric/fabric.js';
@@ -24,6 +24,7 @@ import { NsdClient } from '../nsd/nsd-client.js';
 import { NsdServer } from '../nsd/nsd-server.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
 import { MessageType } from '../protocol/message-types.js';
+import { scopedTokens } from '../token-manager/file-system-scope.js';
 import { TokenClient } from '../token-manager/token-client.js';
 import type { TokenClientSettings } from '../token-manager/token-client-events.js';
 import type { Holding } from '../token-manager/token-client-machine.js';
@@ -67,6 +68,7 @@ export interface NodeParts {
 export interface FileSystemIdentity {
   readonly uuid: string;
   readonly name: string;
+  readonly number: FileSystemNumber;
   /** UUIDs of its NSDs, by index. */
   readonly nsds: readonly string[];
 }
@@ -200,10 +202,11 @@ export class HoldfastNode {
     }
     const { fabric, pool, plan, map, clock, random, logger, counters, checksums, settings } = this.#parts;
     const backing = new FileBacking();
+    const tokens = scopedTokens(this.tokens, identity.number);
     const cache = createPageCache({
       map,
       pool,
-      tokens: this.tokens,
+      tokens,
       backing,
       clock,
       random,
@@ -215,7 +218,7 @@ export class HoldfastNode {
       nodeId: fabric.self.nodeId,
       incarnation: fabric.self.incarnation,
       epoch: () => fabric.epoch,
-      tokens: this.tokens,
+      tokens,
       cache,
       backing,
       nsds: this.nsdClient(identity.nsds),
@@ -258,7 +261,7 @@ export class HoldfastNode {
   }
 
   /** mkfs. The NSDs must be served by somebody, and be nobody's. */
-  async format(identity: FileSystemIdentity, failureGroups: readonly number[]): Promise<void> {
+  async format(identity: Omit<FileSystemIdentity, 'number'>, failureGroups: readonly number[]): Promise<void> {
     const { fabric, pool, plan, clock, random, checksums } = this.#parts;
     const nsdClient = this.nsdClient(identity.nsds);
     const nsds: NsdDescription[] = [];

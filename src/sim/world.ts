@@ -5,7 +5,7 @@ import { InvariantError } from '../common/assert.js';
 import { sleep } from '../common/clock.js';
 import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
-import { type NodeId, nodeId } from '../common/ids.js';
+import { fileSystemNumber, type NodeId, nodeId } from '../common/ids.js';
 import { SeededRandom } from '../common/random.js';
 import { PAGE_BYTES } from '../common/units.js';
 import type { FileSystemIdentity, NodeParts } from '../daemon/node.js';
@@ -98,7 +98,7 @@ export class World {
         server: nodeId(id),
       });
     const uuid = '10000000-0000-4000-8000-000000000000';
-    this.identity = { uuid, name: 'simulated', nsds: this.disks.map((disk) => disk.uuid) };
+    this.identity = { uuid, name: 'simulated', number: fileSystemNumber(0), nsds: this.disks.map((disk) => disk.uuid) };
     this.checks = new Checks((violation) => this.report(violation));
     const moment = (): number => ++this.#moment;
     const nowMs = (): number => this.scheduler.nowMs();

@@ -1,4 +1,5 @@
 import { conflicts } from './compatibility.js';
+import { objectText } from './file-system-scope.js';
 import { HIT_STRIDE, type ObjectKey, objectKey } from './holder-table.js';
 import type { Member } from './members.js';
 import { ServerLine } from './server-line.js';
@@ -179,7 +180,7 @@ export abstract class ServerTakeover extends ServerLine {
   protected contradicted(member: Member, claim: ClaimItem): string | null {
     for (const holder of this.contradicting(member, claim)) {
       const { nodeId: other, incarnation } = holder.identity;
-      const what = `class ${claim.class} object ${claim.object} [${claim.range.start}, ${claim.range.end})`;
+      const what = `${objectText(claim.class, claim.object)} [${claim.range.start}, ${claim.range.end})`;
       return `node ${member.identity.nodeId} claims what node ${other} in life ${incarnation} holds: ${what}`;
     }
     return null;

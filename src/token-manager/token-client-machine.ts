@@ -16,6 +16,7 @@ import { type ByteRange, range } from '../common/byte-range.js';
 import type { Epoch } from '../common/ids.js';
 import { ClientRevocations } from './client-revocations.js';
 import { type Link, NEVER } from './client-state.js';
+import { objectText } from './file-system-scope.js';
 import { listFingerprint, type ServerIdentity, sameServer, serverOf } from './placement.js';
 import { STRIDE } from './range-map.js';
 import type { TokenClass, TokenMode, TokenObject } from './token.js';
@@ -115,7 +116,7 @@ export class TokenClientMachine extends ClientRevocations {
         return;
       case 'contradiction': {
         this.fired('contradicted');
-        const what = `class ${item.class} object ${item.object} [${item.range.start}, ${item.range.end})`;
+        const what = `${objectText(item.class, item.object)} [${item.range.start}, ${item.range.end})`;
         this.effects.push({ type: 'broken', detail: `this node and node ${item.other} both hold ${what}` });
         return;
       }

@@ -22,10 +22,11 @@ import type { Logger } from '../common/logger.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { Fabric, IncomingMessage } from '../fabric/fabric.js';
 import { MessageType } from '../protocol/message-types.js';
+import { modeName, objectText } from './file-system-scope.js';
 import { groupItems } from './group-items.js';
 import { OrderedSender } from './ordered-sender.js';
 import { segmentOf } from './placement.js';
-import { TokenClass, type TokenItem, TokenMode, type TokenObject, type TokenPins } from './token.js';
+import { TokenClass, type TokenItem, type TokenMode, type TokenObject, type TokenPins } from './token.js';
 import type { AcquireOptions, RevokeHandler, TokenClientApi } from './token-client-api.js';
 import {
   type AcquireOp,
@@ -400,19 +401,13 @@ function answeredTogether(revokes: readonly RevokeEffect[]): RevokeEffect[][] {
   return groups;
 }
 
-const nameOf = (table: Record<string, number>, value: number): string =>
-  Object.keys(table).find((name) => table[name] === value) ?? String(value);
-
 /** T7: says who blocks whom, and with what. */
 function failure(effect: ClientEffect & { type: 'failed' }): FsError {
   const { reason, group, blockers } = effect;
-  const wants = group.parts
-    .map((p) => `${nameOf(TokenMode, p.mode)} [${p.required.start}, ${p.required.end})`)
-    .join(', ');
-  const object = `${nameOf(TokenClass, group.class)} ${group.object} ${wants}`;
+  const wants = group.parts.map((p) => `${modeName(p.mode)} [${p.required.start}, ${p.required.end})`).join(', ');
+  const object = `${objectText(group.class, group.object)}: ${wants}`;
   const held = blockers.map(
-    (b) =>
-      `node ${b.node} has ${nameOf(TokenMode, b.mode)} [${b.range.start}, ${b.range.end}) for ${Math.round(b.sinceMs)} ms`,
+    (b) => `node ${b.node} has ${modeName(b.mode)} [${b.range.start}, ${b.range.end}) for ${Math.round(b.sinceMs)} ms`,
   );
   const detail = held.length === 0 ? undefined : `blocked: ${held.join('; ')}`;
   return new FsError(reason, { op: 'token.acquire', object, detail });

@@ -14,11 +14,15 @@ export type TokenClass = (typeof TokenClass)[keyof typeof TokenClass];
 export const TokenMode = { none: 0, shared: 1, sharedWrite: 2, exclusive: 3 } as const;
 export type TokenMode = (typeof TokenMode)[keyof typeof TokenMode];
 
-/** An inode number (data, open, lock) or a segment number (status). */
+/** An inode number (data, open, lock) or a segment number (status), with the file system's number before it: see file-system-scope.ts. */
 export type TokenObject = number;
 
 /** Inodes per status object, and per sector of the inode allocation map. */
 export const INODES_PER_SEGMENT = 4096;
+
+/** What one file system's inode numbers can be; the next one's objects begin behind it. */
+export const OBJECTS_PER_FILE_SYSTEM = 2 ** 40;
+export const SEGMENTS_PER_FILE_SYSTEM = OBJECTS_PER_FILE_SYSTEM / INODES_PER_SEGMENT;
 
 export interface TokenItem {
   readonly class: TokenClass;
