@@ -37,7 +37,7 @@ async function devices(directory: string): Promise<{ read: number; write: number
   const files = await Promise.all(
     paths.map(async (file) => {
       await writeFile(file, '');
-      await truncate(file, FILE_BYTES / 3 + MIB);
+      await truncate(file, Math.ceil(FILE_BYTES / 3 / MIB) * MIB + MIB);
       return engine.open(file, { direct: 'require' });
     }),
   );
@@ -134,17 +134,17 @@ const costs = ({ cost }: Timed): string => [...cost].map(([what, ms]) => `${what
 
 export async function sequential({ directory, daemonPids, library, row }: SequentialParts): Promise<void> {
   const rounds: { writeRatio: number; readRatio: number; written: Timed; readBack: Timed; least: number }[] = [];
-  for (let round = 0; round < ROUNDS; round++) {
-    const base = { ...(await devices(directory)), bulk: await bulk() };
-    const writer = await connect(library);
-    // A node that never saw the file; its pool is being touched meanwhile.
-    const reader = await connect(library);
+  const writer = await connect(library);
+  // A node that never saw the files.
+  const reader = await connect(library);
+  // Round 0 isn't counted: pools are touched, code is compiled. Cold is what is read: every round has a file of its own.
+  for (let round = 0; round <= ROUNDS; round++) {
+    const base = round === 0 ? null : { ...(await devices(directory)), bulk: await bulk() };
     const name = `/sequential-${round}`;
     const written = await timed(daemonPids, () => write(writer, name));
     const readBack = await timed(daemonPids, () => read(reader, name));
     await writer.unlink(name);
-    await writer.close();
-    await reader.close();
+    if (base === null) continue;
     const least = (device: number): number => (Number.isNaN(base.bulk) ? device : Math.min(device, base.bulk));
     rounds.push({
       writeRatio: written.bytesPerSecond / least(base.write),
@@ -153,10 +153,12 @@ export async function sequential({ directory, daemonPids, library, row }: Sequen
       readBack,
       least: least(base.read),
     });
-    row(`${round + 1}: devices write / read, bulk`, `${mb(base.write)} / ${mb(base.read)}, ${mb(base.bulk)}`, null, '');
-    row(`${round + 1}: write and fsync`, mb(written.bytesPerSecond), written.bytesPerSecond / least(base.write), '');
-    row(`${round + 1}: cold read`, mb(readBack.bytesPerSecond), readBack.bytesPerSecond / least(base.read), '');
+    row(`${round}: devices write / read, bulk`, `${mb(base.write)} / ${mb(base.read)}, ${mb(base.bulk)}`, null, '');
+    row(`${round}: write and fsync`, mb(written.bytesPerSecond), written.bytesPerSecond / least(base.write), costs(written));
+    row(`${round}: cold read`, mb(readBack.bytesPerSecond), readBack.bytesPerSecond / least(base.read), costs(readBack));
   }
+  await writer.close();
+  await reader.close();
   const middle = [...rounds].sort((a, b) => a.readRatio - b.readRatio)[rounds.length >> 1]!;
   row(
     'sequential write and fsync over three NSDs',
