@@ -363,7 +363,7 @@ export class ConnectionId {
   /** Ends it, and its queue pair. The peer sees a disconnect, or a reject if the connection was not made yet. */
   close(): void {
     if (this.#state === 'closed') return;
-    this.disconnect();
+    this.#hangUp();
     this.#queuePair?.close();
     const label = this.#label;
     this.#state = 'closed';
@@ -372,6 +372,15 @@ export class ConnectionId {
     this.#settle(
       new RdmaError('ECANCELED', this.#waiting?.operation ?? 'close', 'the id was closed', { object: label }),
     );
+  }
+
+  /** Where nobody can be told that it failed: then the peer's timeout ends it. */
+  #hangUp(): void {
+    try {
+      this.disconnect();
+    } catch (error) {
+      if (!(error instanceof RdmaError)) throw error;
+    }
   }
 
   /** @internal */
@@ -384,8 +393,7 @@ export class ConnectionId {
           new RdmaError('ECONNRESET', type, 'the peer disconnected', { object: this.#queuePair.label }),
         );
         // Answers the peer's request, so that he needn't wait for his timeout.
-        this.#state = 'disconnected';
-        this.native.disconnect();
+        this.#hangUp();
       }
     }
     if (type === 'deviceRemoval')

@@ -76,7 +76,10 @@ EventChannel::EventChannel() : channel_(rdma_create_event_channel()) {
   fcntl(channel_->fd, F_SETFL, fcntl(channel_->fd, F_GETFL) | O_NONBLOCK);
 }
 
-EventChannel::~EventChannel() { rdma_destroy_event_channel(channel_); }
+EventChannel::~EventChannel() {
+  rdma_destroy_event_channel(channel_);
+  ManagerDevice::ReleaseRemoved();
+}
 
 std::shared_ptr<ConnectionId> EventChannel::CreateId() {
   rdma_cm_id* id = nullptr;
@@ -108,13 +111,13 @@ bool EventChannel::NextEvent(CmEvent* out) {
     out->new_id = std::make_shared<ConnectionId>(shared_from_this(), new_id);
     out->new_id->initiator_depth_max_ = out->initiator_depth;
   }
+  const auto found = ids_.find(out->id);
+  if (found == ids_.end()) return true;
+  found->second->HoldDevice();
   if (out->type == RDMA_CM_EVENT_CONNECT_RESPONSE) {
-    const auto found = ids_.find(out->id);
-    if (found != ids_.end()) {
-      const int error = found->second->Establish(out->initiator_depth);
-      out->type = error == 0 ? RDMA_CM_EVENT_ESTABLISHED : RDMA_CM_EVENT_CONNECT_ERROR;
-      if (error != 0) out->status = -error;
-    }
+    const int error = found->second->Establish(out->initiator_depth);
+    out->type = error == 0 ? RDMA_CM_EVENT_ESTABLISHED : RDMA_CM_EVENT_CONNECT_ERROR;
+    if (error != 0) out->status = -error;
   }
   return true;
 }
@@ -123,6 +126,7 @@ ConnectionId::ConnectionId(std::shared_ptr<EventChannel> channel, rdma_cm_id* id
     : channel_(std::move(channel)), id_(id), handle_(NextHandle()) {
   id_->context = reinterpret_cast<void*>(static_cast<uintptr_t>(handle_));
   channel_->ids_[handle_] = this;
+  HoldDevice();
   if (channel_->changed) channel_->changed();
 }
 
@@ -152,6 +156,7 @@ void ConnectionId::SetOption(int option, const void* value, size_t length_bytes)
 void ConnectionId::Bind(const std::string& host, uint16_t port) {
   sockaddr_storage address = ParseAddress(host, port);
   Check(rdma_bind_addr(Live(), reinterpret_cast<sockaddr*>(&address)), "rdma_bind_addr", "the address can't be had");
+  HoldDevice();
 }
 
 void ConnectionId::ResolveAddress(const std::string& source_host, const std::string& host, uint16_t port,
@@ -223,8 +228,10 @@ void ConnectionId::Reject(const std::vector<uint8_t>& private_data) {
 void ConnectionId::Disconnect() {
   if (id_ == nullptr) return;
   if (queue_pair_ != nullptr) queue_pair_->MoveToError();
-  // EINVAL when the connection is gone already: nothing to end.
-  if (rdma_disconnect(id_) != 0 && errno != EINVAL) throw VerbsError{errno, "rdma_disconnect", "it can't be ended"};
+  if (rdma_disconnect(id_) == 0) return;
+  // EINVAL when the connection is gone already, the others when the device is: nothing to end.
+  if (errno != EINVAL && errno != ENXIO && errno != ENODEV)
+    throw VerbsError{errno, "rdma_disconnect", "it can't be ended"};
 }
 
 void ConnectionId::Close() {
@@ -234,6 +241,7 @@ void ConnectionId::Close() {
   if (queue_pair_ != nullptr) queue_pair_->MoveToError();
   rdma_destroy_id(id_);
   id_ = nullptr;
+  device_.LetGo();
   queue_pair_.reset();
 }
 

@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "rdma_manager_device.h"
 #include "rdma_queue_pair.h"
 
 namespace node_rdma_cm {
@@ -100,11 +101,13 @@ class ConnectionId {
  private:
   friend class EventChannel;
   rdma_cm_id* Live() const;
+  void HoldDevice() { device_.Hold(id_->verbs); }
   // The peer accepted, and has so many resources for our reads. 0 or an errno.
   int Establish(uint8_t initiator_depth_max);
 
   const Counted counted_{node_rdma_cm::Live().ids};
   const std::shared_ptr<EventChannel> channel_;
+  ManagerDevice device_;
   rdma_cm_id* id_;
   const uint32_t handle_;
   std::shared_ptr<QueuePair> queue_pair_;

@@ -10,6 +10,7 @@
 #include <cinttypes>
 #include <cstdio>
 
+#include "rdma_manager_device.h"
 #include "rdma_queue_pair.h"
 
 namespace node_rdma_cm {
@@ -91,7 +92,10 @@ DeviceContext::DeviceContext(ibv_context* context, std::string name) : context_(
   fcntl(context_->async_fd, F_SETFL, fcntl(context_->async_fd, F_GETFL) | O_NONBLOCK);
 }
 
-DeviceContext::~DeviceContext() { ibv_close_device(context_); }
+DeviceContext::~DeviceContext() {
+  ibv_close_device(context_);
+  ManagerDevice::ReleaseRemoved();
+}
 
 std::vector<Port> DeviceContext::Ports() const {
   std::vector<Port> ports;

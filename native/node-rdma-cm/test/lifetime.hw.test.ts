@@ -1,5 +1,7 @@
-import { spawnSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
+import { execFile, spawnSync } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { setTimeout as pause } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { Worker } from 'node:worker_threads';
@@ -241,5 +243,31 @@ describe('children', () => {
     }
     left.close();
     right.close();
+  });
+});
+
+describe('a soft-RoCE device', () => {
+  it('that is removed goes once everything on it is closed, and can be used when it is there again', async () => {
+    const { name } = setup.device;
+    const netdev = process.env['HOLDFAST_HW_NETDEV'] ?? 'eth0';
+    const rdma = (...args: string[]) => promisify(execFile)('rdma', args, { timeout: 60_000 });
+    const [left] = await setup.pair();
+    const entries = '/sys/class/infiniband_verbs';
+    const before = readdirSync(entries).filter((entry) => existsSync(`${entries}/${entry}/ibdev`));
+    expect(before).toHaveLength(1);
+    const removed = rdma('link', 'delete', name);
+    removed.catch(() => undefined);
+    while (existsSync(`${entries}/${before[0]}`)) await pause(20);
+    left.pair.read(setup.region.segment(0, MIB), setup.region.remoteSegment(MIB), { id: 1 });
+    setup.close();
+    await removed;
+    await rdma('link', 'add', name, 'type', 'rxe', 'netdev', netdev);
+    setup = new Setup();
+    const [one, other] = await setup.pair();
+    other.pair.receive(setup.region.segment(64, 64), 1);
+    other.pair.post();
+    one.pair.send(setup.region.segment(0, 8), { id: 2 });
+    await one.post(2);
+    expect((await other.completion(1)).status).toBe('success');
   });
 });
