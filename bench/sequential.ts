@@ -154,8 +154,18 @@ export async function sequential({ directory, daemonPids, library, row }: Sequen
       least: least(base.read),
     });
     row(`${round}: devices write / read, bulk`, `${mb(base.write)} / ${mb(base.read)}, ${mb(base.bulk)}`, null, '');
-    row(`${round}: write and fsync`, mb(written.bytesPerSecond), written.bytesPerSecond / least(base.write), costs(written));
-    row(`${round}: cold read`, mb(readBack.bytesPerSecond), readBack.bytesPerSecond / least(base.read), costs(readBack));
+    row(
+      `${round}: write and fsync`,
+      mb(written.bytesPerSecond),
+      written.bytesPerSecond / least(base.write),
+      costs(written),
+    );
+    row(
+      `${round}: cold read`,
+      mb(readBack.bytesPerSecond),
+      readBack.bytesPerSecond / least(base.read),
+      costs(readBack),
+    );
   }
   await writer.close();
   await reader.close();

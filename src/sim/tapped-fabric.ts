@@ -5,7 +5,6 @@ import type {
   MessageHandler,
   NodeIdentity,
   Peer,
-  RemoteWindow,
   RequestHandler,
   RequestOptions,
   Window,
