@@ -249,15 +249,28 @@ export function wordOf(groups: readonly ChecksumGroup[], sector: number): number
   const [entries, at] = locate(groups, sector);
   return entries[at + 1]!;
 }
-export function crcOf(groups: readonly ChecksumGroup[], sector: number): number {
-  const [entries, at] = locate(groups, sector);
-  return entries[at]!;
-}
 export function setEntry(groups: readonly ChecksumGroup[], sector: number, crc: number, word: number): void {
   invariant(!isLost(word), 'a lost entry is never written on purpose');
   const [entries, at] = locate(groups, sector);
   entries[at] = crc;
   entries[at + 1] = word;
+}
+/**
+ * Data sectors [start, end), which the groups were held for, group by group: the group's entries, the place of the run's first crc
+ * among them, the run's length, and how many sectors of the range come before it. For what is done to hundreds of sectors at once.
+ */
+export function forEachRun(
+  groups: readonly ChecksumGroup[],
+  start: number,
+  end: number,
+  use: (entries: ChecksumEntries, at: number, count: number, before: number) => void,
+): void {
+  for (let sector = start; sector < end; ) {
+    const [entries, at] = locate(groups, sector);
+    const count = Math.min(end - sector, ENTRIES_PER_CHECKSUM_SECTOR - at / 2);
+    use(entries, at, count, sector - start);
+    sector += count;
+  }
 }
 function locate(groups: readonly ChecksumGroup[], sector: number): [ChecksumEntries, number] {
   const index = Math.floor(sector / ENTRIES_PER_CHECKSUM_SECTOR);

@@ -1,6 +1,7 @@
 import { FsError } from '../common/errors.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { uuidFromBytes, uuidToBytes } from '../protocol/nsd-messages.js';
+import { copyWordsFrom, copyWordsTo } from '../protocol/words.js';
 import type { Checksums } from './checksums.js';
 
 /**
@@ -241,7 +242,7 @@ export function encodeChecksumSector(
   setU64(view, 16, sector.index);
   setU64(view, 24, sector.generation);
   const { entries } = sector;
-  for (let i = 0; i < entries.length; i++) view.setUint32(CHECKSUM_HEADER_BYTES + i * 4, entries[i]!, true);
+  copyWordsTo(entries, into, offsetBytes + CHECKSUM_HEADER_BYTES);
   view.setUint32(CHECKSUM_CRC_AT, selfChecksum(checksums, into, offsetBytes, CHECKSUM_CRC_AT), true);
 }
 
@@ -261,7 +262,6 @@ export function decodeChecksumSector(
   const generation = getU64(view, 24);
   if (getU64(view, 16) !== index || !(generation >= 1)) return null;
   if (!isZero(bytes.subarray(offsetBytes + 32, offsetBytes + CHECKSUM_HEADER_BYTES))) return null;
-  const entries = newEntries();
-  for (let i = 0; i < entries.length; i++) entries[i] = view.getUint32(CHECKSUM_HEADER_BYTES + i * 4, true);
+  const entries = copyWordsFrom(bytes, offsetBytes + CHECKSUM_HEADER_BYTES, ENTRIES_PER_CHECKSUM_SECTOR * 2);
   return { generation, entries };
 }

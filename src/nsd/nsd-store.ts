@@ -3,7 +3,7 @@ import { FsError } from '../common/errors.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { uuidToBytes } from '../protocol/nsd-messages.js';
-import { ChecksumArea, type ChecksumGroup, crcOf, setEntry, wordOf } from './checksum-area.js';
+import { ChecksumArea, type ChecksumGroup, forEachRun, setEntry, wordOf } from './checksum-area.js';
 import type { Checksums } from './checksums.js';
 import type { BlockDevice } from './nsd-api.js';
 import {
@@ -227,9 +227,10 @@ export class NsdStore {
       const groups = await this.#area.hold(sector, end);
       try {
         const reads: Promise<void>[] = [];
+        const mixed = zerosAmong(groups, sector, end) > 0;
         for (let at = sector; at < end; ) {
-          const zeros = readsAsZeros(wordOf(groups, at));
-          let runEnd = at + 1;
+          const zeros = mixed && readsAsZeros(wordOf(groups, at));
+          let runEnd = mixed ? at + 1 : end;
           while (runEnd < end && readsAsZeros(wordOf(groups, runEnd)) === zeros) runEnd++;
           const offsetBytes = memory.offsetBytes + (at - sector) * SECTOR_BYTES;
           const lengthBytes = (runEnd - at) * SECTOR_BYTES;
@@ -265,15 +266,20 @@ export class NsdStore {
     out: SectorStates,
     outIndex: number,
   ): void {
+    const { crcs, versions } = out;
     let bad = -1;
-    for (let i = 0; i < sectorCount; i++) {
-      const word = wordOf(groups, sector + i);
-      out.versions[outIndex + i] = versionOf(word);
-      if (readsAsZeros(word)) continue;
-      if (!isLost(word) && out.crcs[outIndex + i] === crcOf(groups, sector + i)) continue;
-      this.counters.add('nsd.checksumMismatches');
-      if (bad < 0) bad = i;
-    }
+    let mismatches = 0;
+    forEachRun(groups, sector, sector + sectorCount, (entries, at, count, before) => {
+      for (let i = 0; i < count; i++) {
+        const word = entries[at + 2 * i + 1]!;
+        const place = outIndex + before + i;
+        versions[place] = versionOf(word);
+        if (readsAsZeros(word) || (!isLost(word) && crcs[place] === entries[at + 2 * i])) continue;
+        mismatches++;
+        if (bad < 0) bad = before + i;
+      }
+    });
+    if (mismatches > 0) this.counters.add('nsd.checksumMismatches', mismatches);
     if (bad < 0) return;
     const detail = isLost(wordOf(groups, sector + bad))
       ? 'its checksum sector is unreadable'
@@ -304,11 +310,14 @@ export class NsdStore {
           end,
           () => this.parts.device.write(this.#deviceOffset(sector), memory),
           (groups) => {
-            for (let i = 0; i < sectorCount; i++) {
-              const version = nextVersion(wordOf(groups, sector + i));
-              setEntry(groups, sector + i, crcs[index + i]!, version);
-              if (versionsOut !== undefined) versionsOut[index + i] = version;
-            }
+            forEachRun(groups, sector, end, (entries, at, count, before) => {
+              for (let i = 0; i < count; i++) {
+                const version = nextVersion(entries[at + 2 * i + 1]!);
+                entries[at + 2 * i] = crcs[index + before + i]!;
+                entries[at + 2 * i + 1] = version;
+                if (versionsOut !== undefined) versionsOut[index + before + i] = version;
+              }
+            });
             return groups;
           },
         );
@@ -528,4 +537,13 @@ async function writeHeaders(parts: NsdStoreParts, header: NsdHeader): Promise<vo
   await device.flush();
   await device.write(0, memory);
   await device.flush();
+}
+
+/** How many of the sectors [start, end) read as zeros. */
+function zerosAmong(groups: readonly ChecksumGroup[], start: number, end: number): number {
+  let zeros = 0;
+  forEachRun(groups, start, end, (entries, at, count) => {
+    for (let i = 0; i < count; i++) if (readsAsZeros(entries[at + 2 * i + 1]!)) zeros++;
+  });
+  return zeros;
 }

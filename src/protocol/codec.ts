@@ -1,4 +1,5 @@
 import { FsError } from '../common/errors.js';
+import { copyWordsFrom, copyWordsTo } from './words.js';
 
 /**
  * Fixed little-endian encoding for message bodies and disk structures. The writer grows by itself; the reader checks every
@@ -51,6 +52,12 @@ export class ByteWriter {
     const at = this.#room(8);
     this.#view.setUint32(at, value % 2 ** 32, true);
     this.#view.setUint32(at + 4, Math.floor(value / 2 ** 32), true);
+    return this;
+  }
+  /** u32 each, no count. */
+  words(values: Uint32Array): this {
+    const at = this.#room(values.length * 4);
+    copyWordsTo(values, this.#bytes, at);
     return this;
   }
   i64(value: bigint): this {
@@ -130,6 +137,10 @@ export class ByteReader {
     const high = this.#view.getUint32(at + 4, true);
     if (high > 0x1fffff) throw this.bad(`integer beyond 2^53 at ${at}`);
     return high * 2 ** 32 + this.#view.getUint32(at, true);
+  }
+  /** u32 each, copied. */
+  words(count: number): Uint32Array {
+    return copyWordsFrom(this.#bytes, this.#take(count * 4), count);
   }
   i64(): bigint {
     return this.#view.getBigInt64(this.#take(8), true);

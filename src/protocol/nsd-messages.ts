@@ -110,15 +110,12 @@ function readExtents(reader: ByteReader, countMax: number, sectorsMax: number): 
 }
 
 function writeWords(writer: ByteWriter, words: Uint32Array): void {
-  writer.u32(words.length);
-  for (const word of words) writer.u32(word);
+  writer.u32(words.length).words(words);
 }
 function readWords(reader: ByteReader, what: string, countExact?: number): Uint32Array {
   const count = reader.count(NSD_REQUEST_SECTORS_MAX);
   if (countExact !== undefined && count !== countExact) throw reader.bad(`${count} ${what} for ${countExact} sectors`);
-  const words = new Uint32Array(count);
-  for (let i = 0; i < count; i++) words[i] = reader.u32();
-  return words;
+  return reader.words(count);
 }
 
 function readWindow(reader: ByteReader): Uint8Array {
