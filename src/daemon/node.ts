@@ -32,6 +32,7 @@ import { encodeExpel } from '../token-manager/token-messages.js';
 import { TokenServer } from '../token-manager/token-server.js';
 import type { TokenServerSettings } from '../token-manager/token-server-events.js';
 import type { PoolPlan } from './pool-plan.js';
+import { SpaceExchange } from './space-exchange.js';
 
 /**
  * One node, put together: everything between the fabric and the file system. The daemon, the library's worker and the
@@ -94,6 +95,7 @@ export class HoldfastNode {
   readonly nsdServer: NsdServer | null;
   readonly #parts: NodeParts;
   readonly #unsubscribe: () => void;
+  readonly #space: SpaceExchange;
   #mounted: Mounted | null = null;
 
   constructor(parts: NodeParts, role: { readonly tokenServer: boolean }) {
@@ -124,6 +126,16 @@ export class HoldfastNode {
           closed: membership.view.expelling,
         })
       : null;
+    this.#space = new SpaceExchange({
+      fabric,
+      membership,
+      counters,
+      logger,
+      mounted: () => {
+        const mounted = this.#mounted;
+        return mounted === null ? null : { uuid: mounted.identity.uuid, fileSystem: mounted.fileSystem };
+      },
+    });
     this.tokens = new TokenClient({
       fabric,
       membership,
@@ -230,6 +242,7 @@ export class HoldfastNode {
       counters,
       checksums,
       settings: settings?.fs ?? {},
+      peers: this.#space.peers(identity.uuid, identity.number),
       fsUuid: identity.uuid,
       nsdUuids: identity.nsds,
     });

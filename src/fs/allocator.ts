@@ -15,6 +15,7 @@ import { DISCARD_EXTENTS_MAX } from './free-queue.js';
 import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange } from './layout.js';
 import { blockFree, countBits, fillBits, findRun, freeRuns, regionFree, setRegionFree } from './map-formats.js';
 import { Mutex } from './mutex.js';
+import { type SettledPeers, Settling } from './space-peers.js';
 import type { Volume } from './volume.js';
 
 interface HeldRegion {
@@ -33,8 +34,10 @@ export class Allocator {
   readonly #held = new Map<number, HeldRegion>();
   readonly #acquiring = new Mutex();
   readonly #firstRegion: number;
-  #noSpaceUntilMs = -1;
-  #noSpaceCount = SUB_BLOCKS_PER_BLOCK + 1;
+  /** Every region was looked through for `count` sub-blocks in a row after the others had answered so, and there were none. */
+  /** Nothing was found for so many: no reason to look again for what is only wished for. */
+  #scarce: { readonly untilMs: number; readonly count: number } | null = null;
+  #full: { readonly mark: string; readonly count: number } | null = null;
 
   constructor(volume: Volume) {
     this.#volume = volume;
@@ -65,27 +68,46 @@ export class Allocator {
 
   /**
    * A run of `count` sub-blocks inside one block. Blocks of a file go round over the NSDs; fragments are packed one behind the other.
+   * @param urgently false: it would be good to have, and nobody else is troubled for it.
    * @throws {FsError} noSpace
    */
-  async allocate(ino: InodeNumber, block: number, count: number): Promise<Extent> {
+  async allocate(ino: InodeNumber, block: number, count: number, urgently = true): Promise<Extent> {
     const preferred = nsdIndex((ino + block) % this.#volume.geometry.nsdCount);
     const found = this.#tryHeld(preferred, count);
     if (found !== null) return found;
     return this.#acquiring.run(async () => {
+      let asked: SettledPeers | null = null;
       for (let attempt = 0; ; attempt++) {
         const again = this.#tryHeld(preferred, count) ?? (await this.#waitHeld(preferred, count));
         if (again !== null) return again;
-        if (await this.#takeRegion(count)) continue;
-        // What this node has freed but not yet given back counts before "full" is said.
+        const known = urgently ? this.#knownFull(count, asked) : this.#knownScarce(count);
+        const looked = known ? 'full' : await this.#takeRegion(count);
+        if (looked === 'taken') continue;
+        // What this node has freed but not yet given back counts before "full" is said; then what the others have.
         if (attempt < 3 && (await this.#volume.frees.reclaim())) continue;
-        this.#volume.counters.add('fs.noSpace');
-        throw new FsError('noSpace', {
-          op: 'allocate',
-          object: `inode ${ino}`,
-          detail: `no ${count} free sub-blocks in a row`,
-        });
+        if (asked === null && urgently) {
+          asked = await this.#volume.parts.peers.settle(Settling.space, this.#volume.settings.peersTimeoutMs);
+          continue;
+        }
+        if (!known && looked === 'full' && asked !== null && asked.mark !== null)
+          this.#full = { mark: asked.mark, count };
+        throw this.#noSpace(ino, count);
       }
     });
+  }
+
+  #knownFull(count: number, asked: SettledPeers | null): boolean {
+    if (this.#full === null || count < this.#full.count) return false;
+    return asked === null || asked.mark === this.#full.mark;
+  }
+  #knownScarce(count: number): boolean {
+    return this.#scarce !== null && count >= this.#scarce.count && this.#volume.clock.nowMs() < this.#scarce.untilMs;
+  }
+
+  #noSpace(ino: InodeNumber, count: number): FsError {
+    this.#volume.counters.add('fs.noSpace');
+    const detail = `no ${count} free sub-blocks in a row`;
+    return new FsError('noSpace', { op: 'allocate', object: `inode ${ino}`, detail });
   }
 
   /** Makes an extent longer where it is. False: what follows is in use, or its region is not held. */
@@ -108,8 +130,8 @@ export class Allocator {
 
   /** Space was freed in a region: "full" may be wrong now. */
   freed(region: number, nsd: NsdIndex, block: number, count: number): void {
-    this.#noSpaceUntilMs = -1;
-    this.#noSpaceCount = SUB_BLOCKS_PER_BLOCK + 1;
+    this.#full = null;
+    this.#scarce = null;
     const held = this.#held.get(region);
     if (held === undefined) return;
     const at = nsd * this.#volume.geometry.regionBlocks + block;
@@ -237,25 +259,25 @@ export class Allocator {
     return null;
   }
 
-  /** Gets a further region that can serve `count`. False: there is none, as far as can be seen. */
-  async #takeRegion(count: number): Promise<boolean> {
+  /** Gets a further region that can serve `count`. `unsure`: there is none among those that could be had in time. */
+  async #takeRegion(count: number): Promise<'taken' | 'full' | 'unsure'> {
     const volume = this.#volume;
-    if (count >= this.#noSpaceCount && volume.clock.nowMs() < this.#noSpaceUntilMs) return false;
+    let looked: 'full' | 'unsure' = 'full';
     const { regionCount } = volume.geometry;
     for (let i = 0; i < regionCount; i++) {
       const region = (this.#firstRegion + i) % regionCount;
       if (this.#held.has(region)) continue;
       try {
-        if (await this.#tryRegion(region, count)) return true;
+        if (await this.#tryRegion(region, count)) return 'taken';
       } catch (error) {
         if (!FsError.is(error) || (error.reason !== 'tokenDeadline' && error.reason !== 'tokenRefused')) throw error;
         volume.counters.add('fs.regionsBusy');
+        looked = 'unsure';
       }
     }
     // Only who has looked remembers: an answer out of memory doesn't make the memory last longer.
-    this.#noSpaceUntilMs = volume.clock.nowMs() + volume.settings.noSpaceMemoryMs;
-    this.#noSpaceCount = Math.min(this.#noSpaceCount, count);
-    return false;
+    this.#scarce = { untilMs: volume.clock.nowMs() + volume.settings.scarceMemoryMs, count };
+    return looked;
   }
 
   async #tryRegion(region: number, count: number): Promise<boolean> {

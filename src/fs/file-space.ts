@@ -68,7 +68,7 @@ async function reserveBlock(volume: Volume, inode: Inode, block: number, need: n
 /** The wish, or when space has become scarce or scattered, what is needed. */
 async function allocateUpTo(volume: Volume, inode: Inode, block: number, wish: number, need: number): Promise<Extent> {
   try {
-    return await volume.allocator.allocate(inode.ino, block, wish);
+    return await volume.allocator.allocate(inode.ino, block, wish, wish === need);
   } catch (error) {
     if (wish === need || !FsError.is(error) || error.reason !== 'noSpace') throw error;
     return volume.allocator.allocate(inode.ino, block, need);

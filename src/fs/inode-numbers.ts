@@ -24,6 +24,7 @@ import {
   setSegmentGeneration,
 } from './map-formats.js';
 import { Mutex } from './mutex.js';
+import { Settling } from './space-peers.js';
 import type { Volume } from './volume.js';
 
 export interface InodeTicket {
@@ -83,6 +84,15 @@ export class InodeNumbers {
   }
 
   async #refill(): Promise<void> {
+    if (await this.#refillFromMap()) return;
+    // Others may have removed files whose numbers are on their way, or have numbers in stock.
+    const { parts, settings } = this.#volume;
+    await parts.peers.settle(Settling.numbers, settings.peersTimeoutMs);
+    if (await this.#refillFromMap()) return;
+    throw new FsError('noInodes', { op: 'create', detail: 'every inode of the file system is in use' });
+  }
+
+  async #refillFromMap(): Promise<boolean> {
     const { segmentCount } = this.#volume.geometry;
     await this.#volume.inodes.writeOutFreeing();
     await this.#returnNow();
@@ -99,9 +109,9 @@ export class InodeNumbers {
         this.#returned.push(...batch.map(({ ino }) => ino));
         throw error;
       }
-      return;
+      return true;
     }
-    throw new FsError('noInodes', { op: 'create', detail: 'every inode of the file system is in use' });
+    return false;
   }
 
   async #takeBatch(segment: number): Promise<Omit<InodeTicket, 'home'>[]> {
@@ -155,6 +165,16 @@ export class InodeNumbers {
   /** Freed numbers go back to the map. */
   async returnNumbers(): Promise<void> {
     if (this.#returned.length > 0) await this.#mutex.run(() => this.#returnNow());
+  }
+
+  /** Marked as used in the map, and in truth free: in stock, or on their way back. */
+  get unusedCount(): number {
+    return this.#free.length + this.#returned.length;
+  }
+
+  /** Another node has none left. Who is looking for some itself has none to give, and is not waited for. */
+  async surrender(): Promise<void> {
+    if (!this.#mutex.busy) await this.close();
   }
 
   /** Before unmounting: unused numbers too. */

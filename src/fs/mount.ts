@@ -19,16 +19,19 @@ import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
 import { type MountedFileSystem, MountedFs } from './mounted-file-system.js';
 import { Neighbours } from './neighbours.js';
 import { DEFAULT_FS_SETTINGS, type FsSettings } from './settings.js';
+import { NO_PEERS, type SpacePeers } from './space-peers.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
 import { Volume, type VolumeParts } from './volume.js';
 
 export type { MountedFileSystem } from './mounted-file-system.js';
 
-export interface MountOptions extends Omit<VolumeParts, 'settings'> {
+export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers'> {
   /** Made over `backing`, which is bound to the file system here: the circle is closed at mount. */
   readonly cache: PageCacheApi;
   readonly backing: FileBacking;
   readonly settings?: Partial<FsSettings>;
+  /** Absent: nobody else has it mounted. */
+  readonly peers?: SpacePeers;
   /** What the caller believes is there; refused when the superblock says otherwise. */
   readonly fsUuid?: string | undefined;
   readonly nsdUuids?: readonly string[] | undefined;
@@ -39,11 +42,11 @@ const SUPERBLOCK_TRIES = 4;
 
 /** Needs 1 MiB of staging at least: a fragment on the move is in it. */
 export async function mountFileSystem(options: MountOptions): Promise<MountedFileSystem> {
-  const { cache, backing, settings, fsUuid, nsdUuids, ...parts } = options;
+  const { cache, backing, settings, fsUuid, nsdUuids, peers, ...parts } = options;
   const superblock = await readSuperblock(parts, nsdUuids?.length);
   checkIdentity(superblock, fsUuid, nsdUuids);
   const volume = new Volume(
-    { ...parts, settings: { ...DEFAULT_FS_SETTINGS, ...settings } },
+    { ...parts, settings: { ...DEFAULT_FS_SETTINGS, ...settings }, peers: peers ?? NO_PEERS },
     superblock,
     fsIdOf(superblock.fsUuid),
   );

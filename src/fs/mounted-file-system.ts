@@ -25,6 +25,8 @@ import { readDirectory } from './operations/read-directory.js';
 import { rename } from './operations/rename.js';
 import { remove } from './operations/unlink.js';
 import { readLink, walkToExisting } from './path-walk.js';
+import { settle } from './settle.js';
+import type { Settled, Settling } from './space-peers.js';
 import { Statistics } from './statistics.js';
 import type { Superblock } from './superblock.js';
 import type { Volume } from './volume.js';
@@ -35,6 +37,8 @@ export interface MountedFileSystem extends FileSystem {
   readonly superblock: Superblock;
   /** Fenced (F3): nothing is written any more; the inodes whose changes are lost. The cache tells about data. */
   abandon(): InodeNumber[];
+  /** Another node asks for what this one has freed. @throws {FsError} closed, fenced; what writing out gives. */
+  settle(what: Settling): Promise<Settled>;
   /** For status pages. */
   usage(): { inodes: number; dirtyInodes: number; regionsHeld: number; extentsToFree: number; openFiles: number };
 }
@@ -130,6 +134,10 @@ export class MountedFs implements MountedFileSystem {
   async statfs(): Promise<FsStatistics> {
     this.#volume.checkOpen('statfs');
     return this.#statistics.read();
+  }
+
+  settle(what: Settling): Promise<Settled> {
+    return settle(this.#volume, what);
   }
 
   async sync(): Promise<void> {

@@ -12,11 +12,13 @@ export interface FsSettings {
   readonly inodeRun: number;
   /** How long a region's holder may take before another region is tried. */
   readonly regionTimeoutMs: number;
-  /** How long "no space anywhere" is believed. */
-  readonly noSpaceMemoryMs: number;
+  /** How long "no room for more than is needed" is believed. */
+  readonly scarceMemoryMs: number;
+  /** How long the other nodes may take to settle what they have freed, before "full" is said or space is counted without them. */
+  readonly peersTimeoutMs: number;
   /** Extents waiting to be freed before an operation helps out. */
   readonly freeQueueMax: number;
-  /** How old the counts that statfs answers with may be. */
+  /** How old the counts that statfs answers with may be at most; never older than ten times what it takes to count. */
   readonly statisticsAgeMs: number;
 }
 
@@ -27,7 +29,8 @@ export const DEFAULT_FS_SETTINGS: FsSettings = {
   inodeBatch: 256,
   inodeRun: 64,
   regionTimeoutMs: 2_000,
-  noSpaceMemoryMs: 200,
+  scarceMemoryMs: 200,
+  peersTimeoutMs: 2_000,
   freeQueueMax: 16_384,
   statisticsAgeMs: 2_000,
 };

@@ -52,6 +52,86 @@ test('a full file system says ENOSPC at the write that does not fit, loses nothi
   await again.fs.unmount();
 });
 
+/** Fills it up; the paths of what got in. */
+async function fill(fs: FileSystem, prefix: string): Promise<string[]> {
+  for (const written: string[] = []; ; ) {
+    const path = `${prefix}${written.length}`;
+    try {
+      await put(fs, path, Buffer.alloc(BLOCK_BYTES, written.length + 1));
+      written.push(path);
+    } catch (error) {
+      expect(error).toMatchObject({ code: 'ENOSPC' });
+      return written;
+    }
+  }
+}
+
+test('what another node has just freed is there for the next write: nobody waits for a clock', async () => {
+  // The clock of these tests stands still: nothing happens in the background.
+  const volume = await TestVolume.create({ blocks: [14, 14], poolPages: 4096 });
+  const [one, two] = [await volume.mount(1), await volume.mount(2)];
+  const written = await fill(one.fs, '/f');
+  expect(written.length).toBeGreaterThan(10);
+  for (let round = 0; round < 3; round++) {
+    await expect(put(one.fs, '/more', Buffer.alloc(BLOCK_BYTES, 1))).rejects.toMatchObject({ code: 'ENOSPC' });
+    await two.fs.unlink(written[round]!, ROOT);
+    await put(one.fs, `/again${round}`, Buffer.alloc(BLOCK_BYTES, 77 + round));
+  }
+  // What is cut off a file comes back too.
+  await two.fs.truncate(written[5]!, 0, ROOT);
+  await put(one.fs, '/again3', Buffer.alloc(BLOCK_BYTES, 80));
+  for (let round = 0; round < 4; round++)
+    expect((await get(two.fs, `/again${round}`)).every((byte) => byte === 77 + round)).toBe(true);
+  for (const { fs } of [one, two]) await fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+});
+
+test('a full file system is not looked through again as long as nobody has freed anything', async () => {
+  const volume = await TestVolume.create({ blocks: [14, 14], poolPages: 4096 });
+  const [one, two] = [await volume.mount(1), await volume.mount(2)];
+  await two.fs.mkdir('/d', 0o755, ROOT);
+  const written = await fill(one.fs, '/f');
+  const more = (): Promise<void> => put(one.fs, '/more', Buffer.alloc(BLOCK_BYTES, 1));
+  await expect(more()).rejects.toMatchObject({ code: 'ENOSPC' });
+  const asked = volume.arbiter.messages;
+  for (let i = 0; i < 10; i++) await expect(more()).rejects.toMatchObject({ code: 'ENOSPC' });
+  expect(volume.arbiter.messages).toBe(asked);
+  await two.fs.unlink(written[0]!, ROOT);
+  await more();
+  for (const { fs } of [one, two]) await fs.unmount();
+});
+
+test("statfs counts what other nodes have written and freed, and not yet brought to the devices' maps", async () => {
+  const volume = await TestVolume.create({ blocks: [32, 32], poolPages: 4096 });
+  const [one, two] = [await volume.mount(1), await volume.mount(2)];
+  const before = await one.fs.statfs();
+  await put(two.fs, '/f', Buffer.alloc(5 * BLOCK_BYTES, 1));
+  const full = await one.fs.statfs();
+  expect(before.freeBytes - full.freeBytes).toBeGreaterThanOrEqual(5 * BLOCK_BYTES);
+  expect(before.freeInodes - full.freeInodes).toBe(1);
+  expect(await two.fs.statfs()).toEqual(full);
+  await two.fs.unlink('/f', ROOT);
+  const after = await one.fs.statfs();
+  expect(after.freeBytes - full.freeBytes).toBeGreaterThanOrEqual(5 * BLOCK_BYTES);
+  expect(after.freeInodes).toBe(before.freeInodes);
+  for (const { fs } of [one, two]) await fs.unmount();
+});
+
+test('inode numbers that another node has in stock are there for the next create', async () => {
+  const volume = await TestVolume.create({ blocks: [64], mkfs: { segmentCount: 1 } });
+  const [one, two] = [await volume.mount(1), await volume.mount(2, { inodeBatch: 4096 })];
+  const create = async (fs: FileSystem, name: string): Promise<void> =>
+    (await fs.open(name, O_CREAT | O_RDWR | O_EXCL, 0o644, ROOT)).close();
+  // All that there are.
+  await create(two.fs, '/theirs');
+  await create(one.fs, '/ours');
+  await create(two.fs, '/theirs too');
+  await two.fs.unlink('/theirs', ROOT);
+  await create(one.fs, '/ours too');
+  for (const { fs } of [one, two]) await fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostInodes: 0 });
+});
+
 test('when whole blocks are scattered, fragments are used to the end', async () => {
   const volume = await TestVolume.create({ blocks: [8] });
   const { fs } = await volume.mount();

@@ -1,6 +1,7 @@
 /**
- * What statfs answers. Counted from the maps as they are on the devices, without a token, so that asking disturbs nobody; what this
- * node holds is taken from memory. As old as other nodes' last write-out of their regions, plus `statisticsAgeMs`.
+ * What statfs answers. Counted from the maps as they are on the devices, after this node and the others have brought there what they
+ * have freed and what they hold (space-peers.ts); a node that doesn't answer in time is counted as its last write-out left it.
+ * Counting costs every node a little: it is done again after ten times as long as it took, at most `statisticsAgeMs`.
  */
 import { BLOCK_BYTES, SECTOR_BYTES, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { INODES_PER_SEGMENT } from '../token-manager/token.js';
@@ -9,23 +10,37 @@ import type { FsStatistics } from './file-system-api.js';
 import type { Inode } from './inode.js';
 import { ALLOCATION_MAP, INODE_MAP, NAME_BYTES_MAX, RESERVED_BLOCKS } from './layout.js';
 import { regionFault, regionFree, segmentFault, segmentFree } from './map-formats.js';
+import { Mutex } from './mutex.js';
+import { settle } from './settle.js';
+import { Settling } from './space-peers.js';
 import type { Volume } from './volume.js';
 
 const READ_RUN = 64;
+/** What is counted is believed for so many times what counting it took. */
+const AGE_PER_COST = 10;
+
+interface Counts {
+  readonly count: number;
+  readonly untilMs: number;
+  readonly freeSubBlocks: ReadonlyMap<number, number>;
+  readonly freeInodes: number;
+}
 
 export class Statistics {
   readonly #volume: Volume;
-  #last: { atMs: number; freeSubBlocks: Map<number, number>; freeInodes: number } | null = null;
+  readonly #counting = new Mutex();
+  /** Counts begun. */
+  #begun = 0;
+  #last: Counts | null = null;
 
   constructor(volume: Volume) {
     this.#volume = volume;
   }
 
   async read(): Promise<FsStatistics> {
-    const { geometry, clock, settings } = this.#volume;
-    if (this.#last === null || clock.nowMs() - this.#last.atMs > settings.statisticsAgeMs)
-      this.#last = await this.#count();
-    const freeByRegion = new Map(this.#last.freeSubBlocks);
+    const { geometry } = this.#volume;
+    const last = await this.#counts();
+    const freeByRegion = new Map(last.freeSubBlocks);
     for (const [region, free] of this.#volume.allocator.heldFree()) freeByRegion.set(region, free);
     let freeSubBlocks = 0;
     for (const free of freeByRegion.values()) freeSubBlocks += free;
@@ -36,24 +51,46 @@ export class Statistics {
       totalBytes: blocks * BLOCK_BYTES,
       freeBytes: freeSubBlocks * SUB_BLOCK_BYTES,
       totalInodes: geometry.segmentCount * INODES_PER_SEGMENT,
-      freeInodes: this.#last.freeInodes,
+      freeInodes: last.freeInodes,
       nameBytesMax: NAME_BYTES_MAX,
     };
   }
 
-  async #count() {
-    const { geometry, fsId, checksums, clock, systemFiles } = this.#volume;
+  /** Whoever asks while others do shares the first count that begins from here on. */
+  async #counts(): Promise<Counts> {
+    const asked = this.#begun;
+    return this.#counting.run(async () => {
+      const { clock } = this.#volume;
+      if (this.#last !== null && (this.#last.count > asked || clock.nowMs() < this.#last.untilMs)) return this.#last;
+      this.#last = await this.#count(++this.#begun);
+      return this.#last;
+    });
+  }
+
+  async #count(count: number): Promise<Counts> {
+    const { geometry, fsId, checksums, clock, systemFiles, settings, parts, numbers } = this.#volume;
+    const beganMs = clock.nowMs();
+    const [own, others] = await Promise.all([
+      settle(this.#volume, Settling.counts).catch((error: unknown) => {
+        // What can't be written now is counted as the devices have it.
+        parts.logger.warn({ error: String(error) }, 'space is counted without what this node has not written');
+        return { unusedNumbers: numbers.unusedCount };
+      }),
+      parts.peers.settle(Settling.counts, settings.peersTimeoutMs),
+    ]);
     const freeSubBlocks = new Map<number, number>();
     await this.#scan(systemFiles.get(ALLOCATION_MAP)!, geometry.regionCount * geometry.nsdCount, (sector, index) => {
       if (regionFault(sector, index, geometry, fsId, checksums) !== null) return;
       const region = Math.floor(index / geometry.nsdCount);
       freeSubBlocks.set(region, (freeSubBlocks.get(region) ?? 0) + regionFree(sector));
     });
-    let freeInodes = 0;
+    let freeInodes = own.unusedNumbers + others.unusedNumbers;
     await this.#scan(systemFiles.get(INODE_MAP)!, geometry.segmentCount, (sector, index) => {
       if (segmentFault(sector, index, fsId, checksums) === null) freeInodes += segmentFree(sector);
     });
-    return { atMs: clock.nowMs(), freeSubBlocks, freeInodes };
+    const tookMs = clock.nowMs() - beganMs;
+    const untilMs = clock.nowMs() + Math.min(settings.statisticsAgeMs, AGE_PER_COST * tookMs);
+    return { count, untilMs, freeSubBlocks, freeInodes };
   }
 
   async #scan(file: Inode, sectors: number, use: (sector: Uint8Array, index: number) => void): Promise<void> {

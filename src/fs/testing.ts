@@ -23,6 +23,7 @@ import { type CheckReport, checkFileSystem } from './check.js';
 import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from './mount.js';
 import type { FsSettings } from './settings.js';
+import type { SettledPeers, Settling } from './space-peers.js';
 import { TestArbiter, TestTokens } from './testing-tokens.js';
 
 export { TestArbiter, TestTokens } from './testing-tokens.js';
@@ -196,6 +197,7 @@ export class TestVolume {
   readonly arbiter = new TestArbiter();
   readonly nsds: RamNsds;
   epoch = epoch(1);
+  readonly #mounted = new Map<number, MountedFileSystem>();
   readonly #options: TestVolumeOptions;
 
   private constructor(options: TestVolumeOptions, nsds: RamNsds) {
@@ -230,7 +232,25 @@ export class TestVolume {
   /** It answers nothing any more and takes what it had in memory with it; what it held falls, in a new epoch. */
   bury(node: TestNode): void {
     this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
+    for (const [number, fs] of this.#mounted) if (fs === node.fs) this.#mounted.delete(number);
     this.epoch = epoch(this.epoch + 1);
+  }
+
+  /** Of node numbers that are used twice the last one counts. */
+  async #settle(asking: number, what: Settling): Promise<SettledPeers> {
+    const marks: string[] = [];
+    let unusedNumbers = 0;
+    for (const [node, fs] of this.#mounted) {
+      if (node === asking) continue;
+      try {
+        const settled = await fs.settle(what);
+        marks.push(`${node}:${settled.freedSubBlocks}`);
+        unusedNumbers += settled.unusedNumbers;
+      } catch (error) {
+        if (!FsError.is(error) || error.reason !== 'closed') return { mark: null, unusedNumbers };
+      }
+    }
+    return { mark: marks.join(), unusedNumbers };
   }
 
   async mount(node = 1, nodeSettings: Partial<FsSettings> = {}): Promise<TestNode> {
@@ -273,7 +293,9 @@ export class TestVolume {
       counters,
       checksums: testChecksums,
       settings: { ...this.#options.settings, ...nodeSettings },
+      peers: { settle: (what) => this.#settle(node, what) },
     });
+    this.#mounted.set(node, fs);
     return { fs, tokens, cache, map, counters, pool, nsds };
   }
 }

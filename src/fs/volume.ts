@@ -23,6 +23,7 @@ import type { InodeTable } from './inode-table.js';
 import type { Geometry } from './layout.js';
 import type { Neighbours } from './neighbours.js';
 import type { FsSettings } from './settings.js';
+import type { SpacePeers } from './space-peers.js';
 import type { Superblock } from './superblock.js';
 
 export interface VolumeParts {
@@ -39,6 +40,7 @@ export interface VolumeParts {
   readonly counters: Counters;
   readonly checksums: Checksums;
   readonly settings: FsSettings;
+  readonly peers: SpacePeers;
 }
 
 export class Volume {

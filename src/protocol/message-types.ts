@@ -20,5 +20,7 @@ export const MessageType = {
   /** A peer measures the way to us. */
   fabricTest: 31,
   clientCall: 40,
+  // File system: requests
+  fsSettle: 50,
 } as const;
 export type MessageType = (typeof MessageType)[keyof typeof MessageType];

@@ -29,6 +29,9 @@ export function placeOf(tokenClass: TokenClass, object: TokenObject): { fileSyst
   return { fileSystem, id: object - fileSystem * objectsOf(tokenClass) };
 }
 
+export const tokenObject = (tokenClass: TokenClass, fileSystem: FileSystemNumber, id: number): TokenObject =>
+  fileSystem * objectsOf(tokenClass) + id;
+
 export const className = (tokenClass: TokenClass): string => nameIn(TokenClass, tokenClass);
 export const modeName = (mode: TokenMode): string => nameIn(TokenMode, mode);
 const nameIn = (table: Readonly<Record<string, number>>, value: number): string =>
@@ -84,7 +87,7 @@ class FileSystemTokens implements TokenClientApi {
   }
 
   #object(tokenClass: TokenClass, id: number): TokenObject {
-    return this.#number * objectsOf(tokenClass) + id;
+    return tokenObject(tokenClass, this.#number, id);
   }
 
   #items(items: readonly TokenItem[]): readonly TokenItem[] {

@@ -1,0 +1,20 @@
+/** This node's part of settling: what it has freed, and what it has in stock, becomes free on the devices. See space-peers.ts. */
+import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
+import { type Settled, Settling } from './space-peers.js';
+import type { Volume } from './volume.js';
+
+export async function settle(volume: Volume, what: Settling): Promise<Settled> {
+  const { frees, numbers, counters } = volume;
+  volume.checkOpen('settle');
+  await frees.reclaim();
+  if (what === Settling.numbers) await numbers.surrender();
+  if (what === Settling.counts) {
+    await numbers.returnNumbers();
+    for (const map of [ALLOCATION_MAP, INODE_MAP]) {
+      const file = volume.mapFile(map);
+      if (file.dirty) await file.flush();
+    }
+  }
+  counters.add('fs.settled');
+  return { freedSubBlocks: counters.get('fs.subBlocksFreed'), unusedNumbers: numbers.unusedCount };
+}
