@@ -36,7 +36,11 @@ export class Copier {
       slots.bytesOf(page, start, end).set(source.subarray(done, done + end - start));
       done += end - start;
       // That it can take it in was seen in this turn.
-      Object.assign(page, withWrite(page, start, end));
+      const content = withWrite(page, start, end)!;
+      page.validMask = content.validMask;
+      page.dirtyMask = content.dirtyMask;
+      page.partialStart = content.partialStart;
+      page.partialEnd = content.partialEnd;
       dirty.mark(page);
       slots.store(page);
     }

@@ -45,7 +45,13 @@ export function withWrite(content: SlotContent, start: number, end: number): Slo
     if (start <= sector * SECTOR_BYTES && (sector + 1) * SECTOR_BYTES <= end) covered |= bit;
     else if ((content.validMask & bit) === 0) loose = true;
   }
-  const next = { ...content };
+  // Only this: `content` may be a whole page.
+  const next: SlotContent = {
+    validMask: content.validMask,
+    dirtyMask: content.dirtyMask,
+    partialStart: content.partialStart,
+    partialEnd: content.partialEnd,
+  };
   if (loose) {
     if (!hasPartial(content)) {
       next.partialStart = start;
