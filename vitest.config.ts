@@ -7,8 +7,9 @@ export default defineConfig({
     include: ['src/**/*.test.ts', 'native/*/test/**/*.test.ts'],
     // These need devices: docs/hw-test.md.
     exclude: ['**/node_modules/**', '**/dist/**', '**/*.hw.test.ts'],
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
+    // For what hangs; a machine busy with other things takes its time.
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
     maxWorkers: 2,
   },
 });
