@@ -80,7 +80,7 @@ export const suites: readonly Suite[] = [
     short: true,
     shows: 'NVMe commands passed through to namespaces, checked by dd and nvme-cli; identify, logs, errors in words',
     guests: 1,
-    commands: [vitest('native/napi-nvme/test/passthrough.hw.test.ts')],
+    commands: [vitest('native/napi-nvme/test/passthrough.hw.test.ts', 'src/daemon/same-storage.hw.test.ts')],
     deadlineS: 240,
   },
   {

@@ -1,5 +1,6 @@
 import { readFileSync, realpathSync, statSync } from 'node:fs';
 import path from 'node:path';
+import { storageKeys } from 'napi-nvme';
 import { isMap, isNode, isPair, isScalar, LineCounter, type ParsedNode, parseDocument } from 'yaml';
 import type { z } from 'zod';
 import { FsError } from '../common/errors.js';
@@ -124,12 +125,10 @@ function isThere(file: string): boolean {
   return statSync(file, { throwIfNoEntry: false }) !== undefined;
 }
 
-/** Everything by which a path's storage may be met again: its real path, its inode, its device. */
+/** Everything by which a path's storage may be met again: its real path, its inode, and of a device its other names and parts. */
 function identities(file: string): string[] {
-  const stat = statSync(file, { throwIfNoEntry: false });
-  if (stat === undefined) return [`path ${realDirectory(file)}`];
-  const device = stat.isBlockDevice() ? [`device ${stat.rdev}`] : [];
-  return [`path ${realpathSync(file)}`, `inode ${stat.dev}:${stat.ino}`, ...device];
+  const keys = storageKeys(file);
+  return keys.length === 0 ? [`path ${realDirectory(file)}`] : [`path ${realpathSync(file)}`, ...keys];
 }
 
 function realDirectory(file: string): string {

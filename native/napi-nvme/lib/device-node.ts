@@ -27,8 +27,8 @@ export interface SystemRoots {
 export const SYSTEM_ROOTS: SystemRoots = { sys: '/sys', dev: '/dev' };
 
 // Numbers of devices as glibc packs them.
-const major = (rdev: bigint): bigint => ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n);
-const minor = (rdev: bigint): bigint => (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
+export const major = (rdev: bigint): bigint => ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n);
+export const minor = (rdev: bigint): bigint => (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
 
 /** @throws the system's error when the path leads nowhere. */
 export async function deviceNode(devicePath: string, roots: SystemRoots = SYSTEM_ROOTS): Promise<DeviceNode> {

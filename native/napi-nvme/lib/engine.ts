@@ -13,6 +13,7 @@ import {
   type OperationName,
   outcomeOf,
 } from './opened-device.js';
+import { namespaceFiles } from './storage-identity.js';
 
 /**
  * The block engine: one io_uring of this thread, the buffers attached to it, and the devices opened on it.
@@ -59,8 +60,8 @@ export interface OpenOptions {
    */
   readonly access?: AccessWish;
   /**
-   * Only with an exclusive lock (flock) on what is opened; it lasts until the device is closed, and after this process died until the kernel has
-   * done what was under way. EBUSY, naming the process, while another has it.
+   * Only with an exclusive lock (flock) on what is opened, of a namespace by whatever name; it lasts until the device is closed, and after this
+   * process died until the kernel has done what was under way. EBUSY, naming the process, while another has it.
    */
   readonly lock?: boolean;
 }
@@ -199,13 +200,13 @@ export class BlockEngine {
     const choice = await chooseAccess(path, wish, this.#native.passesCommands, this.#commandTimeoutMs);
     this.#checkOpen();
     const readOnly = (options.readOnly ?? false) || choice.namespace?.writeProtected === true;
-    const lock = options.lock ?? false;
+    const lock = options.lock === true ? namespaceFiles(choice.path) : null;
     const opening =
       choice.geometry === null
         ? this.#native.open(choice.path, readOnly, direct, lock)
         : this.#native.openNamespace(choice.path, readOnly, choice.geometry, lock);
     const target = await opening.catch(async (error: unknown) => {
-      throw lock ? await namedHolder(error, choice.path) : error;
+      throw lock === null ? error : await namedHolder(error);
     });
     if (this.#closing !== null) {
       this.#native.closeTarget(target.slot);

@@ -54,3 +54,4 @@ export {
   type ReservationSupport,
   Reservations,
 } from './reservations.js';
+export { storageKeys } from './storage-identity.js';

@@ -13,8 +13,9 @@ export function holderIn(locks: string, major: number, minor: number, inode: big
 }
 
 /** An EBUSY of a lock becomes one that names the process; every other error stays what it is. */
-export async function namedHolder(error: unknown, path: string): Promise<unknown> {
-  if ((error as { code?: unknown }).code !== 'EBUSY') return error;
+export async function namedHolder(error: unknown): Promise<unknown> {
+  const { code, path } = error as { code?: unknown; path?: unknown };
+  if (code !== 'EBUSY' || typeof path !== 'string') return error;
   const holder = await findHolder(path).catch(() => null);
   const who =
     holder === null

@@ -74,10 +74,18 @@ export interface NativeEngine {
   ): { readonly slot: number; readonly addressModulo: number; readonly registerErrno: number };
   /** False while operations name it. */
   detach(slot: number): boolean;
-  /** @param direct 0 prefer, 1 require, 2 off */
-  open(path: string, readOnly: boolean, direct: number, lock: boolean): Promise<NativeTarget>;
+  /**
+   * @param direct 0 prefer, 1 require, 2 off
+   * @param lock null: without a lock; else other files of the same storage whose locks matter too: the first is held, the rest are tried
+   */
+  open(path: string, readOnly: boolean, direct: number, lock: readonly string[] | null): Promise<NativeTarget>;
   /** A namespace by its character device. */
-  openNamespace(path: string, readOnly: boolean, geometry: NativeGeometry, lock: boolean): Promise<NativeTarget>;
+  openNamespace(
+    path: string,
+    readOnly: boolean,
+    geometry: NativeGeometry,
+    lock: readonly string[] | null,
+  ): Promise<NativeTarget>;
   /** Whether this kernel's rings have room for NVMe commands. */
   readonly passesCommands: boolean;
   closeTarget(slot: number): boolean;

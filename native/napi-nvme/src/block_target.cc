@@ -25,6 +25,16 @@ int OpenRetrying(const char* path, int flags) {
   return fd;
 }
 
+// Again on what is locked by this very descriptor changes nothing. EBUSY if another has it.
+int LockExclusively(int fd) {
+  int result;
+  do {
+    result = flock(fd, LOCK_EX | LOCK_NB);
+  } while (result != 0 && errno == EINTR);
+  if (result == 0) return 0;
+  return errno == EWOULDBLOCK ? EBUSY : errno;
+}
+
 // struct statx of the kernel's headers may be newer than the C library's; the fields for direct I/O came with
 // Linux 6.1.
 struct DioAlign {
@@ -52,6 +62,7 @@ BlockTarget& BlockTarget::operator=(BlockTarget&& other) noexcept {
   if (this == &other) return *this;
   Close();
   fd = std::exchange(other.fd, -1);
+  agreed_fd = std::exchange(other.agreed_fd, -1);
   is_block = other.is_block;
   direct = other.direct;
   read_only = other.read_only;
@@ -65,18 +76,39 @@ BlockTarget& BlockTarget::operator=(BlockTarget&& other) noexcept {
 
 void BlockTarget::Close() {
   if (fd >= 0) close(fd);
-  fd = -1;
+  if (agreed_fd >= 0) close(agreed_fd);
+  fd = agreed_fd = -1;
   geometry.reset();
 }
 
-int BlockTarget::Lock(std::string* failed_call) const {
-  int result;
-  do {
-    result = flock(fd, LOCK_EX | LOCK_NB);
-  } while (result != 0 && errno == EINTR);
-  if (result == 0) return 0;
+int BlockTarget::Lock(const std::vector<std::string>& names, std::string* failed_call, std::string* failed_path) {
+  *failed_call = "fstat";
+  struct stat own;
+  if (fstat(fd, &own) != 0) return errno;
   *failed_call = "flock";
-  return errno == EWOULDBLOCK ? EBUSY : errno;
+  bool agreed = false;
+  for (const std::string& name : names) {
+    const int other = OpenRetrying(name.c_str(), O_RDONLY | O_NONBLOCK);
+    struct stat status;
+    if (other < 0 || fstat(other, &status) != 0) {
+      if (other >= 0) close(other);
+      continue;
+    }
+    const bool is_own = status.st_dev == own.st_dev && status.st_ino == own.st_ino;
+    const int error = LockExclusively(is_own ? fd : other);
+    if (error == 0 && !agreed && !is_own)
+      agreed_fd = other;
+    else
+      close(other);
+    agreed = true;
+    if (error != 0) {
+      *failed_path = name;
+      return error;
+    }
+  }
+  const int error = LockExclusively(fd);
+  if (error == 0) failed_call->clear();
+  return error;
 }
 
 int BlockTarget::OpenNamespace(const std::string& path, bool want_read_only, const NamespaceGeometry& wanted,

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "nvme_command.h"
 
@@ -29,13 +30,17 @@ class BlockTarget {
   int OpenNamespace(const std::string& path, bool read_only, const NamespaceGeometry& geometry,
                     std::string* failed_call);
   // An exclusive lock that goes with the last reference to the opened file: while the kernel still works on what a
-  // process left under way when it died, nobody else gets it. 0, EBUSY or another errno.
-  int Lock(std::string* failed_call) const;
+  // process left under way when it died, nobody else gets it. `names` are files of the same storage, in an order that
+  // all who open it agree on: the first is held too, the rest only tried, since whoever has one of them has the first
+  // or is dead. What this process may not open is left out. 0, EBUSY or another errno, and what it is of.
+  int Lock(const std::vector<std::string>& names, std::string* failed_call, std::string* failed_path);
   void Close();
 
   bool is_open() const { return fd >= 0; }
 
   int fd = -1;
+  // Of the name that all agree on, where `fd` isn't that one.
+  int agreed_fd = -1;
   bool is_block = false;
   bool direct = false;
   bool read_only = false;

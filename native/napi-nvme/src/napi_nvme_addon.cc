@@ -470,13 +470,19 @@ class Engine : public Napi::ObjectWrap<Engine> {
 // open(2) and the ioctls may block for as long as a device likes: in a thread.
 class Engine::Opening : public Napi::AsyncWorker {
  public:
-  Opening(Napi::Env env, Engine* engine, std::string path, bool read_only, Direct direct, bool lock)
+  // `lock`: null, or an array of names.
+  Opening(Napi::Env env, Engine* engine, std::string path, bool read_only, Direct direct, const Napi::Value& lock)
       : Napi::AsyncWorker(env),
         deferred_(Napi::Promise::Deferred::New(env)),
         path_(std::move(path)),
         read_only_(read_only),
         direct_(direct),
-        lock_(lock) {
+        lock_(lock.IsArray()),
+        failed_path_(path_) {
+    if (lock_) {
+      const auto names = lock.As<Napi::Array>();
+      for (uint32_t i = 0; i < names.Length(); i++) lock_names_.push_back(names.Get(i).ToString());
+    }
     engine_ = Napi::Persistent(engine->Value());
     raw_ = engine;
   }
@@ -487,14 +493,14 @@ class Engine::Opening : public Napi::AsyncWorker {
   void Execute() override {
     error_ = geometry_ != nullptr ? target_.OpenNamespace(path_, read_only_, *geometry_, &call_)
                                   : target_.Open(path_, read_only_, direct_, &call_);
-    if (error_ == 0 && lock_) error_ = target_.Lock(&call_);
+    if (error_ == 0 && lock_) error_ = target_.Lock(lock_names_, &call_, &failed_path_);
   }
 
   void OnOK() override {
     const Napi::Env env = Env();
     const Napi::HandleScope scope(env);
     if (error_ != 0) {
-      deferred_.Reject(SystemError(env, error_, call_.c_str(), path_).Value());
+      deferred_.Reject(SystemError(env, error_, call_.c_str(), failed_path_).Value());
       return;
     }
     if (raw_->core_->closing) {
@@ -524,6 +530,9 @@ class Engine::Opening : public Napi::AsyncWorker {
   const bool read_only_;
   const Direct direct_;
   const bool lock_;
+  std::vector<std::string> lock_names_;
+  // A name of the storage that another process has, perhaps.
+  std::string failed_path_;
   std::unique_ptr<NamespaceGeometry> geometry_;
   Napi::ObjectReference engine_;
   Engine* raw_;
@@ -537,7 +546,7 @@ Napi::Value Engine::Open(const Napi::CallbackInfo& info) {
   if (!info[0].IsString()) throw Napi::TypeError::New(info.Env(), "a path is wanted");
   const uint32_t direct = Number(info, 2, 0, 2);
   auto* opening = new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(),
-                              static_cast<Direct>(direct), info[3].ToBoolean());
+                              static_cast<Direct>(direct), info[3]);
   const Napi::Promise promise = opening->Promise();
   opening->Queue();
   return promise;
@@ -548,8 +557,8 @@ Napi::Value Engine::OpenNamespace(const Napi::CallbackInfo& info) {
   if (!info[0].IsString()) throw Napi::TypeError::New(info.Env(), "a path is wanted");
   if (!ring->passes_commands()) throw SystemError(info.Env(), EOPNOTSUPP, "io_uring_setup", info[0].As<Napi::String>());
   const NamespaceGeometry geometry = ParseGeometry(info.Env(), info[2]);
-  auto* opening = new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(), Direct::kRequire,
-                              info[3].ToBoolean());
+  auto* opening =
+      new Opening(info.Env(), this, info[0].As<Napi::String>(), info[1].ToBoolean(), Direct::kRequire, info[3]);
   opening->SetGeometry(geometry);
   const Napi::Promise promise = opening->Promise();
   opening->Queue();

@@ -6,11 +6,13 @@ import { pathToFileURL } from 'node:url';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { BlockEngine } from '../lib/index.js';
 import { holderIn } from '../lib/lock-holder.js';
+import { native } from '../lib/native.js';
 
 let directory: string;
 let file: string;
 const engines: BlockEngine[] = [];
 const children: ChildProcess[] = [];
+const closing: (() => void)[] = [];
 
 beforeAll(() => {
   const parent = path.join(process.cwd(), 'node_modules');
@@ -22,6 +24,7 @@ afterAll(() => fs.rmSync(directory, { recursive: true, force: true }));
 afterEach(async () => {
   for (const child of children.splice(0)) child.kill('SIGKILL');
   for (const engine of engines.splice(0)) await engine.close();
+  for (const close of closing.splice(0)) close();
 });
 
 function newEngine(): BlockEngine {
@@ -86,6 +89,33 @@ describe('an opened device with a lock', () => {
     await expect(second.open(file, { lock: true })).rejects.toMatchObject({ code: 'EBUSY', pid: process.pid });
     await first.close();
     await (await second.open(file, { lock: true })).close();
+  });
+
+  it('of one storage with two names is refused by the other name, also while only the kernel is still at it', async () => {
+    const [agreed, second, missing] = ['agreed', 'second', 'missing'].map((name) => path.join(directory, name));
+    for (const name of [agreed!, second!]) fs.writeFileSync(name, Buffer.alloc(4096));
+    const names = [missing!, agreed!, second!];
+    const make = () => {
+      const made = new (native().Engine)(8, 0, () => undefined);
+      closing.push(() => made.close());
+      return made;
+    };
+    const [one, other] = [make(), make()];
+    for (const [first, then] of [
+      [agreed!, second!],
+      [second!, agreed!],
+      [second!, second!],
+    ] as const) {
+      const held = await one.open(first, false, 0, names);
+      await expect(other.open(then, false, 0, names)).rejects.toMatchObject({ code: 'EBUSY', path: agreed });
+      one.closeTarget(held.slot);
+      other.closeTarget((await other.open(then, false, 0, names)).slot);
+    }
+    // Opened by its second name by a process that is dead: that lock alone is there until its I/O has ended.
+    const rest = await one.open(second!, false, 0, []);
+    await expect(other.open(agreed!, false, 0, names)).rejects.toMatchObject({ code: 'EBUSY', path: second });
+    one.closeTarget(rest.slot);
+    await other.open(agreed!, false, 0, names);
   });
 
   it('has its holder named by the lines of /proc/locks', () => {
