@@ -53,7 +53,10 @@ export function outcomeOf(
 ): 'done' | 'passing' | BlockIoError {
   const { name, device, lengthBytes } = operation;
   if (errno === 0 && (doneBytes === lengthBytes || name === 'flush')) return 'done';
-  if (device.access === 'passthrough' && (rawStatus === 0 ? isWithoutPath(errno) : isPassing(rawStatus)))
+  if (
+    device.access === 'passthrough' &&
+    (rawStatus === 0 ? errno === EINTR || isWithoutPath(errno) : isPassing(rawStatus))
+  )
     return 'passing';
   return failureOf(operation, errno, doneBytes, rawStatus);
 }
@@ -80,8 +83,10 @@ export function failureOf(operation: Operation, errno: number, doneBytes: number
     return name === 'discard' ? failed('EINVAL', false, detail) : failed('EIO', true, `${ended}: ${words}`);
   }
   if (device.access === 'passthrough') {
+    if (errno === ETIMEDOUT)
+      return failed('ETIMEDOUT', false, `the kernel gave the command up${after}: it took too long`);
     if (errno === EINTR)
-      return failed('ETIMEDOUT', false, `the kernel gave the command up${after}: timeout or reset of the controller`);
+      return failed('EIO', false, `the controller was reset, or lost its path, with the command under way${after}`);
     if (isWithoutPath(errno)) return failed('ENODEV', false, `the kernel has no path to the namespace${after}`);
   }
   return failed(errnoName(errno), false, `the device failed${after}`);
@@ -96,6 +101,7 @@ const EINVAL = 22;
 
 /** Refuses what the kernel or the device would, or worse, would not. @internal */
 export function checkPlace(
+const ETIMEDOUT = 110;
   device: OpenedDevice,
   buffer: AttachedBuffer | null,
   offsetBytes: number,

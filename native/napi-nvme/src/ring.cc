@@ -5,6 +5,7 @@
 #include <linux/falloc.h>
 #include <sched.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -39,6 +40,15 @@ constexpr int kSubmitAttempts = 1000;
 constexpr uint32_t IORING_URING_CMD_FIXED = 1u << 0;
 #endif
 static_assert(sizeof(nvme_uring_cmd) == 72);
+
+uint64_t NowNs() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1000000000u + static_cast<uint64_t>(now.tv_nsec);
+}
+
+// The kernel counts a command's time in ticks.
+constexpr uint64_t kTickNs = 20000000;
 
 bool IsTransfer(Operation operation) { return operation == kRead || operation == kWrite; }
 
@@ -221,6 +231,7 @@ bool Ring::Submit(const Instruction* first, uint32_t count) {
     if (instruction.tag >= depth_ || requests_[instruction.tag].busy) {
       all = false;
       break;
+  const uint64_t now = NowNs();
     }
     const int error = Check(instruction);
     if (error != 0) {
@@ -246,6 +257,7 @@ bool Ring::Submit(const Instruction* first, uint32_t count) {
     if (HasData(request.operation)) buffers_[request.buffer].in_flight++;
     Start(instruction.tag);
   }
+    request.begun_ns = now;
   EnterPending();
   return all;
 }
@@ -445,8 +457,9 @@ void Ring::Wait(uint32_t max_wait_us) {
   io_uring_wait_cqes(&ring_, &entry, 1, &limit, nullptr);
 }
 
-// `result`: negative is the kernel's errno, positive the controller's status. What the kernel interrupted is not begun
-// again: that is how it reports commands that it gave up (timeout, reset), and whoever asked must hear of it.
+// `result`: negative is the kernel's errno, positive the controller's status. EINTR is how the kernel reports commands
+// that it gave up: those that took longer than they may, and those that were under way when their controller was reset
+// or lost its path. It doesn't say which; the time does. Whoever asked must hear of either, and may ask again.
 void Ring::HandleCommandResult(uint32_t tag, uint64_t start_bytes, bool named_registered, int result) {
   Request& request = requests_[tag];
   Target& target = targets_[request.target];
@@ -468,6 +481,10 @@ void Ring::HandleCommandResult(uint32_t tag, uint64_t start_bytes, bool named_re
     request.failed_at_bytes = start_bytes;
     request.failed_error = result < 0 ? -result : EIO;
     request.failed_status = result > 0 ? static_cast<uint32_t>(result) & 0x7fff : 0;
+  if (result == -EINTR) {
+    const uint64_t limit = uint64_t{target.block.geometry->timeout_ms} * 1000000;
+    if (NowNs() - request.begun_ns + kTickNs >= limit) result = -ETIMEDOUT;
+  }
   }
   if (request.operation != kFlush) QueueCommands(tag);
   if (request.commands > 0) return;

@@ -100,6 +100,7 @@ class Ring {
     uint64_t cut_bytes;
     bool failed;
     uint64_t failed_at_bytes;
+    uint64_t begun_ns;
     int failed_error;
     uint32_t failed_status;
   };

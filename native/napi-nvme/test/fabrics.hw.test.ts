@@ -231,16 +231,18 @@ describe.each(TRANSPORTS.filter((transport) => transport !== 'loop'))('a target 
       for (; !stop; writes++) await device.write(index * 4096, buffer, index * 4096, 4096);
     };
     const lanes = Promise.all([0, 1, 2, 3, 4, 5, 6, 7].map(lane));
+    const broken = lanes.then(() => undefined);
+    const meanwhile = (ask: () => Promise<boolean>): Promise<void> => Promise.race([until(ask), broken]);
     const ports = fs.readdirSync('/sys/kernel/config/nvmet/ports');
     const link = ports
       .map((id) => `/sys/kernel/config/nvmet/ports/${id}/subsystems/${nqn}`)
       .find((file) => fs.existsSync(file))!;
-    await until(() => Promise.resolve(writes > 20));
+    await meanwhile(() => Promise.resolve(writes > 20));
     fs.unlinkSync(link);
-    await until(async () => (await readController(controller.name))?.state !== 'live');
+    await meanwhile(async () => (await readController(controller.name))?.state !== 'live');
     fs.symlinkSync(`/sys/kernel/config/nvmet/subsystems/${nqn}`, link);
     const before = writes;
-    await until(() => Promise.resolve(writes > before + 20));
+    await meanwhile(() => Promise.resolve(writes > before + 20));
     stop = true;
     await lanes;
     expect((await readController(controller.name))?.state).toBe('live');
