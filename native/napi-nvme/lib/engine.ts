@@ -1,7 +1,7 @@
 import { ACCESS_WISHES, type AccessWish, chooseAccess } from './block-access.js';
 import { BlockIoError, errnoName } from './errors.js';
 import { namedHolder } from './lock-holder.js';
-import { type NativeAddon, type NativeEngine, native } from './native.js';
+import { type Layout, layoutOf, type NativeAddon, type NativeEngine, native } from './native.js';
 import {
   type AttachedBuffer,
   type BlockDeviceHandle,
@@ -18,8 +18,9 @@ import { namespaceFiles } from './storage-identity.js';
 /**
  * The block engine: one io_uring of this thread, the buffers attached to it, and the devices opened on it.
  *
- * Operations are written into the submission arena as they are asked for and handed over together: one native call per turn of
- * the microtask queue, or when the arena is full. Completions arrive as records in the completion arena, one callback per batch.
+ * Operations are written into the submission arena as they are asked for and handed over together: one native call per turn of the microtask
+ * queue; none for what follows completions, since who calls back takes it along. Completions arrive as records in the completion arena, one
+ * callback per batch.
  * At most `queueDepth` operations are with the kernel; more wait here in order, at most `waitingMax`.
  *
  * Invariants: every operation settles exactly once; a device closes after its last operation; a buffer stays attached, and so its
@@ -40,7 +41,7 @@ export interface EngineOptions {
   readonly commandTimeoutMs?: number;
   /**
    * For NVMe commands passed through, which the kernel doesn't repeat: for how long a passing trouble of the path (a controller that
-   * reconnects, an access group in transition) is waited out. 0: not at all.
+   * reconnects or is reset with the command under way, an access group in transition) is waited out. 0: not at all.
    */
   readonly pathRetryMsMax?: number;
 }
@@ -66,6 +67,16 @@ export interface OpenOptions {
   readonly lock?: boolean;
 }
 
+/** The executor of every operation's promise: one function, no closure for each. It runs before `new Promise` returns. */
+let resolveOf: () => void = () => undefined;
+let rejectOf: (error: Error) => void = () => undefined;
+const capture = (resolve: () => void, reject: (error: Error) => void): void => {
+  resolveOf = resolve;
+  rejectOf = reject;
+};
+/** Whose `then` puts something behind this turn of the microtask queue; `queueMicrotask` makes an object for each. */
+const settled = Promise.resolve();
+
 /** Engines with operations in flight: their promises must settle even if nobody holds anything else of them. */
 const busy = new Set<BlockEngine>();
 
@@ -86,12 +97,16 @@ export class BlockEngine {
   readonly #pathRetryMsMax: number;
   readonly #addon: NativeAddon;
   readonly #native: NativeEngine;
-  readonly #instructions: DataView;
-  readonly #completions: DataView;
+  readonly #layout: Layout;
+  /** The arenas, as words and as numbers. */
+  readonly #instructionWords: Uint32Array;
+  readonly #instructionNumbers: Float64Array;
+  readonly #completionWords: Uint32Array;
+  readonly #completionNumbers: Float64Array;
+  readonly #control: Uint32Array;
   readonly #codes: Record<OperationName, number>;
   readonly #operations: (Operation | null)[];
   readonly #freeTags: number[] = [];
-  #written = 0;
   #flushScheduled = false;
   /** A ring of its own would save little: `shift` of V8 is cheap for the lengths that occur. */
   #waiting: Operation[] = [];
@@ -125,8 +140,12 @@ export class BlockEngine {
       const engine = weak.deref();
       if (engine !== undefined) engine.#dispatch(count);
     });
-    this.#instructions = new DataView(this.#native.submissions);
-    this.#completions = new DataView(this.#native.completions);
+    this.#layout = layoutOf(abi);
+    this.#instructionWords = new Uint32Array(this.#native.submissions);
+    this.#instructionNumbers = new Float64Array(this.#native.submissions);
+    this.#completionWords = new Uint32Array(this.#native.completions);
+    this.#completionNumbers = new Float64Array(this.#native.completions);
+    this.#control = new Uint32Array(this.#native.control);
     this.#codes = {
       read: abi.read,
       write: abi.write,
@@ -182,11 +201,11 @@ export class BlockEngine {
 
   /** Gives the memory back. @throws {Error} while operations name it. A second call does nothing. */
   detach(buffer: IoBuffer): void {
-    const attached = this.#own(buffer);
-    if (attached.detached) return;
-    if (attached.inFlight > 0) throw new Error(`the buffer is in use by ${attached.inFlight} operations`);
-    if (this.#closing === null && !this.#native.detach(attached.slot)) throw new Error('the buffer is in use');
-    attached.detached = true;
+    if (!this.#owns(buffer)) throw notAttached();
+    if (buffer.detached) return;
+    if (buffer.inFlight > 0) throw new Error(`the buffer is in use by ${buffer.inFlight} operations`);
+    if (this.#closing === null && !this.#native.detach(buffer.slot)) throw new Error('the buffer is in use');
+    buffer.detached = true;
   }
 
   /** Opens a block device, a loop device or a regular file. @throws the system's error, with code, syscall and path. */
@@ -228,7 +247,6 @@ export class BlockEngine {
     this.#checkOpen();
     wholeNumber('maxWaitUs', maxWaitUs, 0, POLL_US_MAX);
     if (this.#dispatching) return 0;
-    this.#flush();
     const count = this.#native.poll(maxWaitUs);
     this.#dispatch(count);
     return count;
@@ -256,11 +274,8 @@ export class BlockEngine {
     if (this.#closing !== null) throw new Error('the engine is closed');
   }
 
-  #own(buffer: IoBuffer): AttachedBuffer {
-    const attached = buffer as Partial<AttachedBuffer>;
-    if (typeof buffer !== 'object' || buffer === null || attached.engine !== this)
-      throw new TypeError('not a buffer of this engine: attach it first');
-    return attached as AttachedBuffer;
+  #owns(buffer: IoBuffer): buffer is AttachedBuffer {
+    return typeof buffer === 'object' && buffer !== null && (buffer as Partial<AttachedBuffer>).engine === this;
   }
 
   /** Called by devices. @internal */
@@ -272,51 +287,71 @@ export class BlockEngine {
     bufferOffsetBytes: number,
     lengthBytes: number,
   ): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const refuse = (code: string, detail: string): BlockIoError =>
-        new BlockIoError(code, name, device.path, offsetBytes, lengthBytes, 0, false, detail);
-      if (this.#closing !== null) throw refuse('EBADF', 'the engine is closed');
-      if (device.closed) throw refuse('EBADF', 'the device is closed');
-      const attached = buffer === null ? null : this.#own(buffer);
-      if (name !== 'flush') checkPlace(device, attached, offsetBytes, bufferOffsetBytes, lengthBytes, refuse);
-      const operation = {
-        name,
-        device,
-        buffer: attached,
-        offsetBytes,
-        bufferOffsetBytes,
-        lengthBytes,
-        deadlineMs: 0,
-        retries: 0,
-        resolve,
-        reject,
-      };
-      const tag = this.#freeTags.pop();
-      if (tag === undefined && this.waiting >= this.#waitingMax)
-        throw refuse('EAGAIN', `${this.waiting} operations wait already`);
-      device.began();
-      if (attached !== null) attached.inFlight++;
-      if (tag === undefined) this.#waiting.push(operation);
-      else this.#write(tag, operation);
-    });
+    const refused = this.#refusal(name, device, offsetBytes, buffer, bufferOffsetBytes, lengthBytes);
+    if (refused !== null) return Promise.reject(refused);
+    const attached = buffer as AttachedBuffer | null;
+    const promise = new Promise<void>(capture);
+    const operation: Operation = {
+      name,
+      device,
+      buffer: attached,
+      offsetBytes,
+      bufferOffsetBytes,
+      lengthBytes,
+      deadlineMs: 0,
+      retries: 0,
+      resolve: resolveOf,
+      reject: rejectOf,
+    };
+    device.began();
+    if (attached !== null) attached.inFlight++;
+    const tag = this.#freeTags.pop();
+    if (tag === undefined) this.#waiting.push(operation);
+    else this.#write(tag, operation);
+    return promise;
+  }
+
+  #refusal(
+    name: OperationName,
+    device: OpenedDevice,
+    offsetBytes: number,
+    buffer: IoBuffer | null,
+    bufferOffsetBytes: number,
+    lengthBytes: number,
+  ): Error | null {
+    const refuse = (code: string, detail: string): BlockIoError =>
+      new BlockIoError(code, name, device.path, offsetBytes, lengthBytes, 0, false, detail);
+    if (this.#closing !== null) return refuse('EBADF', 'the engine is closed');
+    if (device.closed) return refuse('EBADF', 'the device is closed');
+    if (buffer !== null && !this.#owns(buffer)) return notAttached();
+    if (name !== 'flush') {
+      const problem = checkPlace(device, buffer as AttachedBuffer | null, offsetBytes, bufferOffsetBytes, lengthBytes);
+      if (problem !== null) return refuse(problem.code, problem.detail);
+    }
+    if (this.#freeTags.length === 0 && this.waiting >= this.#waitingMax)
+      return refuse('EAGAIN', `${this.waiting} operations wait already`);
+    return null;
   }
 
   #write(tag: number, operation: Operation): void {
     this.#operations[tag] = operation;
     busy.add(this);
-    const { abi } = this.#addon;
-    const view = this.#instructions;
-    const at = this.#written++ * abi.instructionBytes;
-    view.setUint32(at + abi.operationAt, this.#codes[operation.name], true);
-    view.setUint32(at + abi.targetAt, operation.device.target.slot, true);
-    view.setUint32(at + abi.bufferAt, operation.buffer?.slot ?? 0, true);
-    view.setUint32(at + abi.tagAt, tag, true);
-    view.setFloat64(at + abi.offsetAt, operation.offsetBytes, true);
-    view.setFloat64(at + abi.bufferOffsetAt, operation.bufferOffsetBytes, true);
-    view.setFloat64(at + abi.lengthAt, operation.lengthBytes, true);
-    if (this.#flushScheduled) return;
+    const { instruction, control } = this.#layout;
+    const words = this.#instructionWords;
+    const numbers = this.#instructionNumbers;
+    const index = this.#control[control.written]!++;
+    const word = index * instruction.words;
+    const number = index * instruction.numbers;
+    words[word + instruction.operation] = this.#codes[operation.name];
+    words[word + instruction.target] = operation.device.target.slot;
+    words[word + instruction.buffer] = operation.buffer === null ? 0 : operation.buffer.slot;
+    words[word + instruction.tag] = tag;
+    numbers[number + instruction.offset] = operation.offsetBytes;
+    numbers[number + instruction.bufferOffset] = operation.bufferOffsetBytes;
+    numbers[number + instruction.length] = operation.lengthBytes;
+    if (this.#flushScheduled || this.#control[control.dispatching] !== 0) return;
     this.#flushScheduled = true;
-    queueMicrotask(this.#flushLater);
+    void settled.then(this.#flushLater);
   }
 
   readonly #flushLater = (): void => {
@@ -326,48 +361,30 @@ export class BlockEngine {
 
   /** Hands over what was written; there is always room, since each instruction has a tag and there are as many places as tags. */
   #flush(): void {
-    const count = this.#written;
-    if (count === 0) return;
-    this.#written = 0;
-    try {
-      this.#native.submit(count);
-    } catch (error) {
-      this.#failUnsubmitted(count, error instanceof Error ? error : new Error(String(error)));
-    }
-  }
-
-  /** The native side took none of them: its arguments were refused, which only a buffer detached behind our back can cause. */
-  #failUnsubmitted(count: number, error: Error): void {
-    const { abi } = this.#addon;
-    const tags: number[] = [];
-    for (let i = 0; i < count; i++) tags.push(this.#instructions.getUint32(i * abi.instructionBytes + abi.tagAt, true));
-    for (const tag of tags) {
-      const operation = this.#operations[tag];
-      if (operation !== null && operation !== undefined) this.#settle(tag, operation, () => operation.reject(error));
-    }
+    if (this.#control[this.#layout.control.written] !== 0) this.#native.submit();
   }
 
   #dispatch(count: number): void {
-    const { abi } = this.#addon;
-    const view = this.#completions;
+    const { completion } = this.#layout;
+    const words = this.#completionWords;
+    const numbers = this.#completionNumbers;
     this.#dispatching = true;
-    for (let i = 0; i < count; i++) {
-      const at = i * abi.completionBytes;
-      const errno = view.getInt32(at + abi.completionErrorAt, true);
-      const doneBytes = view.getFloat64(at + abi.completionDoneAt, true);
-      const status = view.getUint32(at + abi.completionStatusAt, true);
-      this.#complete(view.getUint32(at + abi.completionTagAt, true), errno, doneBytes, status);
+    for (let i = 0, word = 0; i < count; i++, word += completion.words) {
+      const tag = words[word + completion.tag]!;
+      const errno = words[word + completion.error]! | 0;
+      const doneBytes = numbers[i * completion.numbers + completion.done]!;
+      const operation = this.#operations[tag];
+      if (operation === null || operation === undefined) continue;
+      if (errno === 0 && doneBytes === operation.lengthBytes) this.#settle(tag, operation, null);
+      else this.#complete(tag, operation, errno, doneBytes, words[word + completion.status]!);
     }
     this.#dispatching = false;
   }
 
-  #complete(tag: number, errno: number, doneBytes: number, status: number): void {
-    const operation = this.#operations[tag];
-    if (operation === null || operation === undefined) return;
+  #complete(tag: number, operation: Operation, errno: number, doneBytes: number, status: number): void {
     const outcome = outcomeOf(operation, errno, doneBytes, status);
-    if (outcome === 'done') this.#settle(tag, operation, operation.resolve);
-    else if (outcome instanceof Error) this.#settle(tag, operation, () => operation.reject(outcome));
-    else this.#retry(tag, operation, errno, doneBytes, status);
+    if (outcome === 'passing') this.#retry(tag, operation, errno, doneBytes, status);
+    else this.#settle(tag, operation, outcome === 'done' ? null : outcome);
   }
 
   /** The operation keeps its tag meanwhile: it is still in flight, for everybody but the device. */
@@ -375,27 +392,30 @@ export class BlockEngine {
     const nowMs = performance.now();
     if (operation.deadlineMs === 0) operation.deadlineMs = nowMs + this.#pathRetryMsMax;
     if (nowMs >= operation.deadlineMs || !operation.device.isPresent()) {
-      const error = failureOf(operation, errno, doneBytes, status);
-      this.#settle(tag, operation, () => operation.reject(error));
+      this.#settle(tag, operation, failureOf(operation, errno, doneBytes, status));
       return;
     }
     const delayMs = Math.min(RETRY_DELAY_MS_MIN * 2 ** Math.min(operation.retries++, 10), RETRY_DELAY_MS_MAX);
     setTimeout(() => this.#write(tag, operation), Math.min(delayMs, operation.deadlineMs - nowMs));
   }
 
-  #settle(tag: number, operation: Operation, how: () => void): void {
+  #settle(tag: number, operation: Operation, error: Error | null): void {
     this.#operations[tag] = null;
     if (operation.buffer !== null) operation.buffer.inFlight--;
-    how();
+    if (error === null) operation.resolve();
+    else operation.reject(error);
     operation.device.ended();
-    const next = this.#nextWaiting();
-    if (next !== undefined) this.#write(tag, next);
-    else {
-      this.#freeTags.push(tag);
-      if (this.inFlight > 0) return;
-      busy.delete(this);
-      this.#idle?.();
+    if (this.#waiting.length > 0) {
+      const next = this.#nextWaiting();
+      if (next !== undefined) {
+        this.#write(tag, next);
+        return;
+      }
     }
+    this.#freeTags.push(tag);
+    if (this.inFlight > 0) return;
+    busy.delete(this);
+    this.#idle?.();
   }
 
   #nextWaiting(): Operation | undefined {
@@ -409,6 +429,8 @@ export class BlockEngine {
     return next;
   }
 }
+
+const notAttached = (): TypeError => new TypeError('not a buffer of this engine: attach it first');
 
 function wholeNumber(name: string, value: number, min: number, max: number): number {
   if (!Number.isInteger(value) || value < min || value > max)

@@ -24,9 +24,59 @@ export interface NativeAbi {
   readonly completionErrorAt: number;
   readonly completionDoneAt: number;
   readonly completionStatusAt: number;
+  readonly controlWrittenAt: number;
+  readonly controlDispatchingAt: number;
   readonly commandBytes: number;
   readonly depthMax: number;
 }
+
+/** Where the fields of the arenas are, in words of 4 bytes and numbers of 8, for typed arrays over them. */
+export interface Layout {
+  readonly instruction: {
+    readonly words: number;
+    readonly numbers: number;
+    readonly operation: number;
+    readonly target: number;
+    readonly buffer: number;
+    readonly tag: number;
+    readonly offset: number;
+    readonly bufferOffset: number;
+    readonly length: number;
+  };
+  readonly completion: {
+    readonly words: number;
+    readonly numbers: number;
+    readonly tag: number;
+    readonly error: number;
+    readonly done: number;
+    readonly status: number;
+  };
+  readonly control: { readonly written: number; readonly dispatching: number };
+}
+
+/** Typed arrays have the machine's order of bytes, which is the addon's. */
+export const layoutOf = (abi: NativeAbi): Layout => ({
+  instruction: {
+    words: abi.instructionBytes / 4,
+    numbers: abi.instructionBytes / 8,
+    operation: abi.operationAt / 4,
+    target: abi.targetAt / 4,
+    buffer: abi.bufferAt / 4,
+    tag: abi.tagAt / 4,
+    offset: abi.offsetAt / 8,
+    bufferOffset: abi.bufferOffsetAt / 8,
+    length: abi.lengthAt / 8,
+  },
+  completion: {
+    words: abi.completionBytes / 4,
+    numbers: abi.completionBytes / 8,
+    tag: abi.completionTagAt / 4,
+    error: abi.completionErrorAt / 4,
+    done: abi.completionDoneAt / 8,
+    status: abi.completionStatusAt / 4,
+  },
+  control: { written: abi.controlWrittenAt / 4, dispatching: abi.controlDispatchingAt / 4 },
+});
 
 export interface NativeTarget {
   readonly slot: number;
@@ -89,9 +139,10 @@ export interface NativeEngine {
   /** Whether this kernel's rings have room for NVMe commands. */
   readonly passesCommands: boolean;
   closeTarget(slot: number): boolean;
-  /** Takes the first `count` instructions of the arena. */
-  submit(count: number): void;
-  /** Waits at most so long for one; returns how many there are. */
+  readonly control: ArrayBuffer;
+  /** Takes the instructions that are written. */
+  submit(): void;
+  /** Takes them too, then waits at most so long for a completion; returns how many there are. */
   poll(maxWaitUs: number): number;
   /** Waits for what is in flight, in the event loop, then releases everything. */
   close(): void;

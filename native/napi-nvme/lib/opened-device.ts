@@ -89,6 +89,8 @@ export function failureOf(operation: Operation, errno: number, doneBytes: number
       return failed('EIO', false, `the controller was reset, or lost its path, with the command under way${after}`);
     if (isWithoutPath(errno)) return failed('ENODEV', false, `the kernel has no path to the namespace${after}`);
   }
+  if (errno === EFAULT && operation.buffer?.buffer.byteLength === 0)
+    return failed('EFAULT', false, 'the buffer was detached behind our back');
   return failed(errnoName(errno), false, `the device failed${after}`);
 }
 
@@ -97,34 +99,36 @@ const isWithoutPath = (errno: number): boolean => errno === EINVAL || errno === 
 
 const EINTR = 4;
 const EAGAIN = 11;
+const EFAULT = 14;
 const EINVAL = 22;
-
-/** Refuses what the kernel or the device would, or worse, would not. @internal */
-export function checkPlace(
 const ETIMEDOUT = 110;
+
+/** What the kernel or the device would refuse, or worse, would not. @internal */
+export function checkPlace(
   device: OpenedDevice,
   buffer: AttachedBuffer | null,
   offsetBytes: number,
   bufferOffsetBytes: number,
   lengthBytes: number,
-  refuse: (code: string, detail: string) => BlockIoError,
-): void {
+): { readonly code: string; readonly detail: string } | null {
+  const refuse = (code: string, detail: string) => ({ code, detail });
   const whole = Number.isSafeInteger(offsetBytes) && Number.isSafeInteger(lengthBytes);
   if (!whole || offsetBytes < 0 || lengthBytes <= 0 || !Number.isSafeInteger(offsetBytes + lengthBytes))
-    throw refuse('EINVAL', 'offset and length are no byte range');
-  const { logicalBlockBytes, memoryAlignBytes, direct, kind } = device;
+    return refuse('EINVAL', 'offset and length are no byte range');
+  const { logicalBlockBytes, memoryAlignBytes, direct } = device;
   // Through the page cache files have no blocks; block devices always do for what isn't a transfer.
   if (
-    (direct || (kind === 'block' && buffer === null)) &&
+    (direct || (buffer === null && device.kind === 'block')) &&
     (offsetBytes % logicalBlockBytes || lengthBytes % logicalBlockBytes)
   )
-    throw refuse('EINVAL', `not whole blocks of ${logicalBlockBytes} bytes`);
-  if (buffer === null) return;
-  if (buffer.detached) throw refuse('EFAULT', 'the buffer is detached');
+    return refuse('EINVAL', `not whole blocks of ${logicalBlockBytes} bytes`);
+  if (buffer === null) return null;
+  if (buffer.detached) return refuse('EFAULT', 'the buffer is detached');
   const within = Number.isSafeInteger(bufferOffsetBytes) && bufferOffsetBytes >= 0;
-  if (!within || bufferOffsetBytes + lengthBytes > buffer.lengthBytes) throw refuse('EFAULT', 'outside of the buffer');
+  if (!within || bufferOffsetBytes + lengthBytes > buffer.lengthBytes) return refuse('EFAULT', 'outside of the buffer');
   if (direct && (buffer.addressModulo + bufferOffsetBytes) % memoryAlignBytes !== 0)
-    throw refuse('EINVAL', `memory is not aligned to ${memoryAlignBytes} bytes`);
+    return refuse('EINVAL', `memory is not aligned to ${memoryAlignBytes} bytes`);
+  return null;
 }
 
 /** An opened device. All offsets and lengths are bytes; with `direct` they are whole logical blocks. */
@@ -182,6 +186,9 @@ export interface DeviceEngine {
 
 /** @internal */
 export class OpenedDevice implements BlockDeviceHandle {
+  readonly logicalBlockBytes: number;
+  readonly memoryAlignBytes: number;
+  readonly direct: boolean;
   #sizeBytes: number;
   #operations = 0;
   #closing: Promise<void> | null = null;
@@ -195,6 +202,9 @@ export class OpenedDevice implements BlockDeviceHandle {
     private readonly release: (device: OpenedDevice) => void,
   ) {
     this.#sizeBytes = target.sizeBytes;
+    this.logicalBlockBytes = target.logicalBlockBytes;
+    this.memoryAlignBytes = target.memoryAlignBytes;
+    this.direct = target.direct;
   }
 
   get kind(): 'block' | 'file' {
@@ -215,17 +225,8 @@ export class OpenedDevice implements BlockDeviceHandle {
   get sizeBytes(): number {
     return this.#sizeBytes;
   }
-  get logicalBlockBytes(): number {
-    return this.target.logicalBlockBytes;
-  }
   get physicalBlockBytes(): number {
     return this.target.physicalBlockBytes;
-  }
-  get memoryAlignBytes(): number {
-    return this.target.memoryAlignBytes;
-  }
-  get direct(): boolean {
-    return this.target.direct;
   }
   get readOnly(): boolean {
     return this.target.readOnly;

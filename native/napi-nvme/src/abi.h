@@ -16,6 +16,11 @@
 //         8  f64  bytes done: less than asked for with errno 0 = the device ended there
 //        16  u32  NVMe status field without its phase bit (SC, SCT, CRD, M, DNR), 0 for none; errno is then EIO
 //        20  u32  0
+// Control words, u32 each:
+//   0  instructions that are written and not handed over: JavaScript counts up, a native call sets it back
+//   1  1 while completions are being dispatched: what is written until then, microtasks included, is handed over after
+//   it,
+//      without a call
 #ifndef NAPI_NVME_ABI_H_
 #define NAPI_NVME_ABI_H_
 
@@ -53,6 +58,12 @@ struct Completion {
   uint32_t zero;
 };
 static_assert(sizeof(Completion) == 24 && offsetof(Completion, nvme_status) == 16);
+
+struct Control {
+  uint32_t written;
+  uint32_t dispatching;
+};
+static_assert(sizeof(Control) == 8 && offsetof(Control, dispatching) == 4);
 
 constexpr uint32_t kDepthMax = 4096;
 constexpr uint32_t kTargetsMax = 256;

@@ -56,7 +56,8 @@ class SpinBudget {
   }
   void Hit() {
     misses_ = 0;
-    if (!Preempted()) pause_length_ = kPauseMin;
+    // It is a system call; not for each of many hits.
+    if (++hits_ % kHitsPerLook == 0 && !Preempted()) pause_length_ = kPauseMin;
   }
   void Miss() {
     if (Preempted() || ++misses_ < kMissesMax) return;
@@ -84,21 +85,24 @@ class SpinBudget {
   }
 
   static constexpr uint32_t kMissesMax = 3;
+  static constexpr uint32_t kHitsPerLook = 16;
   static constexpr uint32_t kPauseMin = 32;
   static constexpr uint32_t kPauseMax = 4096;
   const uint64_t max_ns_;
   uint32_t misses_ = 0;
+  uint32_t hits_ = 0;
   uint32_t pause_ = 0;
   uint32_t pause_length_ = kPauseMin;
   long preemptions_ = 0;
 };
 
 struct Core {
-  Core(uint32_t depth, uint32_t spin_us) : submissions(depth), completions(depth), spin(spin_us) {}
+  Core(uint32_t depth, uint32_t spin_us) : submissions(depth), completions(depth), control(1), spin(spin_us) {}
 
   std::unique_ptr<Ring> ring;
   std::vector<Instruction> submissions;
   std::vector<Completion> completions;
+  std::vector<Control> control;
   SpinBudget spin;
   uv_loop_t* loop = nullptr;
   uv_poll_t poll;
@@ -127,7 +131,8 @@ class Engine : public Napi::ObjectWrap<Engine> {
          InstanceAccessor("passesCommands", &Engine::PassesCommands, nullptr),
          InstanceMethod("submit", &Engine::Submit), InstanceMethod("poll", &Engine::Poll),
          InstanceMethod("close", &Engine::Close), InstanceAccessor("submissions", &Engine::Submissions, nullptr),
-         InstanceAccessor("completions", &Engine::Completions, nullptr)});
+         InstanceAccessor("completions", &Engine::Completions, nullptr),
+         InstanceAccessor("control", &Engine::ControlWords, nullptr)});
   }
 
   // new Engine(depth, spinUs, onCompletions: (count) => void)
@@ -188,6 +193,7 @@ class Engine : public Napi::ObjectWrap<Engine> {
   }
   Napi::Value Submissions(const Napi::CallbackInfo& info) { return Arena(info, core_->submissions); }
   Napi::Value Completions(const Napi::CallbackInfo& info) { return Arena(info, core_->completions); }
+  Napi::Value ControlWords(const Napi::CallbackInfo& info) { return Arena(info, core_->control); }
 
   // attach(buffer, wantRegistered) -> { slot, baseAddressModulo, registerErrno }
   Napi::Value Attach(const Napi::CallbackInfo& info) {
@@ -233,29 +239,46 @@ class Engine : public Napi::ObjectWrap<Engine> {
     return Napi::Boolean::New(info.Env(), ring->RemoveTarget(Number(info, 0, 0, kTargetsMax - 1)));
   }
 
-  // submit(count)
+  // submit(): what is written
   Napi::Value Submit(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
-    Ring* ring = Live(info);
-    const uint32_t count = Number(info, 0, 0, ring->depth());
-    for (uint32_t slot = 0; slot < buffers_.size(); slot++)
-      if (!buffers_[slot].IsEmpty() && buffers_[slot].Value().IsDetached())
-        throw Napi::Error::New(env, "an attached buffer has been detached");
-    const bool all = ring->Submit(core_->submissions.data(), count);
-    if (!all) {
-      Watch(core_.get());
-      throw Napi::RangeError::New(env, "a tag is out of range or in use");
-    }
+    Live(info);
+    const bool all = SubmitWritten();
     // What completes meanwhile is the loop's to deliver: handed out here, one read after the other could keep the loop
     // waiting for ever.
     Watch(core_.get());
+    if (!all) throw Napi::RangeError::New(env, kBadTag);
     return env.Undefined();
+  }
+
+  // False when a tag was none. In a handle scope.
+  bool SubmitWritten() {
+    Core* core = core_.get();
+    const uint32_t count = std::min(core->control[0].written, core->ring->depth());
+    core->control[0].written = 0;
+    if (count == 0) return true;
+    LoseDetached(core->submissions.data(), count);
+    return core->ring->Submit(core->submissions.data(), count);
+  }
+
+  // Memory that was transferred away is not ours any more, and the collector may have taken it.
+  void LoseDetached(const Instruction* first, uint32_t count) {
+    static_assert(kBuffersMax <= 64);
+    uint64_t looked_at = 0;
+    for (uint32_t i = 0; i < count; i++) {
+      const uint32_t slot = first[i].buffer;
+      if (slot >= kBuffersMax || (looked_at >> slot & 1) != 0) continue;
+      looked_at |= uint64_t{1} << slot;
+      if (!buffers_[slot].IsEmpty() && buffers_[slot].Value().IsDetached()) core_->ring->LoseBuffer(slot);
+    }
   }
 
   // poll(maxWaitUs) -> completions in the arena
   Napi::Value Poll(const Napi::CallbackInfo& info) {
     Ring* ring = Live(info);
-    ring->Wait(Number(info, 0, 0, 4e9));
+    const uint32_t wait_us = Number(info, 0, 0, 4e9);
+    if (!SubmitWritten()) throw Napi::RangeError::New(info.Env(), kBadTag);
+    ring->Wait(wait_us);
     const uint32_t ready = ring->Reap(core_->completions.data(), ring->depth());
     Watch(core_.get());
     return Napi::Number::New(info.Env(), ready);
@@ -325,11 +348,12 @@ class Engine : public Napi::ObjectWrap<Engine> {
 
   // A wake-up costs tens of microseconds, a fast device's answer is there sooner. True when there is something to reap.
   static bool Spin(Core* core) {
-    if (core->ring->in_flight() > kSpinInFlightMax) return false;
+    if (core->ring->in_flight() == 0 || core->ring->in_flight() > kSpinInFlightMax) return false;
     const uint64_t budget = core->spin.NextNs();
     if (budget == 0) return false;
     uint64_t now = NowNs();
     const uint64_t end = now + budget;
+    uint64_t look = now + kLookNs;
     pollfd others = {uv_backend_fd(core->loop), POLLIN, 0};
     for (uint32_t round = 1;; round++) {
       if (core->ring->Ready()) {
@@ -337,8 +361,6 @@ class Engine : public Napi::ObjectWrap<Engine> {
         return true;
       }
       if (round % 32 == 0) {
-        // Others have something to do: neither a hit nor a miss.
-        if (poll(&others, 1, 0) > 0) return false;
         const uint64_t before = now;
         now = NowNs();
         if (now - before > kStallNs) {
@@ -346,6 +368,10 @@ class Engine : public Napi::ObjectWrap<Engine> {
           return false;
         }
         if (now >= end) break;
+        if (now < look) continue;
+        look = now + kLookNs;
+        // Others have something to do: neither a hit nor a miss.
+        if (poll(&others, 1, 0) > 0) return false;
       }
 #if defined(__x86_64__)
       __builtin_ia32_pause();
@@ -359,13 +385,16 @@ class Engine : public Napi::ObjectWrap<Engine> {
     // The callback may close the engine and drop the last reference.
     const std::shared_ptr<Core> keep = core->self;
     // In batches, each followed by the submissions that it sets off: small ones while the device has little left to do,
-    // so that it has work again soon, larger ones while it has more to do than there is to look at. A bounded number of
-    // them, then the loop's other events have their turn.
+    // so that it has work again soon, larger ones while it has more to do than there is to look at. Where one follows
+    // the other at once they are waited for here, without a turn of the loop each. A bounded number of them, then the
+    // loop's other events have their turn.
     for (uint32_t batch = 0; batch < kBatchesPerTurn && !core->closing && core->engine != nullptr; batch++) {
       const uint32_t most = std::max(kBatchMin, core->ring->TakeResults());
       const uint32_t count = core->ring->Reap(core->completions.data(), std::min(most, core->ring->depth()));
-      if (count == 0) break;
-      core->engine->Call(count);
+      if (count > 0)
+        core->engine->Call(count);
+      else if (batch == 0 || !Spin(core))
+        break;
     }
     if (core->closing && core->ring != nullptr) core->ring->Drop();
     if (core->ring != nullptr) Watch(core);
@@ -380,9 +409,22 @@ class Engine : public Napi::ObjectWrap<Engine> {
     napi_value receiver;
     napi_value argument;
     if (napi_get_global(env, &receiver) != napi_ok || napi_create_uint32(env, count, &argument) != napi_ok) return;
+    // The callback may close the engine and drop the last reference to this.
+    const std::shared_ptr<Core> core = core_;
+    core->control[0].dispatching = 1;
     const napi_status status =
         napi_make_callback(env, nullptr, receiver, on_completions_.Value(), 1, &argument, nullptr);
-    if (status != napi_pending_exception) return;
+    core->control[0].dispatching = 0;
+    if (status == napi_pending_exception) ReportPending(env);
+    if (core->closing || core->engine == nullptr || SubmitWritten()) return;
+    napi_value message;
+    napi_value error;
+    if (napi_create_string_utf8(env, kBadTag, NAPI_AUTO_LENGTH, &message) == napi_ok &&
+        napi_create_range_error(env, nullptr, message, &error) == napi_ok)
+      napi_fatal_exception(env, error);
+  }
+
+  static void ReportPending(napi_env env) {
     napi_value thrown;
     napi_valuetype type;
     if (napi_get_and_clear_last_exception(env, &thrown) == napi_ok && napi_typeof(env, thrown, &type) == napi_ok &&
@@ -458,9 +500,12 @@ class Engine : public Napi::ObjectWrap<Engine> {
   static constexpr uint32_t kSpinInFlightMax = 2;
   // Thirty-two looks take some microseconds.
   static constexpr uint64_t kStallNs = 500000;
+  // How often who spins looks for others' events, which is a system call.
+  static constexpr uint64_t kLookNs = 20000;
   static constexpr uint32_t kBatchMin = 4;
   static constexpr uint32_t kBatchesPerTurn = 32;
   static constexpr int kHandles = 3;
+  static constexpr const char* kBadTag = "a tag is out of range or in use";
 
   std::shared_ptr<Core> core_;
   Napi::FunctionReference on_completions_;
@@ -599,6 +644,8 @@ Napi::Object Abi(Napi::Env env) {
   set("completionErrorAt", offsetof(Completion, error));
   set("completionDoneAt", offsetof(Completion, done_bytes));
   set("completionStatusAt", offsetof(Completion, nvme_status));
+  set("controlWrittenAt", offsetof(Control, written));
+  set("controlDispatchingAt", offsetof(Control, dispatching));
   set("commandBytes", sizeof(nvme_uring_cmd));
   set("depthMax", kDepthMax);
   return abi;

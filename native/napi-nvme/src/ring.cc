@@ -194,6 +194,10 @@ bool Ring::RemoveBuffer(uint32_t slot) {
   return true;
 }
 
+void Ring::LoseBuffer(uint32_t slot) {
+  if (slot < buffers_.size()) buffers_[slot].lost = true;
+}
+
 uint32_t Ring::buffer_in_flight(uint32_t slot) const { return slot < buffers_.size() ? buffers_[slot].in_flight : 0; }
 
 int Ring::Check(const Instruction& instruction) const {
@@ -220,18 +224,19 @@ int Ring::Check(const Instruction& instruction) const {
   if (!HasData(operation)) return 0;
   if (instruction.buffer >= buffers_.size() || buffers_[instruction.buffer].base == nullptr) return EFAULT;
   const Buffer& buffer = buffers_[instruction.buffer];
+  if (buffer.lost) return EFAULT;
   const auto length = static_cast<double>(buffer.length_bytes);
   return instruction.buffer_offset_bytes + instruction.length_bytes <= length ? 0 : EFAULT;
 }
 
 bool Ring::Submit(const Instruction* first, uint32_t count) {
   bool all = true;
+  const uint64_t now = NowNs();
   for (uint32_t i = 0; i < count; i++) {
     const Instruction& instruction = first[i];
     if (instruction.tag >= depth_ || requests_[instruction.tag].busy) {
       all = false;
       break;
-  const uint64_t now = NowNs();
     }
     const int error = Check(instruction);
     if (error != 0) {
@@ -252,12 +257,12 @@ bool Ring::Submit(const Instruction* first, uint32_t count) {
     request.commands = 0;
     request.cut_bytes = 0;
     request.failed = false;
+    request.begun_ns = now;
     in_flight_++;
     targets_[request.target].in_flight++;
     if (HasData(request.operation)) buffers_[request.buffer].in_flight++;
     Start(instruction.tag);
   }
-    request.begun_ns = now;
   EnterPending();
   return all;
 }
@@ -476,15 +481,15 @@ void Ring::HandleCommandResult(uint32_t tag, uint64_t start_bytes, bool named_re
     QueueCommand(tag, start_bytes);
     return;
   }
+  if (result == -EINTR) {
+    const uint64_t limit = uint64_t{target.block.geometry->timeout_ms} * 1000000;
+    if (NowNs() - request.begun_ns + kTickNs >= limit) result = -ETIMEDOUT;
+  }
   if (result != 0 && (!request.failed || start_bytes < request.failed_at_bytes)) {
     request.failed = true;
     request.failed_at_bytes = start_bytes;
     request.failed_error = result < 0 ? -result : EIO;
     request.failed_status = result > 0 ? static_cast<uint32_t>(result) & 0x7fff : 0;
-  if (result == -EINTR) {
-    const uint64_t limit = uint64_t{target.block.geometry->timeout_ms} * 1000000;
-    if (NowNs() - request.begun_ns + kTickNs >= limit) result = -ETIMEDOUT;
-  }
   }
   if (request.operation != kFlush) QueueCommands(tag);
   if (request.commands > 0) return;

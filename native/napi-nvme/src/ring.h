@@ -65,6 +65,8 @@ class Ring {
   // A slot, or -1. `register_error` gets 0 or the errno for which the memory is used unregistered.
   int AddBuffer(uint8_t* base, size_t length_bytes, bool want_registered, int* register_error);
   bool RemoveBuffer(uint32_t slot);
+  // Its memory has gone away: requests that name it fail from here on (EFAULT).
+  void LoseBuffer(uint32_t slot);
   uint32_t buffer_in_flight(uint32_t slot) const;
 
   // Takes instructions over; false if one can't be given a completion (tag out of range or in use): those before it are
@@ -98,9 +100,9 @@ class Ring {
     // Of a namespace: commands under way, bytes that have been cut into commands, and the first that failed.
     uint32_t commands;
     uint64_t cut_bytes;
+    uint64_t begun_ns;
     bool failed;
     uint64_t failed_at_bytes;
-    uint64_t begun_ns;
     int failed_error;
     uint32_t failed_status;
   };
@@ -112,6 +114,7 @@ class Ring {
     // unregistered.
     int first_entry = -1;
     uint32_t entry_count = 0;
+    bool lost = false;
   };
   struct Target {
     BlockTarget block;
