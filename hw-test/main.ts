@@ -1,9 +1,11 @@
 /** `npm run hw-test`: the suites that need RDMA and NVMe devices, in guests that emulate them or, with --native, on this machine. */
+import { spawnSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { accelerator } from './accelerator.js';
 import { type GuestImage, guestImage } from './image.js';
+import { projectRoot } from './paths.js';
 import { type NativeMachine, type RunOptions, runSuite, type SuiteResult } from './runner.js';
-import { type Suite, suites } from './suites.js';
+import { SANITIZED, type Suite, suites } from './suites.js';
 import { tscRateKHz } from './tsc-rate.js';
 
 const HELP = `npm run hw-test -- [options]
@@ -96,6 +98,16 @@ function environment(): Record<string, string> {
   );
 }
 
+/** Guests run what the host has built. */
+function buildSanitized(): void {
+  console.log("- the addons' sanitizer build ...");
+  const { status } = spawnSync(process.execPath, ['scripts/build-native.mjs', '--sanitize'], {
+    cwd: projectRoot,
+    stdio: 'inherit',
+  });
+  if (status !== 0) throw new Error('the sanitizer build failed');
+}
+
 async function main(): Promise<number> {
   if (values.help || values.list) {
     const list = suites.map(
@@ -106,6 +118,7 @@ async function main(): Promise<number> {
   }
   const wanted = chosen();
   const adHoc = values.run !== undefined || values.shell;
+  if (wanted.some(({ commands }) => commands.some(([first]) => first === SANITIZED))) buildSanitized();
   let image: GuestImage | null = null;
   let native: NativeMachine | null = null;
   if (values.native) {

@@ -22,7 +22,7 @@ import path from 'node:path';
 import type { GuestImage } from './image.js';
 import { projectRoot, resultsDirectory } from './paths.js';
 import { NAMESPACES, startGuest } from './qemu.js';
-import type { Suite } from './suites.js';
+import { SANITIZED, type Suite } from './suites.js';
 
 export interface NativeMachine {
   readonly address: string;
@@ -201,12 +201,13 @@ function prepareGuest(suite: Suite, guest: number, share: string, options: RunOp
   writeFileSync(path.join(folder, 'command.sh'), `exec ${expand(command, guest).join(' ')}\n`);
 }
 
-/** `vitest PATH…` stands for vitest with the hardware tests' configuration and its report in the share. */
+/** `vitest PATH…`, `sanitized PATH…` stand for vitest with the hardware tests' configuration and its report in the share. */
 function expand(command: readonly string[], guest: number): string[] {
   if (command[0] === 'shell') return ['bash', '-c', quote(command[1] ?? 'true')];
-  if (command[0] !== 'vitest') return command.map(quote);
+  if (command[0] !== 'vitest' && command[0] !== SANITIZED) return command.map(quote);
   const report = `"$HOLDFAST_HW_SHARE/guest${guest}/results.json"`;
   return [
+    ...(command[0] === SANITIZED ? ['bash scripts/under-sanitizers.sh'] : []),
     'node node_modules/vitest/vitest.mjs run --config hw-test/vitest.config.ts',
     ...command.slice(1).map(quote),
     `--reporter=verbose --reporter=json --outputFile.json=${report}`,

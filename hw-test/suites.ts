@@ -26,6 +26,12 @@ export function vitest(...paths: readonly string[]): readonly string[] {
   return ['vitest', ...paths];
 }
 
+export const SANITIZED = 'sanitized';
+/** The same with the addons built for AddressSanitizer and UndefinedBehaviorSanitizer. */
+export function sanitizedVitest(...paths: readonly string[]): readonly string[] {
+  return [SANITIZED, ...paths];
+}
+
 export const suites: readonly Suite[] = [
   {
     name: 'smoke',
@@ -107,6 +113,13 @@ export const suites: readonly Suite[] = [
     deadlineS: 300,
   },
   {
+    name: 'nsd-trouble',
+    shows: 'a daemon whose namespace becomes write protected, shrinks, vanishes: errors, counters, nothing lost',
+    guests: 1,
+    commands: [vitest('hw-test/namespace-trouble.hw.test.ts')],
+    deadlineS: 400,
+  },
+  {
     name: 'rdma',
     short: true,
     shows:
@@ -164,5 +177,20 @@ export const suites: readonly Suite[] = [
     guests: 2,
     commands: [vitest('hw-test/fabric.hw.test.ts'), ['node', 'dist/hw-test/fabric-peer.js']],
     deadlineS: 360,
+  },
+  {
+    name: 'sanitize',
+    shows: 'the device tests of both addons under AddressSanitizer and UndefinedBehaviorSanitizer',
+    guests: 1,
+    commands: [
+      sanitizedVitest(
+        'native/napi-nvme/test/passthrough.hw.test.ts',
+        'native/napi-nvme/test/fabrics.hw.test.ts',
+        'native/node-rdma-cm/test/verbs.hw.test.ts',
+        'native/node-rdma-cm/test/peer.hw.test.ts',
+      ),
+    ],
+    deadlineS: 1800,
+    memoryMiB: 3072,
   },
 ];

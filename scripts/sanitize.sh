@@ -1,14 +1,12 @@
 #!/usr/bin/env bash
-# The native addons under AddressSanitizer and UndefinedBehaviorSanitizer, with their own tests.
+# The native addons under AddressSanitizer and UndefinedBehaviorSanitizer, with their own tests. Those that need devices: npm run hw-test -- --only sanitize.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 node scripts/build-native.mjs --sanitize
 result=$(mktemp --suffix .json)
 trap 'rm -f "$result"' EXIT
 status=0
-# Leaks are not looked for: node itself ends without freeing.
-LD_PRELOAD="$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1 HOLDFAST_NATIVE=asan \
-  npx vitest run native src/native src/cache/cache-map src/fabric/tcp --reporter=default --reporter=json --outputFile.json="$result" || status=$?
+bash scripts/under-sanitizers.sh npx vitest run native src/native src/cache/cache-map src/fabric/tcp --reporter=default --reporter=json --outputFile.json="$result" || status=$?
 node -e '
 const r = JSON.parse(require("fs").readFileSync(process.argv[1], "utf8"));
 const failed = r.numFailedTests + (r.success || r.numFailedTests > 0 ? 0 : 1) + (r.numPassedTests === 0 ? 1 : 0);
