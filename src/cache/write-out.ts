@@ -58,7 +58,7 @@ export class WriteOut {
           first ??= error;
           // Their dirty bits stay: this is not the one to try again.
           if (error !== null) return first;
-        } else if (later.length > 0) await turn();
+        } else if (later.some((page) => page.writing === null)) await turn();
         rest = later;
       }
     } catch (error) {

@@ -61,8 +61,9 @@ export class FileBacking implements BackingStore {
       }
       if (isMetadata(inode)) this.#seal(pieces);
       const ios = await this.#map(inode, pieces, 'write');
-      for (const io of ios) inode.unflushed.add(io.nsd);
       if (ios.length > 0) await this.#bound.parts.nsds.write(ios);
+      // Now, not before: a flush that began while they were under way doesn't cover them.
+      for (const io of ios) inode.unflushed.add(io.nsd);
     });
   }
 

@@ -18,6 +18,7 @@ import { type Attributes, FileType } from './file-system-api.js';
 import { EMPTY_AREA, FREE_INODE, type InodeFields, InodeFlag } from './inode-format.js';
 import type { Extent } from './layout.js';
 import { Mutex, SharedMutex } from './mutex.js';
+import { UnflushedNsds } from './unflushed.js';
 
 /** An indirect block in memory; `sector` is its image, sealed at write-out. */
 export interface IndirectNode {
@@ -95,7 +96,7 @@ export class Inode implements InodeFields {
    */
   renamedIn: Map<InodeNumber, number> | null = null;
   /** NSDs that this node wrote to for the file since their last flush. */
-  readonly unflushed = new Set<NsdIndex>();
+  readonly unflushed = new UnflushedNsds();
   /** Read from a device: what another node, or this one before it gave the inode up, wrote for the file may wait for a flush on any NSD. */
   unflushedElsewhere = false;
 

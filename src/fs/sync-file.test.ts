@@ -1,7 +1,8 @@
 import { constants } from 'node:fs';
 import { describe, expect, test } from 'vitest';
+import { FsError } from '../common/errors.js';
 import { type FileSystem, ROOT } from './file-system-api.js';
-import { TestVolume } from './testing.js';
+import { TestVolume, turns } from './testing.js';
 
 const { O_CREAT, O_RDWR, O_RDONLY } = constants;
 const CONTENT = Buffer.alloc(70_000, 'what was synced ');
@@ -129,4 +130,109 @@ test('fsync flushes what another node wrote, and what this one wrote before it g
   expect(two.nsds.flushes).toEqual([]);
   await mine.sync(false);
   expect(new Set(one.nsds.flushes.at(-1))).toEqual(new Set([0, 1, 2]));
+});
+
+/** Closed: what comes waits, until it is let through, the first first. */
+class Gate {
+  closed = false;
+  readonly waiting: (() => void)[] = [];
+  pass(): Promise<void> {
+    return this.closed ? new Promise((resolve) => this.waiting.push(resolve)) : Promise.resolve();
+  }
+  async somebody(count = 1): Promise<void> {
+    while (this.waiting.length < count) await turns();
+  }
+  open(): void {
+    this.closed = false;
+    for (const go of this.waiting.splice(0)) go();
+  }
+}
+
+describe('fsyncs of one file at the same time', () => {
+  /** An NSD with a cache: what a flush covers is what had been written when it began. */
+  async function volatileCaches() {
+    const volume = await TestVolume.create({ blocks: [64] });
+    const node = await volume.mount(1, LAZY);
+    const { nsds } = node;
+    let writes = 0;
+    let durable = 0;
+    const flushes = new Gate();
+    const transfers = new Gate();
+    const [write, flush] = [nsds.write.bind(nsds), nsds.flush.bind(nsds)];
+    nsds.write = async (ios) => {
+      await transfers.pass();
+      await write(ios);
+      writes++;
+    };
+    nsds.flush = async (which) => {
+      const covered = writes;
+      await flushes.pass();
+      await flush(which);
+      durable = Math.max(durable, covered);
+    };
+    return { ...node, flushes, transfers, allDurable: () => durable === writes };
+  }
+
+  test('share what is written and flushed, and none waits for a clock', async () => {
+    const it = await volatileCaches();
+    const file = await create(it.fs, '/file');
+    const again = await it.fs.open('/file', O_RDWR, 0, ROOT);
+    // The clock of these tests stands still: who waits for a timer waits for ever.
+    await Promise.all([file.sync(false), again.sync(false), file.sync(true), again.sync(true)]);
+    expect(it.allDurable()).toBe(true);
+    for (const one of [file, again]) await one.close();
+  });
+
+  test('none is done before the flush that covers its bytes, whoever began that', async () => {
+    const it = await volatileCaches();
+    const file = await create(it.fs, '/file');
+    it.flushes.closed = true;
+    const first = file.sync(false);
+    await it.flushes.somebody();
+    let acknowledged = false;
+    const second = file.sync(false).then(() => {
+      acknowledged = true;
+    });
+    for (let i = 0; i < 20; i++) await turns();
+    expect(acknowledged).toBe(false);
+    it.flushes.open();
+    await Promise.all([first, second]);
+    expect(it.allDurable()).toBe(true);
+  });
+
+  test('one takes over what the flush of another one failed to do', async () => {
+    const it = await volatileCaches();
+    const file = await create(it.fs, '/file');
+    const flush = it.nsds.flush;
+    it.nsds.flush = async () => {
+      it.nsds.flush = flush;
+      await turns();
+      throw new FsError('deviceError', { op: 'nsd.flush' });
+    };
+    const [first, second] = await Promise.allSettled([file.sync(false), file.sync(false)]);
+    expect([first.status, second.status]).toEqual(['rejected', 'fulfilled']);
+    expect(it.allDurable()).toBe(true);
+  });
+
+  test('a write that ends after a flush began is not covered by it', async () => {
+    const it = await volatileCaches();
+    const file = await create(it.fs, '/file');
+    await file.sync(false);
+    await file.write(0, Buffer.alloc(10, 1));
+    await it.cache.get(file.ino)!.flush();
+    it.transfers.closed = true;
+    const first = file.sync(false);
+    await it.transfers.somebody();
+    // The first one is at the inode; what is written now is not its business, and on its way when it flushes.
+    await file.write(20_000, Buffer.alloc(10, 2));
+    const background = it.cache.get(file.ino)!.flush();
+    await it.transfers.somebody(2);
+    it.transfers.waiting.shift()!();
+    await first;
+    it.transfers.open();
+    await background;
+    // Nothing of the inode but times has changed: there is only the flush to be done.
+    await file.sync(true);
+    expect(it.allDurable()).toBe(true);
+  });
 });

@@ -6,10 +6,11 @@
  * a file that was synced is found by its name, as on any local file system. Needs no token: a directory whose token has
  * gone was written out then.
  */
-import type { InodeNumber, NsdIndex } from '../common/ids.js';
+import type { InodeNumber } from '../common/ids.js';
 import type { OpOptions } from './file-system-api.js';
 import type { Inode } from './inode.js';
 import { allNsds } from './layout.js';
+import { UnflushedNsds } from './unflushed.js';
 import type { Volume } from './volume.js';
 
 /** `dataOnly` passes over an inode of which only times changed. */
@@ -37,35 +38,29 @@ async function syncInode(
   await file?.flush();
   if (inode.valid && (inode.dirtyCore || (inode.dirty && !dataOnly))) await volume.inodes.writeOut([inode]);
   else if (inode.writing !== null) await inode.writing;
-  // The map of what is allocated has to survive with what points into it.
-  const elsewhere = inode.unflushedElsewhere;
-  inode.unflushedElsewhere = false;
-  try {
-    const written = [inode.unflushed, ...[...volume.systemFiles.values()].map((map) => map.unflushed)];
-    await flushNsds(volume, written, elsewhere ? allNsds(volume.geometry) : [], options);
-  } catch (error) {
-    inode.unflushedElsewhere ||= elsewhere;
-    throw error;
-  }
+  await flushNsds(volume, inode, options);
 }
 
-async function flushNsds(
-  volume: Volume,
-  written: readonly Set<NsdIndex>[],
-  others: readonly NsdIndex[],
-  options: OpOptions | undefined,
-): Promise<void> {
-  const nsds = new Set<NsdIndex>(others);
-  for (const set of written) {
-    for (const nsd of set) nsds.add(nsd);
-    set.clear();
-  }
-  if (nsds.size === 0) return;
-  try {
-    await volume.parts.nsds.flush([...nsds], { signal: options?.signal });
-  } catch (error) {
-    for (const set of written) for (const nsd of nsds) set.add(nsd);
-    throw error;
+/**
+ * The NSDs that this inode was written to since they were last flushed. The map of what is allocated has to survive with what points
+ * into it. One that is being flushed for somebody else is waited for, and flushed by us if that failed.
+ */
+async function flushNsds(volume: Volume, inode: Inode, options: OpOptions | undefined): Promise<void> {
+  const written = [inode.unflushed, ...[...volume.systemFiles.values()].map((map) => map.unflushed)];
+  for (;;) {
+    const { nsds, flushing } = UnflushedNsds.take(written);
+    const elsewhere = inode.unflushedElsewhere;
+    inode.unflushedElsewhere = false;
+    if (elsewhere) for (const nsd of allNsds(volume.geometry)) nsds.add(nsd);
+    if (nsds.size > 0)
+      await UnflushedNsds.during(written, nsds, () =>
+        volume.parts.nsds.flush([...nsds], { signal: options?.signal }).catch((error: unknown) => {
+          inode.unflushedElsewhere ||= elsewhere;
+          throw error;
+        }),
+      );
+    if ((await Promise.all(flushing)).every((succeeded) => succeeded)) return;
+    options?.signal?.throwIfAborted();
   }
 }
 
