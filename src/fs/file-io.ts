@@ -190,11 +190,16 @@ async function atEnd<T>(
       const dataPins = await volume.pin([item], options);
       try {
         const done = await inode.contents.runExclusive(async () => {
-          // No hit appends from here on; what hits and other operations of this node wrote meanwhile is counted.
-          const endBytes = withSettledState(volume, inode, () => inode.sizeBytes);
-          if (endBytes < sizeThen) return null;
-          if (inode.tailDoubtful) await clearTail(volume, inode);
-          return { value: await body(inode, endBytes) };
+          inode.settling++;
+          try {
+            // No hit appends from here on; what hits and other operations of this node wrote meanwhile is counted.
+            const endBytes = withSettledState(volume, inode, () => inode.sizeBytes);
+            if (endBytes < sizeThen) return null;
+            if (inode.tailDoubtful) await clearTail(volume, inode);
+            return { value: await body(inode, endBytes) };
+          } finally {
+            inode.settling--;
+          }
         });
         // Null: it was truncated while we waited; the token from the new end on may not be ours.
         if (done !== null) return done.value;

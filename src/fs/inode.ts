@@ -78,7 +78,7 @@ export class Inode implements InodeFields {
   /** What of `file.state.changes` has been merged into the fields. */
   seenChanges = 0;
   openCount = 0;
-  /** Operations that change the size in several turns: no write hit meanwhile, whoever publishes. */
+  /** Operations that change the size, or rely on it, in several turns: no write hit meanwhile, whoever publishes. */
   settling = 0;
   /** This node took its last name while it was open here: the last close frees it. */
   orphan = false;

@@ -170,6 +170,8 @@ export class FsOpenFile implements OpenFile {
       file.dataItem({ start: end, end: RANGE_END }, TokenMode.exclusive),
     ]);
     if (pins === null) return;
+    // Whoever opens it meanwhile gets no write hits before this is over.
+    inode.settling++;
     try {
       await inode.contents.runExclusive(async () => {
         if (inode.openCount > 0 || !inode.valid) return;
@@ -178,6 +180,7 @@ export class FsOpenFile implements OpenFile {
         await cutSpace(volume, inode, inode.sizeBytes);
       });
     } finally {
+      inode.settling--;
       pins.release();
     }
   }

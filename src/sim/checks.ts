@@ -33,6 +33,8 @@ export class Checks {
   watch(life: SimNode): void {
     const watched: Watched = { life, running: new Map(), granted: [], stepped: false };
     this.#watched.set(life, watched);
+    life.map.onUnsettled = (ino) =>
+      this.report({ check: 'I10', ino, text: `${life.name} sets the size of a file that hits may be growing` });
     const { machine } = life.node.tokens;
     const step = machine.step.bind(machine);
     machine.step = (event, nowMs) => {

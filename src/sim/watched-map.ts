@@ -16,6 +16,8 @@ export class WatchedCacheMap extends TwinCacheMap {
   leaseDeadlineMs = 0;
   /** Set by every change; the checks reset it. */
   changed = false;
+  /** Told of sizes set while write hits are allowed: one of another thread at that moment would be undone. */
+  onUnsettled: (ino: InodeNumber) => void = () => undefined;
 
   sizeNow(entry: EntryId): number {
     return super.entryState(entry).sizeBytes;
@@ -34,6 +36,11 @@ export class WatchedCacheMap extends TwinCacheMap {
     super.setStatusMode(entry, mode);
     this.published.get(entry)!.status = mode;
     this.changed = true;
+  }
+  override setEntryState(entry: EntryId, state: { sizeBytes: number; mtimeNs: bigint; ctimeNs: bigint }): void {
+    const published = this.published.get(entry)!;
+    if (published.status === TokenMode.exclusive) this.onUnsettled(published.ino);
+    super.setEntryState(entry, state);
   }
   override setCoverage(entry: EntryId, ranges: readonly Coverage[]): void {
     super.setCoverage(entry, ranges);

@@ -7,6 +7,7 @@ import { LINK_COUNT_MAX } from '../layout.js';
 import { walk, walkToExisting } from '../path-walk.js';
 import { checkAccess, EXECUTE, WRITE } from '../permissions.js';
 import { loadDirectory, pinInodes } from '../pinning.js';
+import { publishStatus, withSettledState } from '../publishing.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
 
@@ -61,15 +62,17 @@ export async function link(
         await directory.advance(needed);
         continue;
       }
-      volume.inodes.refresh(inode);
-      inode.nlink++;
-      inode.noteName(directoryInode.ino);
-      inode.ctimeNs = transaction.nowNs;
-      transaction.inode(inode);
-      transaction.commit();
+      withSettledState(volume, inode, () => {
+        inode.nlink++;
+        inode.noteName(directoryInode.ino);
+        inode.ctimeNs = transaction.nowNs;
+        transaction.inode(inode);
+        transaction.commit();
+      });
       return;
     }
   } finally {
+    publishStatus(volume, target.ino);
     pins.release();
   }
 }

@@ -19,6 +19,7 @@ import type { LeafEntry } from '../leaf-format.js';
 import { type Walked, walk } from '../path-walk.js';
 import { checkAccess, checkSticky, EXECUTE, WRITE } from '../permissions.js';
 import { type InodeRef, loadDirectory, pinInodes, type Wanted } from '../pinning.js';
+import { publishStatus, withSettledState } from '../publishing.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
 import { freeIfUnused } from './free-inode.js';
@@ -128,6 +129,8 @@ async function moveEntry(volume: Volume, move: Move): Promise<boolean> {
       await step.directory.advance(step.needed);
     }
   } finally {
+    publishStatus(volume, entry.ino);
+    if (replaced !== null) publishStatus(volume, replaced.ino);
     pins.release();
   }
 }
@@ -179,22 +182,20 @@ async function tryMove(volume: Volume, move: Move): Promise<boolean | Waiting> {
     transaction.commit();
     return { directory: fromDirectory, needed: gone };
   }
-  if (victim !== null && !dangling) {
-    volume.inodes.refresh(victim);
-    dropLink(victim, toInode, transaction);
-  }
+  if (victim !== null && !dangling) withSettledState(volume, victim, () => dropLink(victim, toInode, transaction));
   if (moved.isDirectory && fromInode !== toInode) {
     moved.parent = toInode.ino;
     fromInode.nlink--;
     toInode.nlink++;
   }
-  volume.inodes.refresh(moved);
-  moved.ctimeNs = transaction.nowNs;
-  // In this order: written half, it has two names rather than none.
-  moved.noteName(toInode.ino);
-  if (fromInode !== toInode) moved.noteName(fromInode.ino);
-  transaction.inode(moved);
-  transaction.commit();
+  withSettledState(volume, moved, () => {
+    moved.ctimeNs = transaction.nowNs;
+    // In this order: written half, it has two names rather than none.
+    moved.noteName(toInode.ino);
+    if (fromInode !== toInode) moved.noteName(fromInode.ino);
+    transaction.inode(moved);
+    transaction.commit();
+  });
   if (victim !== null && !dangling) await freeIfUnused(volume, victim);
   return true;
 }

@@ -8,6 +8,7 @@ import type { LeafEntry } from '../leaf-format.js';
 import { walkToExisting } from '../path-walk.js';
 import { checkAccess, checkSticky, EXECUTE, WRITE } from '../permissions.js';
 import { type InodeRef, loadDirectory, pinInodes } from '../pinning.js';
+import { publishStatus, withSettledState } from '../publishing.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
 import { freeIfUnused } from './free-inode.js';
@@ -42,6 +43,7 @@ export async function remove(
     try {
       if (await removeEntry(volume, op, parent, name, target, path, credentials)) return;
     } finally {
+      publishStatus(volume, target.ino);
       pins.release();
     }
   }
@@ -80,9 +82,7 @@ async function removeEntry(
       await directory.advance(needed);
       continue;
     }
-    if (!dangling) {
-      dropLink(inode, directoryInode, transaction);
-    }
+    if (!dangling) withSettledState(volume, inode, () => dropLink(inode, directoryInode, transaction));
     transaction.commit();
     if (!dangling) await freeIfUnused(volume, inode);
     return true;
