@@ -179,7 +179,9 @@ export function hasTail(inode: Inode): boolean {
   if (inode.isInline || inode.sizeBytes === 0) return !inode.isInline && inode.allocatedSubBlocks > 0;
   const last = Math.floor((inode.sizeBytes - 1) / BLOCK_BYTES);
   const pointer = findPointer(inode, last);
-  return pointer != null && pointer.count > subBlocksNeeded(last, inode.sizeBytes);
+  if (pointer != null && pointer.count > subBlocksNeeded(last, inode.sizeBytes)) return true;
+  // Where the last block is full, what was prepared in front of the writer is the next one.
+  return last + 1 < FILE_BLOCKS_MAX && findPointer(inode, last + 1) != null;
 }
 
 export { AREA_BYTES as INLINE_BYTES_MAX };

@@ -3,7 +3,7 @@ import { expect, test } from 'vitest';
 import { nsdIndex } from '../common/ids.js';
 import { BLOCK_BYTES } from '../common/units.js';
 import { type FileSystem, ROOT } from './file-system-api.js';
-import { checkVolume, TestVolume } from './testing.js';
+import { checkVolume, TestVolume, turns } from './testing.js';
 
 const { O_CREAT, O_RDWR, O_RDONLY, O_EXCL } = constants;
 
@@ -131,6 +131,21 @@ test('inode numbers that another node has in stock are there for the next create
   for (const { fs } of [one, two]) await fs.unmount();
   expect(await checkVolume(volume)).toMatchObject({ problems: [], lostInodes: 0 });
 });
+test.each([1, 1.25, 2])(
+  'what was reserved in front of a sequential writer goes back when it closes a file of %d MiB',
+  async (mebibytes) => {
+    const { fs } = await (await TestVolume.create()).mount();
+    const file = await fs.open('/f', O_CREAT | O_RDWR, 0o644, ROOT);
+    for (let at = 0; at < mebibytes * BLOCK_BYTES; at += BLOCK_BYTES / 16) {
+      await file.write(at, Buffer.alloc(BLOCK_BYTES / 16, 1));
+      await turns();
+    }
+    expect((await file.stat()).allocatedBytes).toBeGreaterThan(mebibytes * BLOCK_BYTES);
+    await file.close();
+    expect((await fs.stat('/f', ROOT)).allocatedBytes).toBe(mebibytes * BLOCK_BYTES);
+    await fs.unmount();
+  },
+);
 
 test('when whole blocks are scattered, fragments are used to the end', async () => {
   const volume = await TestVolume.create({ blocks: [8] });
