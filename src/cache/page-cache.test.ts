@@ -318,6 +318,29 @@ describe('revoking', () => {
     expect(t.cache.usage().pagesUsed).toBe(1);
   });
 
+  it('I2: a sector that it takes while a merge waits for a spare slot does not come back with that merge', async () => {
+    const t = testCache({ settings: { sparePages: 1 } });
+    const [file, other] = [7, 8].map((ino) => TestFile.open(t, ino, pattern(PAGE_BYTES, ino))) as [TestFile, TestFile];
+    // Pages with one sector: whatever else is read of them goes through a spare slot.
+    for (const each of [file, other]) await t.clock.until(each.write(0, pattern(SECTOR_BYTES, 1)));
+    const gate = deferred<void>();
+    t.backing.beforeRead = () => gate.promise;
+    const holdsTheSpare = other.read(SECTOR_BYTES, 10);
+    await t.clock.advance(1);
+    t.backing.beforeRead = async () => undefined;
+    // Pins its own sector, and would bring the others of the page that are held.
+    const waits = file.read(SECTOR_BYTES, 10);
+    await t.clock.advance(1);
+    const fourth = { start: 3 * SECTOR_BYTES, end: 4 * SECTOR_BYTES };
+    await t.clock.until(t.tokens.revoke(7, fourth));
+    gate.resolve();
+    await t.clock.until(Promise.all([holdsTheSpare, waits]));
+    // Another node writes it, and this one gets it back.
+    t.backing.bytesOf(file.ino).fill(9, fourth.start, fourth.end);
+    expect(file.hitRead(fourth.start, 10)).toBeLessThan(0);
+    expect([...new Set(await t.clock.until(file.read(fourth.start, SECTOR_BYTES)))]).toEqual([9]);
+  });
+
   it('runs the owner’s hook after hits have ended and before the flush, and lets it change pages', async () => {
     const t = testCache();
     const file = TestFile.open(t, 7);
