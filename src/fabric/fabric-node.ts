@@ -373,6 +373,11 @@ export class FabricNode implements Fabric, RemotePeerHost {
     return this.#remote(node).relink(transport);
   }
 
+  /** True: the link with a peer is not replaced by a better one until this is false again. */
+  holdLink(node: NodeId, held: boolean): void {
+    this.#remote(node).hold(held);
+  }
+
   // --- for peers ---
 
   resolveAddress(node: NodeId): Promise<TransportAddress | null> {

@@ -8,6 +8,7 @@ import { LadderTransport } from './ladder-transport.js';
 import type { TransportAddress } from './link.js';
 import { MemoryNetwork } from './memory-link.js';
 import { type MemoryVerbs, VerbsNetwork } from './memory-verbs.js';
+import { RungTest } from './rung-test.js';
 import { type TestNode, testNode, VirtualClock } from './test-support.js';
 
 /** The ladder over links in memory (for TCP) and verbs in memory, in virtual time. */
@@ -222,4 +223,56 @@ test('a window opened on one rung is good on the other', async () => {
   const late = await world.finish(peer.writeRemote(window.remote, 0, local).catch((error: unknown) => error));
   expect(late).toMatchObject({ reason: 'wrongKeyWindow' });
   expect(one.counters.get('fabric.rdma.keysAsked')).toBeGreaterThan(0);
+});
+
+test('a link that is held is not replaced by a better one until it is let go; then it is', async () => {
+  const world = new World();
+  const [one, two] = [await world.node(1), await world.node(2)];
+  await world.ask(one, 2, 'up');
+  two.fabric.holdLink(nodeId(1), true);
+  one.fabric.holdLink(nodeId(2), true);
+  await world.finish(one.fabric.relink(nodeId(2), 'tcp'));
+  await world.ask(one, 2, 'tcp');
+  // Each side has word of something better now.
+  one.ladder.onBetter?.(2);
+  two.ladder.onBetter?.(1);
+  await world.run(10_000);
+  expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['tcp', 'tcp']);
+  one.fabric.holdLink(nodeId(2), false);
+  await world.run(10_000, () => transportOf(two, 1) === 'rdma');
+  await world.ask(one, 2, 'rdma');
+  expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['rdma', 'rdma']);
+});
+
+test('a test of the rungs measures each of them, refuses a second one, and ends on the best', async () => {
+  const world = new World();
+  const [one, two] = [await world.node(1), await world.node(2)];
+  const [first, second] = [one, two].map(
+    ({ fabric, pool }) => new RungTest(fabric, pool, { offsetBytes: 1 << 20, lengthBytes: 1 << 18 }, world.clock),
+  ) as [RungTest, RungTest];
+  const running = first.run(2, ['rdma', 'tcp']);
+  await expect(first.run(2, ['tcp'])).rejects.toMatchObject({ code: 'EBUSY' });
+  await world.run(60_000, () => one.fabric.traffic.messagesOut > 10);
+  await expect(second.run(1, ['tcp'])).rejects.toMatchObject({ code: 'EBUSY' });
+  const results = await world.finish(running);
+  expect(results.map(({ transport, error }) => [transport, error])).toEqual([
+    ['rdma', null],
+    ['tcp', null],
+  ]);
+  for (const { transferBytes, readBytesPerSecond, writeBytesPerSecond } of results) {
+    expect(transferBytes).toBe(1 << 18);
+    expect(Math.min(readBytesPerSecond, writeBytesPerSecond)).toBeGreaterThan(0);
+  }
+  expect(transportOf(one, 2)).toBe('rdma');
+  await expect(first.run(1, ['tcp'])).rejects.toMatchObject({ code: 'EINVAL' });
+  // What a peer may not ask for.
+  const asked = (what: number) =>
+    world.finish(
+      one.fabric
+        .peer(nodeId(2))
+        .request(T.fabricTest, Uint8Array.of(what), ok)
+        .catch((error: unknown) => error),
+    );
+  expect(await asked(1)).toMatchObject({ code: 'EINVAL' });
+  expect(await asked(9)).toMatchObject({ code: 'EINVAL' });
 });

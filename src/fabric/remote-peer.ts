@@ -81,6 +81,8 @@ export class RemotePeer implements Peer, SessionOwner {
   /** The present link was dialled by us and the other side has not spoken on it yet. */
   #dialledUnconfirmed = false;
   readonly #candidates = new Set<Link>();
+  /** The present link is wanted as it is: a test measures it. */
+  #held = false;
 
   constructor(
     host: RemotePeerHost,
@@ -287,10 +289,18 @@ export class RemotePeer implements Peer, SessionOwner {
 
   /** A better transport may be had: dials beside the present link, which stays until the new one is there. */
   upgrade(): void {
-    if (this.#closed !== null || this.#dial !== null || this.linkKind === null || this.linkKind === 'rdma') return;
+    if (this.#held || this.#closed !== null || this.#dial !== null) return;
+    if (this.linkKind === null || this.linkKind === 'rdma') return;
     this.relink('rdma').catch((error: unknown) => {
       this.#host.logger.debug({ node: this.nodeId, error }, 'fabric: no better link');
     });
+  }
+
+  /** While it is held, no better transport is looked for; whatever there was to be found then is tried when it ends. */
+  hold(held: boolean): void {
+    if (this.#held === held) return;
+    this.#held = held;
+    if (!held) this.upgrade();
   }
 
   /** @throws {FsError} unreachable, busy, closed: whatever link there was stays. */

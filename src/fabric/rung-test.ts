@@ -12,7 +12,7 @@ import type { TransportKind } from './link.js';
  * requests and transfers are timed on it, and afterwards the best rung is taken again. Traffic goes on meanwhile; it is measured along.
  *
  * Each node keeps a scratch segment of its pool for it. Asked by a peer it opens that to the peer for reading and writing, for one
- * test at a time, and closes it when told to, or by itself.
+ * test at a time, and closes it when told to, or by itself. Until then neither side looks for a better transport.
  */
 export interface RungResult {
   readonly transport: TransportKind;
@@ -34,13 +34,20 @@ const TRANSFERS = 64;
 const TRANSFERS_AT_ONCE = 4;
 const RUNG_TIME_MS = 4000;
 const TIMEOUT_MS = 10_000;
-const OPEN_MS = 60_000;
+/** Both rungs at their slowest. */
+const TEST_MS = 120_000;
 const OPEN = 1;
 const CLOSE = 2;
+/** Announces a test: the asked side leaves the link with the asking one alone, whichever it is, until CLOSE. */
+const BEGIN = 3;
+
+const NOTHING = new Uint8Array(0);
+
+const closeAll = (windows: readonly Window[]) => Promise.all(windows.map((window) => window.close()));
 
 interface Serving {
   readonly node: NodeId;
-  readonly windows: readonly Window[];
+  windows: readonly Window[];
   readonly timer: { cancel(): void };
 }
 
@@ -64,23 +71,32 @@ export class RungTest {
 
   async #serve(what: number, node: NodeId): Promise<Uint8Array> {
     const op = 'fabric.test';
+    if (what !== BEGIN && what !== OPEN && what !== CLOSE) {
+      throw new FsError('invalidArgument', { op, detail: `request ${what}` });
+    }
     if (what === CLOSE) {
       if (this.#serving?.node === node) await this.#stopServing();
-      return new Uint8Array(0);
+      return NOTHING;
     }
-    if (what !== OPEN) throw new FsError('invalidArgument', { op, detail: `request ${what}` });
     if (this.#testing || (this.#serving !== null && this.#serving.node !== node)) {
       throw new FsError('busy', { op, detail: 'this node is in another test' });
     }
-    await this.#stopServing();
-    const windows = (['read', 'write'] as const).map((access) => this.#fabric.expose(node, [this.#scratch], access));
-    const timer = this.#clock.after(OPEN_MS, () => void this.#stopServing());
-    this.#serving = { node, windows, timer };
-    const reply = new Uint8Array(4 + windows.reduce((sum, { remote }) => sum + 4 + remote.length, 0));
+    if (what === BEGIN) {
+      await this.#stopServing();
+      const timer = this.#clock.after(TEST_MS, () => void this.#stopServing());
+      this.#serving = { node, windows: [], timer };
+      this.#fabric.holdLink(node, true);
+      return NOTHING;
+    }
+    const serving = this.#serving;
+    if (serving === null) throw new FsError('invalidArgument', { op, detail: 'the test has not begun, or is over' });
+    await closeAll(serving.windows);
+    serving.windows = (['read', 'write'] as const).map((access) => this.#fabric.expose(node, [this.#scratch], access));
+    const reply = new Uint8Array(4 + serving.windows.reduce((sum, { remote }) => sum + 4 + remote.length, 0));
     const view = new DataView(reply.buffer);
     view.setUint32(0, this.#scratch.lengthBytes, true);
     let at = 4;
-    for (const { remote } of windows) {
+    for (const { remote } of serving.windows) {
       view.setUint32(at, remote.length, true);
       reply.set(remote, at + 4);
       at += 4 + remote.length;
@@ -93,7 +109,8 @@ export class RungTest {
     if (serving === null) return;
     this.#serving = null;
     serving.timer.cancel();
-    await Promise.all(serving.windows.map((window) => window.close()));
+    await closeAll(serving.windows);
+    this.#fabric.holdLink(serving.node, false);
   }
 
   // --- the asking side ---
@@ -104,14 +121,24 @@ export class RungTest {
     if (node === this.#fabric.self.nodeId) throw new FsError('invalidArgument', { op, detail: 'that is this node' });
     if (this.#testing || this.#serving !== null) throw new FsError('busy', { op, detail: 'a test is running' });
     this.#testing = true;
+    const peer = this.#fabric.peer(nodeId(node));
+    const options = { timeoutMs: TIMEOUT_MS };
+    this.#fabric.holdLink(nodeId(node), true);
+    let begun = false;
     try {
+      await peer.request(MessageType.fabricTest, Uint8Array.of(BEGIN), options);
+      begun = true;
       const results: RungResult[] = [];
       for (const transport of transports) results.push(await this.#rung(nodeId(node), transport));
       return results;
     } finally {
+      if (begun) {
+        // Back to the best there is, before the other side may look for it.
+        await this.#fabric.relink(nodeId(node), 'rdma').catch(() => undefined);
+        await peer.request(MessageType.fabricTest, Uint8Array.of(CLOSE), options).catch(() => undefined);
+      }
+      this.#fabric.holdLink(nodeId(node), false);
       this.#testing = false;
-      // Back to the best there is.
-      await this.#fabric.relink(nodeId(node), 'rdma').catch(() => undefined);
     }
   }
 
@@ -162,14 +189,10 @@ export class RungTest {
     );
     const transferBytes = Math.min(lengthBytes, this.#scratch.lengthBytes);
     const local = [{ offsetBytes: this.#scratch.offsetBytes, lengthBytes: transferBytes }];
-    try {
-      const readBytesPerSecond = await this.#rate(transferBytes, () => peer.readRemote(readName, 0, local));
-      this.#pool.bytes.fill(0x5a, this.#scratch.offsetBytes, this.#scratch.offsetBytes + transferBytes);
-      const writeBytesPerSecond = await this.#rate(transferBytes, () => peer.writeRemote(writeName, 0, local));
-      return { transferBytes, readBytesPerSecond, writeBytesPerSecond };
-    } finally {
-      await peer.request(MessageType.fabricTest, Uint8Array.of(CLOSE), options);
-    }
+    const readBytesPerSecond = await this.#rate(transferBytes, () => peer.readRemote(readName, 0, local));
+    this.#pool.bytes.fill(0x5a, this.#scratch.offsetBytes, this.#scratch.offsetBytes + transferBytes);
+    const writeBytesPerSecond = await this.#rate(transferBytes, () => peer.writeRemote(writeName, 0, local));
+    return { transferBytes, readBytesPerSecond, writeBytesPerSecond };
   }
 
   async #rate(bytes: number, move: () => Promise<void>): Promise<number> {
