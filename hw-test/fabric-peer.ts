@@ -46,7 +46,8 @@ export async function hardwareNode(id: number, addresses: Map<number, TransportA
     tcp: new TcpTransport(pool, counters),
     mode: 'auto',
     openPort: (memory) => openRdmaPort(memory, { device }),
-    timing: { probeMs: 500 },
+    // Emulation on a busy host: no reason to fall back by itself.
+    timing: { probeMs: 500, dialMs: 20_000 },
   });
   const fabric = new FabricNode({
     self,
@@ -57,6 +58,7 @@ export async function hardwareNode(id: number, addresses: Map<number, TransportA
     counters,
     transport: ladder,
     pool,
+    handshakeTimeoutMs: 30_000,
     resolveAddress: async (node) => addresses.get(node) ?? null,
   });
   fabric.handleRequests(MessageType.ping, ({ body }) => body);

@@ -168,7 +168,7 @@ export const suites: readonly Suite[] = [
     shows:
       'the fabric over verbs between two processes: messages, one-sided bulk, the device removed and added during I/O',
     guests: 1,
-    commands: [vitest('hw-test/fabric.hw.test.ts')],
+    commands: [vitest('hw-test/fabric.hw.test.ts', 'src/fabric/rdma-fabric.hw.test.ts')],
     deadlineS: 300,
   },
   {

@@ -285,6 +285,8 @@ export class LadderTransport implements Transport {
         const why = FsError.from(error, 'fabric.dial', object);
         this.#options.counters.add('fabric.rdma.dialsFailed');
         this.#failed(node, why.message);
+        // TCP carries on, and would for ever, since nothing else asks for a better link.
+        if (peer.timer === null) this.#retryLater(node, peer);
         if (only === 'rdma') throw why;
       }
     } else if (only === 'rdma') {

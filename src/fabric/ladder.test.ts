@@ -200,6 +200,17 @@ test('a peer whose RDMA links keep failing is served over TCP, and over RDMA aga
   expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['rdma', 'rdma']);
 });
 
+test('one dial over RDMA that fails costs a while over TCP, no more', async () => {
+  const world = new World();
+  const [one, two] = [await world.node(1), await world.node(2)];
+  let refused = 0;
+  world.verbs.policy = ({ op }) => (op === 'connect' && refused++ === 0 ? { status: 'retryExceeded' } : { delayMs: 0 });
+  expect(await world.ask(one, 2, 'a')).toBe('a');
+  await world.run(60_000, () => transportOf(one, 2) === 'rdma' && transportOf(two, 1) === 'rdma');
+  expect(await world.ask(one, 2, 'b')).toBe('b');
+  expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['rdma', 'rdma']);
+});
+
 test('a window opened on one rung is good on the other', async () => {
   const world = new World();
   const [one, two] = [await world.node(1), await world.node(2)];
