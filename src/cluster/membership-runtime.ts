@@ -149,6 +149,11 @@ export class MembershipRuntime implements Membership {
     await this.#joined.promise;
   }
 
+  /** A member is reached in another way from now on: everybody gets to know it. */
+  addressChanged(address: NodeRecord['address']): void {
+    this.#dispatch({ type: 'address', address });
+  }
+
   /**
    * Leaves cleanly. The caller has written out everything and given back its tokens. Ends at the latest after `timeoutMs`:
    * then the lease runs out and the others expel us.

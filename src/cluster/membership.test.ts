@@ -35,6 +35,26 @@ describe('membership', () => {
     expect(ids(lab)).toEqual([1, 40_000]);
   });
 
+  test('a member that is reached in another way is known so to all, in the same epoch, also while others change the view', async () => {
+    const lab = await started(1, 2);
+    const rdma = { host: '10.0.0.2', port: 7002 };
+    const address = { host: '127.0.0.1', port: 7002, rdma };
+    lab.node(2).runtime!.addressChanged(address);
+    const third = lab.start(3);
+    lab.node(2).runtime!.addressChanged(address);
+    await lab.clock.run(third);
+    await lab.clock.advance(500);
+    expect(lab.view.epoch).toBe(3);
+    for (const id of [1, 2, 3]) {
+      const { nodes } = lab.node(id).runtime!.view;
+      expect([...nodes.values()].map((node) => node.address?.rdma)).toEqual([undefined, rdma, undefined]);
+    }
+    lab.crash(1);
+    await lab.clock.advance(3 * TTL_MS);
+    expect(ids(lab)).toEqual([2, 3]);
+    expect(lab.view.nodes[0]?.address).toEqual(address);
+  });
+
   test('an identity that is alive is refused', async () => {
     const lab = await started(1);
     const second = new Lab();

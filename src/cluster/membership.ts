@@ -48,6 +48,8 @@ export type MembershipEvent =
   | { type: 'changed'; change: StoreChange }
   | { type: 'gap' }
   | { type: 'join'; record: NodeRecord }
+  /** This node is reached in another way from now on. After `join`. */
+  | { type: 'address'; address: NodeRecord['address'] }
   | { type: 'leave' }
   | { type: 'renewed'; sentAtMs: number; outcome: LeaseOutcome }
   | { type: 'regained'; sentAtMs: number; outcome: LeaseOutcome }
@@ -167,6 +169,9 @@ export class MembershipMachine {
           this.#record = event.record;
         }
         break;
+      case 'address':
+        if (this.#record !== null) this.#record = { ...this.#record, address: event.address };
+        break;
       case 'leave':
         // A swap that is under way may still put us into the view.
         if (this.#inView() || this.#swapping) this.#phase = 'leaving';
@@ -273,6 +278,7 @@ export class MembershipMachine {
     if (this.#lease.valid(nowMs)) {
       if (drives) next = this.#driver.nextView(this.#mirror, nowMs);
       if (this.#phase === 'joining') next = this.#withSelf(next);
+      if (this.#phase === 'member') next = this.#withAddress(next);
       if (this.#phase === 'leaving') next = this.#withoutSelf(next);
     }
     if (next === before && !this.#confirming) return;
@@ -290,6 +296,15 @@ export class MembershipMachine {
     if (!record.tokenServer && view.epoch > 0) return { ...view, nodes };
     const tokenServers = nodes.filter((node) => node.tokenServer).map((node) => node.nodeId);
     return { ...view, epoch: (view.epoch + 1) as Epoch, nodes, tokenServers };
+  }
+
+  /** An address says nothing about who may do what: the epoch stays. */
+  #withAddress(view: ViewRecord): ViewRecord {
+    const record = this.#record;
+    const known = view.nodes.find((node) => sameLife(node, this.self));
+    if (record === null || known === undefined || sameAddress(known.address, record.address)) return view;
+    const nodes = view.nodes.map((node) => (node === known ? { ...node, address: record.address } : node));
+    return { ...view, nodes };
   }
 
   #withoutSelf(view: ViewRecord): ViewRecord {
@@ -312,4 +327,10 @@ export class MembershipMachine {
     if (this.#swapNotBeforeMs > nowMs) times.push(this.#swapNotBeforeMs);
     return Math.max(nowMs, Math.min(...times));
   }
+}
+
+function sameAddress(one: NodeRecord['address'], other: NodeRecord['address']): boolean {
+  if (one === null || other === null) return one === other;
+  const rdma = one.rdma?.host === other.rdma?.host && one.rdma?.port === other.rdma?.port;
+  return one.host === other.host && one.port === other.port && rdma;
 }

@@ -27,6 +27,7 @@ import { NsdServing, type TargetPort } from './nsd-serving.js';
 import { NvmetTarget } from './nvmet-target.js';
 import { type NsdConfig, type NsdPath, openStores, type WrapDevice } from './open-stores.js';
 import { planPool } from './pool-plan.js';
+import { followRdmaAddresses } from './rdma-addresses.js';
 import { type RefusedNsd, RefusedNsds } from './refused-nsds.js';
 import { systemClock } from './system-clock.js';
 
@@ -213,6 +214,10 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     answering = fabric;
     const listening = config.listen === null ? null : await fabric.listen(config.listen);
     const address = listening === null ? null : { ...listening, ...config.advertise };
+    let rdmaAddress = address?.rdma;
+    ladder.onRdmaAddress = (rdma) => {
+      rdmaAddress = rdma;
+    };
     const rungTest = new RungTest(fabric, pool, plan.fabricScratch, clock);
 
     const refused = new RefusedNsds(store, membership.self.nodeId, counters, logger);
@@ -252,6 +257,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
 
     const joined = membership.join({ address, tokenServer: config.tokenServer }, made.expulsionActions());
     await unlessStopped(joined, stop, 'join');
+    undo.push(followRdmaAddresses({ membership, fabric, ladder, address, rdma: rdmaAddress }));
     for (const path of opened.paths) {
       const foreign = foreignness(path, membership.view.nsds.get(path.uuid)?.fsUuid ?? null);
       if (foreign === null) continue;

@@ -373,6 +373,11 @@ export class FabricNode implements Fabric, RemotePeerHost {
     return this.#remote(node).relink(transport);
   }
 
+  /** A peer can be reached in a better way than before, perhaps. */
+  lookForBetter(node: NodeId): void {
+    this.#remotes.get(node)?.upgrade();
+  }
+
   /** True: the link with a peer is not replaced by a better one until this is false again. */
   holdLink(node: NodeId, held: boolean): void {
     this.#remote(node).hold(held);

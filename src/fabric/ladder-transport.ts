@@ -73,6 +73,8 @@ interface PeerState {
 
 export class LadderTransport implements Transport {
   onBetter: ((peerNode: number) => void) | null = null;
+  /** Others can reach this node over RDMA from now on; while it listens. */
+  onRdmaAddress: ((rdma: NonNullable<TransportAddress['rdma']>) => void) | null = null;
   readonly #options: LadderOptions;
   readonly #timing: LadderTiming;
   readonly #windows = new WindowTable();
@@ -224,7 +226,10 @@ export class LadderTransport implements Transport {
     if (host === null) throw new FsError('notSupported', { op: 'fabric.rdma', detail: 'the device has no IP address' });
     // Where it listened before, so that others find it again.
     const port = this.#rdmaAddress?.port ?? this.#options.rdmaPort ?? this.#tcpAddress?.port ?? 0;
+    const known = this.#rdmaAddress;
     this.#rdmaAddress = await rdma.listen({ host, port }, accept);
+    const now = { host: this.#rdmaAddress.host, port: this.#rdmaAddress.port };
+    if (known?.host !== now.host || known.port !== now.port) this.onRdmaAddress?.(now);
   }
 
   /** RDMA is there now: whoever is connected by TCP is tried again. */

@@ -211,6 +211,28 @@ test('one dial over RDMA that fails costs a while over TCP, no more', async () =
   expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['rdma', 'rdma']);
 });
 
+test('devices that first appear while nodes run are told of, and used once the others know', async () => {
+  const world = new World();
+  const [one, two] = [await world.node(1, { device: false }), await world.node(2, { device: false })];
+  for (const node of [one, two]) {
+    const id = node.fabric.self.nodeId;
+    node.ladder.onRdmaAddress = (rdma) => {
+      world.addresses.set(id, { ...world.addresses.get(id)!, rdma });
+      for (const other of [one, two]) if (other !== node) other.fabric.lookForBetter(id);
+    };
+  }
+  expect(await world.ask(one, 2, 'a')).toBe('a');
+  expect(transportOf(one, 2)).toBe('tcp');
+  two.device.present = true;
+  await world.run(10_000, () => world.addresses.get(2)!.rdma !== undefined);
+  await world.run(10_000);
+  expect(transportOf(one, 2)).toBe('tcp');
+  one.device.present = true;
+  await world.run(60_000, () => transportOf(one, 2) === 'rdma' && transportOf(two, 1) === 'rdma');
+  expect(await world.ask(two, 1, 'b')).toBe('b');
+  expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['rdma', 'rdma']);
+});
+
 test('a window opened on one rung is good on the other', async () => {
   const world = new World();
   const [one, two] = [await world.node(1), await world.node(2)];
