@@ -7,6 +7,8 @@ import type { CacheCore } from './cache-core.js';
 import { forgetRange } from './discard.js';
 import type { FileCore } from './file-core.js';
 import type { Page } from './page.js';
+import { inPage } from './page-access.js';
+import { sectorMask } from './sector-merge.js';
 
 /**
  * Serving revokes of data tokens.
@@ -82,7 +84,7 @@ export class Revoker implements RevokeHandler {
     const { clock, copier, dirty, behind, counters, logger, settings, generation } = this.#core;
     for (let delayMs = settings.writeRetryMs; ; delayMs = Math.min(2 * delayMs, RETRY_MAX_MS)) {
       dirty.drain();
-      const pages = file.pagesIn(range).filter((page) => page.dirty);
+      const pages = file.pagesIn(range).filter((page) => this.#isDirtyIn(page, range));
       if (pages.length === 0 || generation !== this.#core.generation) return;
       counters.add('cache.revokeFlushes');
       counters.add('cache.revokeFlushBytes', copier.dirtyBytes(pages));
@@ -95,6 +97,14 @@ export class Revoker implements RevokeHandler {
       logger.warn({ ino: file.ino, range, error: error.message }, 'a revoke waits: its dirty pages cannot be written');
       await sleep(clock, delayMs);
     }
+  }
+
+  /** Writers of the page's other sectors go on: they may have it dirty again and again, and must not hold the token up. */
+  #isDirtyIn(page: Page, range: ByteRange): boolean {
+    if (!page.dirty) return false;
+    const { start, end } = inPage(range, page.index);
+    const { dirtyMask, partialStart, partialEnd } = this.#core.slots.refresh(page);
+    return (dirtyMask & sectorMask(start, end)) !== 0 || (partialStart < end && start < partialEnd);
   }
 
   /** Pages stay, clean; no write hit may dirty them until a write finds space reserved again. Those without a valid byte go. */
