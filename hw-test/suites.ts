@@ -117,7 +117,7 @@ export const suites: readonly Suite[] = [
     shows: 'a daemon whose namespace becomes write protected, shrinks, vanishes: errors, counters, nothing lost',
     guests: 1,
     commands: [vitest('hw-test/namespace-trouble.hw.test.ts')],
-    deadlineS: 400,
+    deadlineS: 600,
   },
   {
     name: 'rdma',

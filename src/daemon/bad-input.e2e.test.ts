@@ -122,6 +122,9 @@ describe('an NSD', () => {
     expect((await readFile(precious)).equals(content)).toBe(true);
     const missing = await failure(() => it.start(1, nsd('nsd2', path.join(it.directory, 'nowhere', 'nsd2'))));
     expect(missing.reason.reason).toBe('badConfiguration');
+    const noDevice = await failure(() => it.start(1, nsd('nsd2', '/dev/null')));
+    expect(noDevice.reason.reason).toBe('badConfiguration');
+    expect(noDevice.reason.message).toContain('/dev/null');
     // The same device twice would be two NSDs on the same blocks.
     const twice = await failure(() =>
       it.start(1, {
@@ -137,11 +140,11 @@ describe('an NSD', () => {
     const counted = await it.engines[0]!.refusedNsds();
     expect(counted.map(({ nodeId: by, nsd: name, count }) => [by, name, count])).toEqual([
       [2, 'nsd1', 1],
-      [2, 'nsd2', 4],
+      [2, 'nsd2', 5],
       [2, 'nsd3', 1],
     ]);
     expect(it.engines[0]!.counters()).toMatchObject({
-      'nsd.refusedAtStart': 6,
+      'nsd.refusedAtStart': 7,
       'nsd.refusedAtStart.wrongNsd': expect.any(Number),
     });
     expect(counted.every(({ standing }) => standing)).toBe(true);

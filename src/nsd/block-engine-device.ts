@@ -102,6 +102,7 @@ const REASON_OF_ERRNO: Readonly<Record<string, Reason>> = {
   EPERM: 'notPermitted',
   EISDIR: 'isDirectory',
   EBUSY: 'busy',
+  ENOTBLK: 'badConfiguration',
   EAGAIN: 'queueFull',
   EBADF: 'closed',
   EINVAL: 'invalidArgument',
