@@ -8,6 +8,7 @@ import {
   checkPlace,
   failureOf,
   type IoBuffer,
+  mayHaveShrunk,
   OpenedDevice,
   type Operation,
   type OperationName,
@@ -384,7 +385,22 @@ export class BlockEngine {
   #complete(tag: number, operation: Operation, errno: number, doneBytes: number, status: number): void {
     const outcome = outcomeOf(operation, errno, doneBytes, status);
     if (outcome === 'passing') this.#retry(tag, operation, errno, doneBytes, status);
+    else if (outcome !== 'done' && mayHaveShrunk(operation, status))
+      void this.#failAfterLook(tag, operation, errno, doneBytes, status);
     else this.#settle(tag, operation, outcome === 'done' ? null : outcome);
+  }
+
+  /** What failed may lie beyond the end by now; that is another error. */
+  async #failAfterLook(
+    tag: number,
+    operation: Operation,
+    errno: number,
+    doneBytes: number,
+    status: number,
+  ): Promise<void> {
+    // A device that can't be asked has the size that it had.
+    await operation.device.refresh().catch(() => undefined);
+    this.#settle(tag, operation, failureOf(operation, errno, doneBytes, status));
   }
 
   /** The operation keeps its tag meanwhile: it is still in flight, for everybody but the device. */

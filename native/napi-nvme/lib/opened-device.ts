@@ -75,7 +75,6 @@ export function failureOf(operation: Operation, errno: number, doneBytes: number
     const { words, type } = decodeStatus(rawStatus);
     const detail = `the command failed${after}: ${words} (${type} status 0x${statusKey(rawStatus).toString(16)})`;
     const key = statusKey(rawStatus);
-    // Linux's target doesn't look itself, and what its block layer refuses is an internal error to it.
     const beyond = offsetBytes + lengthBytes > device.sizeBytes;
     const outOfRange = key === STATUS.lbaOutOfRange || (key === STATUS.internalError && beyond);
     if (!outOfRange) return failed(errnoOfStatus(rawStatus), false, detail);
@@ -93,6 +92,13 @@ export function failureOf(operation: Operation, errno: number, doneBytes: number
     return failed('EFAULT', false, 'the buffer was detached behind our back');
   return failed(errnoName(errno), false, `the device failed${after}`);
 }
+
+/**
+ * Whether its size decides what a failure means: Linux's target doesn't look at ranges itself, and what its block layer refuses is an internal
+ * error to it. @internal
+ */
+export const mayHaveShrunk = (operation: Operation, rawStatus: number): boolean =>
+  statusKey(rawStatus) === STATUS.internalError && operation.device.access === 'passthrough';
 
 /** What is wrong in itself doesn't get as far as the kernel; it refuses like this while a namespace has no usable path. */
 const isWithoutPath = (errno: number): boolean => errno === EINVAL || errno === EAGAIN;

@@ -141,7 +141,7 @@ describe.each(TRANSPORTS)('over %s', (transport) => {
   it('a namespace that shrinks ends sooner, and one that grows ends later', async () => {
     const backing = loopDevice(16 * MIB);
     const { nqn, namespace } = await attached(transport, backing.path);
-    const device = await engine.open(namespace.blockPath);
+    const [device, before] = [await engine.open(namespace.blockPath), await engine.open(namespace.blockPath)];
     const buffer = engine.allocate(64 * 1024);
     await device.write(12 * MIB, buffer, 0, 64 * 1024);
     const resize = async (lengthBytes: number): Promise<void> => {
@@ -153,6 +153,9 @@ describe.each(TRANSPORTS)('over %s', (transport) => {
     expect(await failure(device.read(12 * MIB, buffer, 0, 4096))).toMatchObject({ short: true, doneBytes: 0 });
     expect((await failure(device.write(12 * MIB, buffer, 0, 4096))).code).toBe('ENOSPC');
     await device.read(4 * MIB, buffer, 0, 4096);
+    // Opened before, and not refreshed: it looks when something fails.
+    expect(await failure(before.read(12 * MIB, buffer, 0, 4096))).toMatchObject({ short: true, doneBytes: 0 });
+    expect(before.sizeBytes).toBe(8 * MIB);
     await resize(24 * MIB);
     await device.write(20 * MIB, buffer, 0, 64 * 1024);
     expect(device.sizeBytes).toBe(24 * MIB);
