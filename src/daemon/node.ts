@@ -60,6 +60,8 @@ export interface NodeParts {
     readonly tokens?: Partial<TokenClientSettings & { acquireTimeoutMs: number }>;
     readonly tokenServer?: Partial<TokenServerSettings>;
     readonly nsdTimeoutMs?: number;
+    /** What a server gets before a request is sent again. */
+    readonly nsdAttemptTimeoutMs?: number;
   };
   /** An invariant is broken: stop serving (F7). */
   readonly onBroken: (error: unknown) => void;
@@ -189,6 +191,7 @@ export class HoldfastNode {
       },
       localStore: (uuid: string) => this.nsdServer?.store(uuid),
       ...(settings?.nsdTimeoutMs === undefined ? {} : { timeoutMsDefault: settings.nsdTimeoutMs }),
+      ...(settings?.nsdAttemptTimeoutMs === undefined ? {} : { attemptTimeoutMs: settings.nsdAttemptTimeoutMs }),
     });
   }
 

@@ -368,6 +368,7 @@ export class NsdClient implements NsdClientApi {
         if (last.retry !== 'same' && !serverReplaced(last) && !this.#mayHaveMoved(last, nsd, location, startMs))
           throw last;
         this.counters.add('nsd.retries');
+        if (last.reason === 'deadlinePassed') this.counters.add('nsd.resent');
         if ((tries + 1) % location.servers.length === 0) {
           await pause(clock, Math.min(backoffMs, Math.max(0, deadlineMs - clock.nowMs())), signal);
           backoffMs = Math.min(BACKOFF_MS_MAX, backoffMs * 2);

@@ -216,6 +216,33 @@ export class Faults {
         world.kill(life);
         return this.#untilBack();
       }
+      case 'resend': {
+        // Requests to a disk's server take longer than they are given, one way or both: the first is still on its way, or has been
+        // executed and its answer is, when the next is sent.
+        const { server } = pick(random, world.disks);
+        const from = pick(
+          random,
+          world.up.filter(({ id }) => id !== server),
+        ).id;
+        const allowedMs = world.plan.nsdAttemptTimeoutMs ?? 0;
+        const both = chance(random, 0.5);
+        const delayMs = allowedMs * (0.6 + random.next());
+        say(
+          `node ${from} to ${server}, ${delayMs.toFixed(1)} ms ${both ? 'both ways' : 'back'}, ${allowedMs.toFixed(1)} allowed`,
+        );
+        await this.#during(
+          fault.forMs,
+          () => {
+            this.#slow.set(`n${server}>n${from}`, delayMs);
+            if (both) this.#slow.set(`n${from}>n${server}`, delayMs);
+          },
+          () => {
+            this.#slow.delete(`n${server}>n${from}`);
+            this.#slow.delete(`n${from}>n${server}`);
+          },
+        );
+        return;
+      }
       case 'leave': {
         const life = await this.#victim((one) => one.id <= world.plan.tokenServers);
         await this.#leave(life, fault.forMs, chance(random, 0.2));

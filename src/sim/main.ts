@@ -174,6 +174,9 @@ async function manySeeds(count: number, from: number): Promise<void> {
       ...missing.filter((name) => !NOT_IN_THIS_WORLD.has(name) && (count >= RARE_SEEDS_MIN || !RARE.has(name))),
     );
   }
+  const resent = totals.get('nsd.resent') ?? 0;
+  console.log(`requests to NSD servers sent again while the first was under way: ${resent}`);
+  if (resent === 0) never.push('nsd resent');
   const uncovered = count >= COVERAGE_SEEDS_MIN && never.length > 0;
   if (never.length > 0)
     console.log(`transitions that never fired: ${never.join(', ')}${uncovered ? '' : ' (few seeds)'}`);

@@ -26,6 +26,7 @@ export type FaultKind =
   | 'zombie'
   | 'lateWrites'
   | 'stuckDisk'
+  | 'resend'
   | 'leave'
   | 'flap';
 
@@ -55,6 +56,8 @@ export interface SeedPlan {
   readonly clientRangesMax: number;
   readonly serverRangesMax: number;
   readonly acquireTimeoutMs: number;
+  /** What an NSD's server gets before a request is sent again; null: as in the daemon, longer than anything here takes. */
+  readonly nsdAttemptTimeoutMs: number | null;
 }
 
 export const LEASE_TTL_MS = 1500;
@@ -96,6 +99,12 @@ export function planSeed(seed: number): SeedPlan {
     const fault = pick(random, HARMLESS);
     add(fault, durationOf(fault, random));
   }
+  // Drawn apart, so that the seeds without it are what they were.
+  const apart = new SeededRandom(seed * 2 + 2_000_003);
+  const resends = seed % 5 === 3;
+  if (resends)
+    for (let i = 1 + below(apart, 2); i > 0; i--)
+      faults.push({ kind: 'resend', atOperation: 20 + below(apart, OPERATIONS - 60), forMs: 50 + 400 * apart.next() });
   faults.sort((a, b) => a.atOperation - b.atOperation);
   return {
     seed,
@@ -113,6 +122,7 @@ export function planSeed(seed: number): SeedPlan {
     clientRangesMax: chance(random, 0.15) ? 12 : 250_000,
     serverRangesMax: chance(random, 0.15) ? 24 : 1_000_000,
     acquireTimeoutMs: ACQUIRE_TIMEOUT_MS,
+    nsdAttemptTimeoutMs: resends ? 6 + 20 * apart.next() : null,
   };
 }
 

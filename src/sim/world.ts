@@ -110,8 +110,9 @@ export class World {
   }
 
   get nodeSettings(): NonNullable<NodeParts['settings']> {
-    const { minHoldMs, clientRangesMax, serverRangesMax, acquireTimeoutMs } = this.plan;
+    const { minHoldMs, clientRangesMax, serverRangesMax, acquireTimeoutMs, nsdAttemptTimeoutMs } = this.plan;
     return {
+      ...(nsdAttemptTimeoutMs === null ? {} : { nsdAttemptTimeoutMs }),
       cache: {
         writeBehindAgeMs: 40,
         writeBehindTickMs: 15,
