@@ -11,6 +11,7 @@ import { RungTest } from '../src/fabric/rung-test.js';
 import { TcpTransport } from '../src/fabric/tcp-link.js';
 import { realClock } from '../src/fabric/test-support.js';
 import { crc32c, createPagePool } from '../src/native/core.js';
+import type { PagePool } from '../src/native/page-pool.js';
 import { MessageType } from '../src/protocol/message-types.js';
 
 /**
@@ -24,6 +25,7 @@ export interface HardwareNode {
   readonly fabric: FabricNode;
   readonly ladder: LadderTransport;
   readonly counters: Counters;
+  readonly pool: PagePool;
   readonly bytes: Uint8Array;
   readonly rungTest: RungTest;
   readonly address: TransportAddress;
@@ -69,6 +71,7 @@ export async function hardwareNode(id: number, addresses: Map<number, TransportA
     fabric,
     ladder,
     counters,
+    pool,
     bytes: pool.bytes,
     rungTest,
     address,

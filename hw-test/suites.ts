@@ -164,12 +164,28 @@ export const suites: readonly Suite[] = [
     deadlineS: 420,
   },
   {
+    name: 'cold-read',
+    shows:
+      'a cold read through an NSD server over RDMA against the device alone plus message round trips, two processes',
+    guests: 1,
+    commands: [['node', 'dist/hw-test/cold-read.js']],
+    deadlineS: 300,
+  },
+  {
     name: 'fabric',
     shows:
       'the fabric over verbs between two processes: messages, one-sided bulk, the device removed and added during I/O',
     guests: 1,
     commands: [vitest('hw-test/fabric.hw.test.ts', 'src/fabric/rdma-fabric.hw.test.ts')],
     deadlineS: 300,
+  },
+  {
+    name: 'fabric-command',
+    shows:
+      '`holdfast fabric test` between two daemons: each rung measured, a device that goes and comes, errors, a dead peer',
+    guests: 1,
+    commands: [vitest('hw-test/fabric-command.hw.test.ts')],
+    deadlineS: 600,
   },
   {
     name: 'fabric-pair',

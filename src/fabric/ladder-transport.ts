@@ -45,6 +45,8 @@ export interface LadderTiming {
   readonly probeMs: number;
   /** A dial over RDMA that takes longer is given up, in favour of TCP. */
   readonly dialMs: number;
+  /** One that the peer ended, for whatever reason of his, within this time says something about the path. */
+  readonly youngMs: number;
   /** A link that lived so long was a good one. */
   readonly lastedMs: number;
   readonly pauseFirstMs: number;
@@ -54,6 +56,7 @@ export interface LadderTiming {
 const DEFAULT_TIMING: LadderTiming = {
   probeMs: 2000,
   dialMs: 3000,
+  youngMs: 1000,
   lastedMs: 10_000,
   pauseFirstMs: 1000,
   pauseMaxMs: 60_000,
@@ -333,6 +336,9 @@ export class LadderTransport implements Transport {
     const mute = link.peerNode === 0 && lifeMs >= this.#timing.dialMs;
     const why = failure ?? (mute ? 'no handshake in time' : null);
     if (why === null || HARMLESS.has(why)) return;
+    // He may have replaced it: the new one is there by then.
+    const replaced = lifeMs >= this.#timing.youngMs || this.#rdma?.hasLinkWith(node) === true;
+    if (ENDED_BY_PEER.has(why) && replaced) return;
     if (lifeMs >= this.#timing.lastedMs) this.#peer(node).failures = 0;
     this.#failed(node, why);
   }
@@ -388,3 +394,5 @@ export class LadderTransport implements Transport {
 
 /** Ends that say nothing about the path: our own decision, or a key that was not good any more. */
 const HARMLESS: ReadonlySet<string> = new Set(['cancelledTransfer', 'remoteAccessError', 'backlogFull']);
+/** Whoever ends it for a fault of the path saw another status, and counts that. */
+const ENDED_BY_PEER: ReadonlySet<string> = new Set(['flushed', 'closedByPeer']);

@@ -233,6 +233,25 @@ test('devices that first appear while nodes run are told of, and used once the o
   expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['rdma', 'rdma']);
 });
 
+test('links that the peer replaces, by whichever rung, are not held against RDMA', async () => {
+  const world = new World();
+  const [one, two] = [await world.node(1), await world.node(2)];
+  await world.ask(one, 2, 'up');
+  for (const rung of ['rdma', 'rdma', 'rdma', 'tcp', 'rdma', 'rdma'] as const) {
+    if (rung === 'tcp') await world.run(2000);
+    await world.finish(one.fabric.relink(nodeId(2), rung));
+    await world.ask(one, 2, rung);
+  }
+  await world.run(100);
+  expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['rdma', 'rdma']);
+  expect(one.counters.get('fabric.rdma.fallbacks') + two.counters.get('fabric.rdma.fallbacks')).toBe(0);
+  // Nothing is owed from before: the next dial of the replaced side goes over RDMA.
+  await world.finish(two.fabric.relink(nodeId(1), 'tcp'));
+  await world.ask(two, 1, 'tcp');
+  await world.finish(two.fabric.relink(nodeId(1), 'rdma'));
+  expect(await world.ask(two, 1, 'rdma')).toBe('rdma');
+});
+
 test('a window opened on one rung is good on the other', async () => {
   const world = new World();
   const [one, two] = [await world.node(1), await world.node(2)];

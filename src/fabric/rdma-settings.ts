@@ -28,7 +28,7 @@ export const DEFAULT_RDMA_SETTINGS: RdmaSettings = {
   sendSlots: 64,
   sendsMax: 512,
   inlineBytes: 256,
-  oneSidedAboveBytes: 4096,
+  oneSidedAboveBytes: 16 * 1024,
   pieceBytes: 256 * 1024,
   bulkBytesMax: 4 * 1024 * 1024,
   workDeadlineMs: 10_000,

@@ -229,6 +229,10 @@ export class RdmaTransport implements Transport, RdmaLinkHost {
     return this.windows.close(window);
   }
 
+  hasLinkWith(peerNode: number): boolean {
+    return this.#linkWith(peerNode) !== null;
+  }
+
   /** The newest one that carries frames. */
   #linkWith(peerNode: number): RdmaLink | null {
     let found: RdmaLink | null = null;

@@ -4,7 +4,14 @@ import { FsError } from '../common/errors.js';
 import { epoch, incarnation, nodeId } from '../common/ids.js';
 import { fuzzRuns } from '../common/testing/fuzz.js';
 import { SECTOR_BYTES } from '../common/units.js';
+import { DEFAULT_RDMA_SETTINGS } from '../fabric/rdma-settings.js';
 import * as messages from '../protocol/nsd-messages.js';
+
+describe('what travels in messages', () => {
+  it('is what a fabric over RDMA would not bind a window for either: above it every byte goes one-sided', () => {
+    expect(messages.NSD_INLINE_BYTES_MAX).toBe(DEFAULT_RDMA_SETTINGS.oneSidedAboveBytes);
+  });
+});
 
 const uuid = fc.uuid();
 const extents = (max: number, countMax: number): fc.Arbitrary<messages.SectorExtent[]> =>

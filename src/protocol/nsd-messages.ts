@@ -16,7 +16,7 @@ import { ByteReader, ByteWriter } from './codec.js';
 
 /** Sectors of one request: a whole window. */
 export const NSD_REQUEST_SECTORS_MAX = 2048;
-/** Bytes that travel in the message itself rather than through a window: what a window would cost more than the copy. */
+/** Bytes that travel in the message itself rather than through a window: what a window would cost more than the copy (docs/performance.md). */
 export const NSD_INLINE_BYTES_MAX = 16 * 1024;
 export const NSD_DISCARD_EXTENTS_MAX = 4096;
 /** As in the fabric, which may not be imported from here. */
