@@ -70,6 +70,7 @@ type Handlers = {
   ) => Promise<OpResult<K> | WithPayload<K>> | OpResult<K> | WithPayload<K>;
 };
 
+const WRITABLE = constants.O_WRONLY | constants.O_RDWR;
 const EMPTY = new Uint8Array(0);
 const NOTHING = {} as const;
 
@@ -89,7 +90,7 @@ export class DispatcherSession {
   #nextHandle = 1;
   #nextCursor = 1;
   #opening = 0;
-  #ending: Promise<void> | null = null;
+  #ending: Promise<boolean> | null = null;
 
   constructor(
     readonly dispatcher: Dispatcher,
@@ -168,19 +169,27 @@ export class DispatcherSession {
   }
 
   /** Aborts what runs, waits for it, closes every handle. Errors of closing are counted: nobody is left to be told. */
-  end(): Promise<void> {
-    this.#ending ??= this.#end();
+  async end(): Promise<void> {
+    this.#ending ??= this.#end(false);
+    await this.#ending;
+  }
+  /** The same; first what was written through its handles is made durable. @returns whether it is. */
+  endSaved(): Promise<boolean> {
+    this.#ending ??= this.#end(true);
     return this.#ending;
   }
 
-  async #end(): Promise<void> {
+  async #end(save: boolean): Promise<boolean> {
     for (const cancel of this.#running.values()) cancel.abort();
     await Promise.allSettled(this.#running.keys());
+    const written = save ? [...this.#files.values()].filter(({ flags }) => (flags & WRITABLE) !== 0) : [];
+    const saved = await Promise.allSettled(written.map((file) => file.sync(false)));
     const closed = await Promise.allSettled([...this.#files.values()].map((file) => file.close()));
     for (const outcome of closed) if (outcome.status === 'rejected') this.dispatcher.counters.add('client.closeErrors');
     this.#files.clear();
     this.#listings.clear();
     this.onEnd();
+    return save && saved.every(({ status }) => status === 'fulfilled');
   }
 
   #file(handle: number, op: OpName): OpenFile {

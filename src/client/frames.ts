@@ -20,9 +20,19 @@ export const FRAME_BYTES_MAX = 16 << 20;
 export const PROTOCOL_VERSION = 1;
 const MAGIC = 0x4648;
 
-export const FrameKind = { hello: 1, welcome: 2, call: 3, reply: 4, error: 5, cancel: 6, goodbye: 7 } as const;
+/** saved: the daemon ends, and what was written through the session's handles is durable. */
+export const FrameKind = {
+  hello: 1,
+  welcome: 2,
+  call: 3,
+  reply: 4,
+  error: 5,
+  cancel: 6,
+  goodbye: 7,
+  saved: 8,
+} as const;
 export type FrameKind = (typeof FrameKind)[keyof typeof FrameKind];
-const KIND_MAX = 7;
+const KIND_MAX = 8;
 
 export interface Frame {
   readonly kind: FrameKind;

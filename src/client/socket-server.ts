@@ -1,4 +1,4 @@
-import { timingSafeEqual } from 'node:crypto';
+import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { chmod, lstat, unlink } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { isMainThread } from 'node:worker_threads';
@@ -46,6 +46,8 @@ export interface SocketServer {
 
 /** Above this, of requests being executed or answers not yet taken, a connection is not read from. */
 const BUFFERED_BYTES_MAX = 64 << 20;
+/** What a client gets to take in the last frame. */
+const LAST_WORDS_MS = 1000;
 
 const helloSchema = z.strictObject({
   session: z.string().regex(/^[0-9a-f]{32}$/),
@@ -71,6 +73,8 @@ class SocketService {
   readonly sessions = new Map<string, DurableSession>();
   readonly connections = new Set<Connection>();
   closing = false;
+  /** Of this daemon: a client that finds another one knows that what the last one had not written is lost. */
+  readonly life = randomBytes(16).toString('hex');
 
   constructor(
     readonly dispatcher: Dispatcher,
@@ -126,10 +130,21 @@ class SocketService {
     await durable.session.end();
   }
 
+  /** What clients wrote is made durable, and they are told so: the next daemon can't know what this one had promised. */
   async close(): Promise<void> {
     this.closing = true;
-    for (const connection of this.connections) connection.drop();
-    await Promise.all([...this.sessions.values()].map((durable) => this.end(durable)));
+    for (const connection of this.connections) connection.hush();
+    await Promise.all(
+      [...this.sessions.values()].map(async (durable) => {
+        const { connection } = durable;
+        // What is under way is given up, and not answered: it may have happened.
+        durable.connection = null;
+        if (durable.expiry !== null) clearTimeout(durable.expiry);
+        this.sessions.delete(durable.id.toString('hex'));
+        if (await durable.session.endSaved()) connection?.tellSaved();
+      }),
+    );
+    await Promise.all([...this.connections].map((connection) => connection.end()));
   }
 }
 
@@ -158,6 +173,26 @@ class Connection {
 
   drop(): void {
     this.socket.destroy();
+  }
+
+  /** Nothing more is taken in. */
+  hush(): void {
+    this.#watch(false);
+    this.socket.pause();
+    this.socket.removeAllListeners('data');
+  }
+  tellSaved(): void {
+    this.#writer.send({ kind: FrameKind.saved, id: 0 });
+  }
+  /** What was said is sent, if the client takes it in soon. */
+  async end(): Promise<void> {
+    const { socket } = this;
+    if (socket.destroyed) return;
+    const closed = new Promise<void>((resolve) => socket.once('close', () => resolve()));
+    const deadline = setTimeout(() => socket.destroy(), LAST_WORDS_MS);
+    socket.end(() => socket.destroy());
+    await closed;
+    clearTimeout(deadline);
   }
 
   /** A connection that starts something must finish it in time. */
@@ -232,7 +267,7 @@ class Connection {
     const { session, resumed } = this.service.attach(parsed.data, this);
     this.#durable = session;
     session.replies.acknowledge(frame.ack);
-    this.#writer.send({ kind: FrameKind.welcome, id: 0, json: { resumed } });
+    this.#writer.send({ kind: FrameKind.welcome, id: 0, json: { resumed, life: this.service.life } });
   }
 
   #call(durable: DurableSession, frame: Frame): void {

@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto';
+import { constants } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { type Deferred, deferred } from '../common/deferred.js';
 import { errorFromRecord, FsError, type FsErrorRecord } from '../common/errors.js';
@@ -23,6 +24,7 @@ export interface SocketSessionOptions {
   readonly reconnectForMs?: number | undefined;
 }
 
+const SYNCHRONOUS = constants.O_SYNC | constants.O_DSYNC;
 const IN_FLIGHT_MAX = 128;
 const BACKOFF_FIRST_MS = 5;
 const BACKOFF_MAX_MS = 1000;
@@ -40,6 +42,8 @@ interface Call {
   sent: boolean;
   /** The caller gave up; the answer, when it comes, is only tidied up after. */
   abandoned: boolean;
+  /** Writes answered before it was asked for: what a sync covers. */
+  readonly writesBefore: number;
 }
 
 interface DurableHandle {
@@ -48,7 +52,21 @@ interface DurableHandle {
   readonly ino: number;
   readonly generation: number;
   readonly flags: number;
+  /** The latest write that was answered and not synced since, by its number; 0: none. */
+  written: number;
+  /** A daemon ended with such writes of it, and nobody has been told yet. */
+  lost: boolean;
 }
+
+interface Welcome {
+  readonly resumed: boolean;
+  readonly life: string;
+}
+
+const lostError = (op: string, { path }: DurableHandle): FsError => {
+  const detail = 'the daemon ended without having written out all that was written to it';
+  return new FsError('writesLost', { op, object: path, detail });
+};
 
 export function processCredentials(): Credentials {
   return {
@@ -74,6 +92,10 @@ export class SocketSession implements Session {
   /** Those that a restarted daemon could not open again, and why; until they are closed. */
   readonly #stale = new Map<number, FsError>();
   #nextId = 1;
+  #writes = 0;
+  /** The daemon's life that answers, and whether it said at its end that everything written was durable. */
+  #life = '';
+  #saved = false;
   #socket: Socket | null = null;
   #writer: FrameWriter | null = null;
   /** Welcomed, handles open again: calls may go. */
@@ -113,7 +135,7 @@ export class SocketSession implements Session {
     if (this.#state.failure !== null) return Promise.reject(this.#state.failure);
     if (this.#closing !== null) return Promise.reject(closedError(op));
     if (signal?.aborted === true) return Promise.reject(new FsError('aborted', { op }));
-    const stale = this.#staleness(op, args);
+    const stale = this.#staleness(op, args) ?? this.#loss(op, args);
     if (stale !== null) return Promise.reject(stale);
     const wireArgs = op === 'open' ? { ...args, identify: true } : args;
     const call: Call = {
@@ -124,6 +146,7 @@ export class SocketSession implements Session {
       done: deferred<Reply>(),
       sent: false,
       abandoned: false,
+      writesBefore: this.#writes,
     };
     if (signal !== undefined) this.#abortable(call, signal);
     if (this.#calls.size >= IN_FLIGHT_MAX) this.#waiting.push(call);
@@ -136,6 +159,19 @@ export class SocketSession implements Session {
     if (why === undefined) return null;
     const detail = `the daemon was restarted and could not open it again: ${why.detail ?? why.reason}`;
     return new FsError('staleHandle', { op, object: why.object, detail, cause: why });
+  }
+
+  /** I10: whoever syncs is told once that something written before is lost. */
+  #loss(op: OpName, args: OpArgs<OpName>): FsError | null {
+    if (op === 'syncAll') {
+      const lost = [...this.#handles.values()].filter((durable) => durable.lost);
+      for (const durable of lost) durable.lost = false;
+      return lost[0] === undefined ? null : lostError('fsync', lost[0]);
+    }
+    const durable = op === 'sync' && 'handle' in args ? this.#handles.get(args.handle) : undefined;
+    if (!durable?.lost) return null;
+    durable.lost = false;
+    return lostError('fsync', durable);
   }
 
   #abortable(call: Call, signal: AbortSignal): void {
@@ -197,28 +233,48 @@ export class SocketSession implements Session {
       if (this.#leaving !== null) return;
       throw errorFromRecord(frame.json as FsErrorRecord);
     }
+    if (frame.kind === FrameKind.saved) {
+      this.#saved = true;
+      return;
+    }
     const call = this.#calls.get(frame.id);
     if (call === undefined) return;
     if (frame.kind === FrameKind.error) {
       this.#finish(call);
       call.done.reject(errorFromRecord(frame.json as FsErrorRecord));
     } else if (frame.kind === FrameKind.reply && typeof frame.json === 'object' && frame.json !== null) {
-      this.#track(call, frame.json);
+      const loss = this.#track(call, frame.json);
       this.#finish(call);
-      call.done.resolve({ result: frame.json as OpResult<OpName>, payload: frame.payload });
+      if (loss !== null) call.done.reject(loss);
+      else call.done.resolve({ result: frame.json as OpResult<OpName>, payload: frame.payload });
     } else throw new FsError('badFrame', { op: 'frame', detail: `a daemon sends no frame of kind ${frame.kind}` });
   }
 
-  #track(call: Call, result: object): void {
-    if (call.op === 'open') {
+  /** What the session has to remember of an answer. @returns why it is an error all the same. */
+  #track(call: Call, result: object): FsError | null {
+    const { op } = call;
+    if (op === 'open') {
       const { handle, ino, generation, flags } = result as OpResult<'open'>;
+      const { path } = call.args as OpArgs<'open'>;
       // Nobody will ever close it otherwise.
       if (call.abandoned) this.call('close', { handle }).catch(() => undefined);
-      else this.#handles.set(handle, { handle, ino, generation, flags, path: (call.args as OpArgs<'open'>).path });
-    } else if (call.op === 'close') {
-      this.#handles.delete((call.args as OpArgs<'close'>).handle);
-      this.#stale.delete((call.args as OpArgs<'close'>).handle);
+      else this.#handles.set(handle, { handle, ino, generation, flags, path, written: 0, lost: false });
+    } else if (op === 'close') {
+      const { handle } = call.args as OpArgs<'close'>;
+      const durable = this.#handles.get(handle);
+      this.#handles.delete(handle);
+      this.#stale.delete(handle);
+      if (durable?.lost) return lostError('close', durable);
+    } else if (op === 'write' || op === 'truncateHandle') {
+      const durable = this.#handles.get((call.args as OpArgs<'write' | 'truncateHandle'>).handle);
+      const durableAtOnce = op === 'write' && durable !== undefined && (durable.flags & SYNCHRONOUS) !== 0;
+      if (durable !== undefined && !durableAtOnce) durable.written = ++this.#writes;
+    } else if (op === 'sync' || op === 'syncAll') {
+      const of = op === 'sync' ? (call.args as OpArgs<'sync'>).handle : null;
+      for (const durable of this.#handles.values())
+        if ((of === null || durable.handle === of) && durable.written <= call.writesBefore) durable.written = 0;
     }
+    return null;
   }
 
   /** Connects, says hello, waits for the welcome, brings handles back, sends what is owed. */
@@ -227,7 +283,7 @@ export class SocketSession implements Session {
     this.#socket = socket;
     const writer = new FrameWriter(socket);
     const decoder = new FrameDecoder();
-    const welcome = deferred<{ resumed: boolean }>();
+    const welcome = deferred<Welcome>();
     const deadline = setTimeout(() => socket.destroy(), CONNECT_DEADLINE_MS);
     deadline.unref();
     let fault: FsError | null = null;
@@ -239,7 +295,7 @@ export class SocketSession implements Session {
     socket.on('data', (chunk: Buffer) => {
       try {
         for (const frame of decoder.push(chunk))
-          if (frame.kind === FrameKind.welcome) welcome.resolve(frame.json as { resumed: boolean });
+          if (frame.kind === FrameKind.welcome) welcome.resolve(frame.json as Welcome);
           else this.#frame(frame);
       } catch (error) {
         fault = FsError.from(error, 'frame');
@@ -256,9 +312,10 @@ export class SocketSession implements Session {
       if (this.#socket === socket) this.#broken(why);
     });
     if (this.#everReady && this.#calls.size === 0) socket.unref();
-    const { resumed } = await welcome.promise;
+    const { resumed, life } = await welcome.promise;
     clearTimeout(deadline);
     this.#writer = writer;
+    this.#noteLife(life);
     if (!resumed && this.#everReady) await this.#restore();
     if (this.#socket !== socket) throw new FsError('connectionLost', { op: 'connect', object: this.path });
     if (this.#calls.size === 0) socket.unref();
@@ -268,6 +325,29 @@ export class SocketSession implements Session {
       this.#send(call);
       if (call.abandoned) writer.send({ kind: FrameKind.cancel, id: call.id });
     }
+  }
+
+  /** Another daemon: what its predecessor had not written out when it ended is lost, and the handles concerned will say so. */
+  #noteLife(life: string): void {
+    if (life === this.#life) return;
+    for (const durable of this.#handles.values()) {
+      durable.lost ||= durable.written > 0 && !this.#saved;
+      durable.written = 0;
+    }
+    this.#life = life;
+    this.#saved = false;
+    // Those that have been asked for meanwhile would find nothing to sync.
+    for (const call of [...this.#calls.values(), ...this.#waiting]) {
+      const loss = this.#loss(call.op, call.args);
+      if (loss !== null) this.#dropCall(call, loss);
+    }
+  }
+
+  #dropCall(call: Call, why: FsError | null): void {
+    const at = this.#waiting.indexOf(call);
+    if (at >= 0) this.#waiting.splice(at, 1);
+    else this.#finish(call);
+    call.done.reject(why);
   }
 
   /** The daemon doesn't know us: what can't be repeated fails, handles are opened again under their numbers. */
@@ -282,14 +362,16 @@ export class SocketSession implements Session {
     await Promise.all(
       [...this.#handles.values()].map(async (durable) => {
         const id = this.#nextId++;
+        const { handle, path, ino, generation, flags } = durable;
         const call: Call = {
           id,
           op: 'reopen',
-          args: durable,
+          args: { handle, path, ino, generation, flags },
           payload: undefined,
           done: deferred<Reply>(),
           sent: false,
           abandoned: false,
+          writesBefore: this.#writes,
         };
         this.#calls.set(id, call);
         this.#send(call);
@@ -307,12 +389,7 @@ export class SocketSession implements Session {
     this.#handles.delete(handle);
     this.#stale.set(handle, why);
     const doomed = [...this.#calls.values(), ...this.#waiting].filter((call) => this.#staleness(call.op, call.args));
-    for (const call of doomed) {
-      const at = this.#waiting.indexOf(call);
-      if (at >= 0) this.#waiting.splice(at, 1);
-      else this.#finish(call);
-      call.done.reject(this.#staleness(call.op, call.args));
-    }
+    for (const call of doomed) this.#dropCall(call, this.#staleness(call.op, call.args));
   }
 
   /** The connection is gone, by whoever's doing. */

@@ -1,3 +1,4 @@
+import { constants } from 'node:fs';
 import { mkdtemp, rm, stat } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -310,6 +311,62 @@ describe('a durable handle', () => {
     await gone.close();
     await expect(gone.write('x')).rejects.toMatchObject({ code: 'EBADF' });
     await kept.close();
+  });
+
+  it('tells who syncs or closes a handle that the daemon ended without having written out what was written to it (I10)', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
+    closers.push(() => rm(folder, { recursive: true }));
+    const path = join(folder, 's');
+    const fs = new MemoryFileSystem();
+    const first = await serveSocket(path, fs);
+    const cutter = await Cutter.start(`${path}.cut`, path);
+    closers.push(() => cutter.stop());
+    const client = await connectSocket(cutter.path);
+    closers.push(() => client.close());
+    const [written, cut, synced, read] = await Promise.all(['a', 'b', 'c', 'd'].map((name) => client.open(name, 'w+')));
+    const durable = await client.open('e', constants.O_CREAT | constants.O_RDWR | constants.O_DSYNC);
+    await written!.write('lost');
+    await cut!.write('lost');
+    await cut!.truncate(1);
+    await synced!.write('kept');
+    await synced!.sync();
+    await durable.write('kept');
+    // It dies: nobody hears of its end.
+    cutter.refusing = true;
+    cutter.cut();
+    await first.close();
+    const second = await serveSocket(path, fs);
+    closers.push(() => second.close());
+    cutter.refusing = false;
+    await expect(written!.sync()).rejects.toMatchObject({ code: 'EIO', reason: 'writesLost', syscall: 'fsync' });
+    await written!.write('again');
+    await written!.sync();
+    await written!.close();
+    await expect(cut!.close()).rejects.toMatchObject({ code: 'EIO', reason: 'writesLost', syscall: 'close' });
+    for (const file of [synced!, read!, durable]) {
+      await file.sync();
+      await file.close();
+    }
+    expect(fs.openFiles).toBe(0);
+  });
+
+  it('is as it was when the daemon ended in good order: what was written is durable by then', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
+    closers.push(() => rm(folder, { recursive: true }));
+    const path = join(folder, 's');
+    const fs = new MemoryFileSystem();
+    const first = await serveSocket(path, fs);
+    const client = await connectSocket(path);
+    closers.push(() => client.close());
+    const h = await client.open('/f', 'w+');
+    await h.write('kept');
+    expect(fs.syncs).toBe(0);
+    await first.close();
+    expect(fs.syncs).toBe(1);
+    const second = await serveSocket(path, fs);
+    closers.push(() => second.close());
+    await h.sync();
+    await h.close();
   });
 
   it('fails with why when the daemon does not come back, and its session is ended by the daemon', async () => {

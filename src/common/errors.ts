@@ -71,6 +71,7 @@ export const REASONS = {
   corrupt: entry(600, 'EUCLEAN'),
   wrongFormat: entry(601, 'EUCLEAN'),
   staleHandle: entry(602, 'ESTALE', 'reopen'),
+  writesLost: entry(603, 'EIO'),
   // 7xx this process
   nativeMissing: entry(700, 'ERR_DLOPEN_FAILED'),
   internal: entry(701, 'EIO'),
