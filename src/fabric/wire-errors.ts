@@ -24,12 +24,26 @@ export function encodeError(error: FsError): Uint8Array {
   );
 }
 
+/** Whatever arrives: an error that can be shown, with texts no longer than ours. */
 export function decodeError(body: Uint8Array): FsError {
   try {
-    const record = JSON.parse(Buffer.from(body).toString('utf8')) as FsErrorRecord;
-    if (typeof record.reason === 'number' && typeof record.op === 'string') return errorFromRecord(record);
+    const record = JSON.parse(Buffer.from(body).toString('utf8')) as Partial<
+      Record<keyof FsErrorRecord, unknown>
+    > | null;
+    const reason = record?.reason;
+    const op = textOf(record?.op);
+    const [object, detail] = [textOf(record?.object), textOf(record?.detail)];
+    if (typeof reason === 'number' && op !== undefined)
+      return errorFromRecord({
+        reason,
+        op,
+        ...(object === undefined ? {} : { object }),
+        ...(detail === undefined ? {} : { detail }),
+      });
   } catch {
     // Falls through: the peer's answer is no error record.
   }
   return new FsError('remoteFailure', { op: 'fabric.request', detail: "the peer's error can't be read" });
 }
+const textOf = (value: unknown): string | undefined =>
+  typeof value === 'string' ? value.slice(0, ERROR_TEXT_MAX) : undefined;

@@ -6,6 +6,7 @@ import { fuzzRuns } from '../common/testing/fuzz.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { DEFAULT_RDMA_SETTINGS } from '../fabric/rdma-settings.js';
 import * as messages from '../protocol/nsd-messages.js';
+import { decodeNsdMove } from '../protocol/nsd-serving-messages.js';
 
 describe('what travels in messages', () => {
   it('is what a fabric over RDMA would not bind a window for either: above it every byte goes one-sided', () => {
@@ -46,6 +47,7 @@ const decoders: Record<string, (body: Uint8Array) => unknown> = {
   nsdDiscard: messages.decodeNsdDiscard,
   nsdInfo: messages.decodeNsdInfoReply,
   nsdFence: messages.decodeNsdFence,
+  'move of an NSD': decodeNsdMove,
 };
 
 describe('messages between NSD clients and servers', () => {
