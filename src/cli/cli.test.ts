@@ -29,6 +29,7 @@ describe('the command line', () => {
     [['ls', '--frobnicate'], /unknown option/],
     [['cat'], /missing required argument/],
     [['fs', 'create'], /missing required argument/],
+    [['fs', 'create', 'a/b'], /a file system has a name of 1 to 64 letters/],
     [['dev', 'up', '--nodes', 'three'], /whole number from 1 to 64/],
     [['dev', 'up', '--nsd-size', 'huge'], /size like 2GiB/],
     [['token', 'list', '--limit', '0'], /whole number/],
@@ -62,6 +63,20 @@ describe('the command line', () => {
       expect(err).toMatch(/^holdfast: /);
     }
     expect(holdfast('ls', '/').err).toContain("start one with 'holdfast dev up'");
+    expect(holdfast('ls', '/', '--socket', 'none.sock').err).toMatch(/no daemon answers: .*none\.sock/);
+  });
+
+  test('says what went wrong as a line of JSON to who asked for JSON', () => {
+    const { code, out, err } = holdfast('status', '--socket', 'none.sock', '--json');
+    expect([code, out]).toEqual([3, '']);
+    expect(JSON.parse(err)).toEqual({
+      error: {
+        code: 'EHOSTUNREACH',
+        reason: 'unreachable',
+        op: 'connect',
+        message: expect.stringContaining('no daemon listens there'),
+      },
+    });
   });
 
   test('fails with exit code 1 where there is no cluster to look at or to stop, and on a damaged state file', () => {

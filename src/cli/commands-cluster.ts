@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
-import type { FileSystemInfo, NsdLine } from '../daemon/admin-api.js';
+import { ADMIN_METHODS, type FileSystemInfo, type NsdLine } from '../daemon/admin-api.js';
 import { addNsdPathCommands } from './commands-nsd-paths.js';
-import { bytesText, countText, durationText, facts, print, printJson, table } from './output.js';
+import { bytesText, countText, durationText, facts, print, printJson, table, UsageError } from './output.js';
 import { parseCount, type TargetOptions, withAdmin, withJson, withTarget } from './target.js';
 
 /** What a cluster and its file systems are made of: status, node, nsd, token, fs. */
@@ -158,6 +158,8 @@ export function addClusterCommands(program: Command): void {
     .option('--nsd <names...>', 'NSDs to use (default: every free one)')
     .addHelpText('after', '\nExamples:\n  holdfast fs create data\n  holdfast fs create data --nsd nsd-1 nsd-2\n')
     .action(async (name: string, options: TargetOptions & { nsd?: string[] }) => {
+      const refused = ADMIN_METHODS.createFileSystem.shape.name.safeParse(name).error?.issues[0];
+      if (refused !== undefined) throw new UsageError(`a file system has ${refused.message}`);
       const made = await withAdmin(options, (admin) =>
         admin.call('createFileSystem', options.nsd === undefined ? { name } : { name, nsds: options.nsd }),
       );
@@ -199,7 +201,7 @@ function describe({ name, uuid, createdMs, nsds, usage }: FileSystemInfo): strin
       ['used', `${bytesText(used)} (${percent.toFixed(1)} %)`],
       ['inodes', `${countText(usage.totalInodes - usage.freeInodes)} used, ${countText(usage.freeInodes)} free`],
     );
-  }
+  } else rows.push(['used', 'not known: it is not mounted at this daemon, or one of its NSDs is away']);
   return facts(rows);
 }
 

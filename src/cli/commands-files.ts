@@ -168,7 +168,7 @@ export function addFileCommands(program: Command): void {
       );
     });
 
-  withTarget(program.command('rm'))
+  withJson(withTarget(program.command('rm')))
     .argument('<paths...>', 'files, or trees with -r')
     .description('remove')
     .option('-r, --recursive', 'remove directories and what is in them')
@@ -178,11 +178,17 @@ export function addFileCommands(program: Command): void {
       const inside = paths.map(insidePath);
       await withFiles(options, async (files) => {
         for (const file of inside)
-          await files.rm(file, { recursive: options.recursive ?? false, force: options.force ?? false });
+          await files
+            .rm(file, { recursive: options.recursive ?? false, force: options.force ?? false })
+            .catch((error: unknown) => {
+              // What node:fs says of it names neither the reason nor the way.
+              throw isCode(error, 'ERR_FS_EISDIR') ? new Error(`${file} is a directory: rm -r removes it`) : error;
+            });
       });
+      if (options.json === true) printJson({ removed: inside });
     });
 
-  withTarget(program.command('mkdir'))
+  withJson(withTarget(program.command('mkdir')))
     .argument('<paths...>', 'directories')
     .description('make directories')
     .option('-p, --parents', 'parents too; what is there is no error')
@@ -192,6 +198,7 @@ export function addFileCommands(program: Command): void {
       await withFiles(options, async (files) => {
         for (const directory of inside) await files.mkdir(directory, { recursive: options.parents ?? false });
       });
+      if (options.json === true) printJson({ made: inside });
     });
 }
 

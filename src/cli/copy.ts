@@ -1,6 +1,6 @@
 import path from 'node:path';
 import { eachLimit } from './limit.js';
-import { UsageError } from './output.js';
+import { sentence, UsageError } from './output.js';
 import { Progress } from './progress.js';
 import { scanTree, type Tree, type TreeEntry, type TreeFs, type TreeStat } from './tree.js';
 
@@ -61,8 +61,10 @@ export async function copy(
         await makeDirectory(to.fs, at(target, entry), (entry.stat.mode & PERMISSIONS) | 0o700);
       });
     await eachLimit(tree.files, IN_FLIGHT, async (entry) => {
-      await copyFile(from.fs, at(from.path, entry), to.fs, at(target, entry), entry.stat, merges, (bytes) =>
-        progress.add(0, bytes),
+      await named(at(target, entry), () =>
+        copyFile(from.fs, at(from.path, entry), to.fs, at(target, entry), entry.stat, merges, (bytes) =>
+          progress.add(0, bytes),
+        ),
       );
       progress.add(1, 0);
     });
@@ -87,6 +89,26 @@ export async function copy(
     bytes: tree.bytes,
     seconds: (performance.now() - started) / 1000,
   };
+}
+
+/** What fails below a path (a device, an NSD that is away) doesn't know whose it is. */
+async function named<T>(path: string, body: () => Promise<T>): Promise<T> {
+  try {
+    return await body();
+  } catch (error) {
+    if (error instanceof Error && error.message.includes(path)) throw error;
+    throw new CopyError(path, error);
+  }
+}
+
+export class CopyError extends Error {
+  override readonly name = 'CopyError';
+  constructor(
+    readonly path: string,
+    override readonly cause: unknown,
+  ) {
+    super(`${path}: ${sentence(cause)}`);
+  }
 }
 
 async function copyFile(

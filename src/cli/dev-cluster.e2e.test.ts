@@ -90,6 +90,11 @@ describe('a local cluster', () => {
       err: expect.stringContaining('there is such a file system'),
     });
     expect(json('fs', 'info', 'data').usage.totalBytes).toBeGreaterThan(2 ** 30);
+    const missing = holdfast('stat', '/nothing', '--json');
+    expect([missing.code, missing.out, JSON.parse(missing.err).error.code]).toEqual([1, '', 'ENOENT']);
+    expect(json('mkdir', '/made')).toEqual({ made: ['/made'] });
+    expect(holdfast('rm', '/made').err).toBe('holdfast: /made is a directory: rm -r removes it\n');
+    expect(json('rm', '-r', '/made')).toEqual({ removed: ['/made'] });
   });
 
   test('carries a tree in through one node and out through another, with modes, times and links', () => {

@@ -6,11 +6,11 @@ import { addClusterCommands } from './commands-cluster.js';
 import { addDevCommands } from './commands-dev.js';
 import { addFabricCommands } from './commands-fabric.js';
 import { addFileCommands } from './commands-files.js';
-import { Exit, note, sentence, UsageError } from './output.js';
+import { Exit, errorJson, note, sentence, UsageError } from './output.js';
 
 /**
  * holdfast: the command line. Owns the exit codes: 0 done, 1 failed, 2 wrong usage, 3 the daemon can't be reached. Errors are
- * one sentence on stderr; HOLDFAST_DEBUG=1 adds the stack.
+ * one sentence on stderr, or with --json one line of JSON; HOLDFAST_DEBUG=1 adds the stack.
  */
 const program = new Command('holdfast')
   .description('Coherent cache cluster: one file system on many nodes.')
@@ -43,6 +43,8 @@ function overrideExit(command: Command): void {
   for (const child of command.commands) overrideExit(child);
 }
 
+const asked = (option: string): boolean => process.argv.slice(2).includes(option);
+
 function exitCode(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? Exit.ok : Exit.usage;
   if (error instanceof UsageError) return Exit.usage;
@@ -59,7 +61,7 @@ try {
 } catch (error) {
   process.exitCode = exitCode(error);
   if (!(error instanceof CommanderError)) {
-    note(`holdfast: ${sentence(error)}`);
+    note(asked('--json') ? JSON.stringify(errorJson(error)) : `holdfast: ${sentence(error)}`);
     if (process.env['HOLDFAST_DEBUG'] === '1' && error instanceof Error) note(error.stack ?? '');
   }
 }

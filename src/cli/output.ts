@@ -71,8 +71,24 @@ export const durationText = (ms: number): string => {
   return `${Math.floor(s / 3600)} h ${Math.round((s % 3600) / 60)} min`;
 };
 
+const codeOf = (error: unknown): string =>
+  typeof error === 'object' && error !== null && 'code' in error ? String(error.code) : '';
+
+/** The same for programs, which asked for JSON. */
+export function errorJson(error: unknown): { error: Record<string, string> } {
+  const from = FsError.is(error) ? { reason: error.reason, op: error.op } : {};
+  const code = codeOf(error) || codeOf(error instanceof Error ? error.cause : undefined);
+  return { error: { ...(code === '' ? {} : { code }), ...from, message: sentence(error) } };
+}
+
 /** One sentence for people, without stack. */
 export function sentence(error: unknown): string {
+  const text = plain(error);
+  // As the socket says it.
+  return /^connect E(NOENT|CONNREFUSED|ACCES) /.test(text) ? `no daemon answers: ${text}` : text;
+}
+
+function plain(error: unknown): string {
   if (FsError.is(error) && error.detail !== undefined && error.reason !== 'remoteFailure') {
     const object = error.object === undefined || error.detail.includes(error.object) ? '' : ` (${error.object})`;
     return `${error.detail}${object}`;

@@ -310,7 +310,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       const found = wanted[0];
       if (found === undefined) {
         const detail = 'the cluster has no such file system; create one: holdfast fs create NAME';
-        throw new FsError('notFound', { op: 'mount', object: config.fileSystem ?? 'any', detail });
+        throw new FsError('notFound', { op: 'mount', object: config.fileSystem ?? undefined, detail });
       }
       if (wanted.length > 1) {
         const detail = `the cluster has several: ${wanted.map(({ name }) => name).join(', ')}; name one in the configuration`;

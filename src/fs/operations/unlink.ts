@@ -29,7 +29,7 @@ export async function remove(
       if (op === 'unlink') throw new FsError('isDirectory', { op, object: path });
       if (walked.dots && path.replace(/\/+$/, '').endsWith('..')) throw new FsError('notEmpty', { op, object: path });
       if (walked.dots) throw new FsError('invalidArgument', { op, object: path });
-      throw new FsError('busy', { op, object: path, detail: 'the root of the file system' });
+      throw new FsError('busy', { op, object: path, detail: 'the root of the file system stays' });
     }
     if (op === 'unlink' && walked.trailingSlash) throw new FsError('isDirectory', { op, object: path });
     const pins = await pinInodes(
