@@ -106,7 +106,7 @@ export class Allocator {
 
   #noSpace(ino: InodeNumber, count: number): FsError {
     this.#volume.counters.add('fs.noSpace');
-    const detail = `no ${count} free sub-blocks in a row`;
+    const detail = `the file system is full: no ${count} free sub-blocks of 4 KiB in a row`;
     return new FsError('noSpace', { op: 'allocate', object: `inode ${ino}`, detail });
   }
 
