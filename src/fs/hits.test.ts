@@ -4,7 +4,7 @@ import type { EntryId } from '../cache/cache-map.js';
 import { PAGE_BYTES } from '../common/units.js';
 import { TokenMode } from '../token-manager/token.js';
 import { type FileSystem, type OpenFile, ROOT } from './file-system-api.js';
-import { type TestNode, TestVolume, turns } from './testing.js';
+import { checkVolume, type TestNode, TestVolume, turns } from './testing.js';
 
 /** Application threads grow a file by hits while the engine changes its inode: names come and go, and nothing that was written may. */
 const { O_APPEND, O_CREAT, O_RDWR, O_WRONLY } = constants;
@@ -137,4 +137,46 @@ test('a file that is opened again while its last handle closes keeps what hits w
   }
   expect(unsettled).toBe(0);
   node.map.setEntryState = setEntryState;
+});
+
+test('a handle of a file that another node removed never hits what has the number next', async () => {
+  const volume = await TestVolume.create({ settings: { inodeBatch: 4 } });
+  const [one, two] = [await volume.mount(1), await volume.mount(2)];
+  const removed = await one.fs.open('/removed', O_CREAT | O_RDWR, 0o644, ROOT);
+  await removed.write(0, Buffer.alloc(4 * PAGE_BYTES, 1));
+  await removed.close();
+  const stale = await two.fs.open('/removed', O_RDWR, 0, ROOT);
+  for (let at = 0; at < 4; at++) await stale.write(at * PAGE_BYTES, Buffer.alloc(PAGE_BYTES, 2));
+  const entry = stale.entry as EntryId;
+  const target = Buffer.alloc(PAGE_BYTES);
+  await stale.write(0, Buffer.alloc(PAGE_BYTES, 2));
+  expect(two.map.read(entry, 0, target)).toBe(PAGE_BYTES);
+  expect(two.map.write(entry, 0, Buffer.alloc(10, 3), 5n)).toBe(10);
+  await one.fs.unlink('/removed', ROOT);
+  // Until somebody else has the number.
+  let reused = '';
+  for (let i = 0; reused === ''; i++) {
+    await volume.clock.advance(10_000);
+    const file = await one.fs.open(`/f${i}`, O_CREAT | O_RDWR, 0o644, ROOT);
+    await file.write(0, Buffer.alloc(4 * PAGE_BYTES, 7));
+    await file.close();
+    if (file.ino === stale.ino) reused = `/f${i}`;
+    expect(i).toBeLessThan(100);
+  }
+  const current = await two.fs.open(reused, O_RDWR, 0, ROOT);
+  for (let at = 0; at < 4; at++) await current.write(at * PAGE_BYTES, Buffer.alloc(PAGE_BYTES, 8));
+  await current.write(0, Buffer.alloc(PAGE_BYTES, 8));
+  expect(two.map.read(current.entry as EntryId, 0, target)).toBe(PAGE_BYTES);
+  expect(two.map.read(entry, 0, target)).toBeLessThan(0);
+  expect(two.map.write(entry, 0, Buffer.alloc(10, 9), 5n)).toBeLessThan(0);
+  await expect(stale.read(0, target)).rejects.toMatchObject({ code: 'ESTALE' });
+  await expect(stale.write(0, target)).rejects.toMatchObject({ code: 'ESTALE' });
+  await stale.close();
+  // Its close takes nothing from the other one.
+  expect(two.map.write(current.entry as EntryId, 0, Buffer.alloc(10, 9), 5n)).toBe(10);
+  await two.fs.unlink(reused, ROOT);
+  await current.close();
+  await one.fs.unmount();
+  await two.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostInodes: 0, lostSubBlocks: 0 });
 });

@@ -35,6 +35,9 @@ const REVOKE_RETRY_MAX_MS = 2_000;
 const mayHideBytes = (inode: Inode): boolean =>
   inode.type === FileType.regular && !inode.isInline && inode.allocatedSubBlocks > 0;
 
+export const staleError = ({ ino }: Inode, op: string): FsError =>
+  new FsError('staleHandle', { op, object: `inode ${ino}`, detail: 'has been removed' });
+
 interface RunRead {
   readonly first: number;
   readonly end: number;
@@ -127,6 +130,7 @@ export class InodeTable {
   /** A number from InodeNumbers becomes an inode, in memory; exclusive status pinned. The caller fills it in and commits. */
   create(ino: InodeNumber, home: Inode['home']): Inode {
     let inode = this.#inodes.get(ino);
+    if (inode !== undefined && inode.openCount > 0) inode = this.#replace(inode);
     if (inode === undefined) {
       inode = new Inode(ino);
       this.#inodes.set(ino, inode);
@@ -156,6 +160,7 @@ export class InodeTable {
   /** The page cache's side of an inode; attached as long as it is open, directories as long as they are in the table. */
   attach(inode: Inode): CachedFile {
     if (inode.file !== null) return inode.file;
+    if (inode.replaced) throw staleError(inode, 'open');
     const { sizeBytes, mtimeNs, ctimeNs } = inode;
     inode.file = this.#volume.cache.attach(inode.ino, { sizeBytes, mtimeNs, ctimeNs });
     inode.seenChanges = inode.file.state.changes;
@@ -206,7 +211,7 @@ export class InodeTable {
     this.#spoilReads(inode.ino);
     if (inode.openCount > 0) return;
     this.detach(inode);
-    this.#inodes.delete(inode.ino);
+    if (!inode.replaced) this.#inodes.delete(inode.ino);
   }
 
   /** Clean inodes that nobody used for three rounds, the longest in the table first, until there are few enough. */
@@ -291,6 +296,8 @@ export class InodeTable {
     if (ino === INODE_FILE) return;
     let inode = this.#inodes.get(ino);
     if (inode?.valid) return;
+    const isOther = fields !== null && inode !== undefined && fields.generation !== inode.generation;
+    if (inode !== undefined && isOther && inode.openCount > 0) inode = this.#replace(inode);
     if (inode === undefined) {
       inode = new Inode(ino);
       this.#inodes.set(ino, inode);
@@ -303,6 +310,17 @@ export class InodeTable {
     inode.tailDoubtful = mayHideBytes(inode) && inode.tailEpoch !== this.#volume.parts.epoch();
     inode.valid = true;
     inode.pushState();
+  }
+
+  /**
+   * The number has another life. Handles of the one before keep its object and are stale from now on; its entry in the cache map goes,
+   * or their hits would be at the other file's bytes.
+   */
+  #replace(inode: Inode): undefined {
+    inode.valid = false;
+    inode.replaced = true;
+    this.detach(inode);
+    this.#inodes.delete(inode.ino);
   }
 
   /** An inode in a run that is being read changed: the read begins anew. */

@@ -4,7 +4,7 @@
  * Invariants
  * - `valid` exactly while this node holds its status token (shared at least): only then are the fields believed.
  * - Dirty data, dirty pointers or dirty fields => this node holds the exclusive status token.
- * - One object per inode number and life of the table entry: what must outlive the status token while a file is open (open
+ * - One object per inode number and generation, and life of the table entry: what must outlive the status token while a file is open (open
  *   count, the cached file, locks between operations of this node) is kept here, the fields are read again.
  */
 
@@ -80,6 +80,8 @@ export class Inode implements InodeFields {
   openCount = 0;
   /** Operations that change the size, or rely on it, in several turns: no write hit meanwhile, whoever publishes. */
   settling = 0;
+  /** The number has another life, with an object of its own; this one is kept by handles that are stale. */
+  replaced = false;
   /** This node took its last name while it was open here: the last close frees it. */
   orphan = false;
   /** The table's round in which it was last asked for. */

@@ -6,6 +6,7 @@ import type { InodeNumber } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { TokenClass, TokenMode } from '../token-manager/token.js';
 import type { Inode } from './inode.js';
+import { FREE_INODE } from './inode-format.js';
 import { segmentOf } from './layout.js';
 import { S_ISGID, S_ISUID } from './permissions.js';
 import type { Volume } from './volume.js';
@@ -21,7 +22,7 @@ function heldStatus(volume: Volume, ino: InodeNumber): TokenMode {
 /** With status pinned. A write must clear setuid bits, or a doubtful tail, which a hit can't: such a file is written through the engine. */
 export function publishStatus(volume: Volume, ino: InodeNumber): void {
   const inode = volume.inodes.get(ino);
-  if (inode?.file == null || inode.openCount === 0) return;
+  if (inode?.file == null || inode.openCount === 0 || inode.type === FREE_INODE) return;
   let mode = heldStatus(volume, ino);
   const setId = (inode.mode & (S_ISUID | S_ISGID)) !== 0;
   if (mode === TokenMode.exclusive && (setId || inode.tailDoubtful || inode.settling > 0)) mode = TokenMode.shared;

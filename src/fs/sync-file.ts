@@ -9,6 +9,7 @@
 import type { InodeNumber } from '../common/ids.js';
 import type { OpOptions } from './file-system-api.js';
 import type { Inode } from './inode.js';
+import { staleError } from './inode-table.js';
 import { allNsds } from './layout.js';
 import { UnflushedNsds } from './unflushed.js';
 import type { Volume } from './volume.js';
@@ -20,6 +21,7 @@ export async function syncFile(
   dataOnly: boolean,
   options: OpOptions | undefined,
 ): Promise<void> {
+  if (inode.replaced) throw staleError(inode, 'fsync');
   await syncInode(volume, inode, dataOnly, options);
   await syncNames(volume, inode, new Set([inode.ino]), options);
   // A fence meanwhile: what was not written looks clean, since nothing of it is valid any more.
