@@ -378,9 +378,9 @@ export class FabricNode implements Fabric, RemotePeerHost {
     this.#remotes.get(node)?.upgrade();
   }
 
-  /** True: the link with a peer is not replaced by a better one until this is false again. */
-  holdLink(node: NodeId, held: boolean): void {
-    this.#remote(node).hold(held);
+  /** The link with a peer is not replaced by a better one, at our or their wish, until this is null again. */
+  holdLink(node: NodeId, by: 'us' | 'them' | null): void {
+    this.#remote(node).hold(by);
   }
 
   // --- for peers ---

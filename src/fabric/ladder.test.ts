@@ -281,8 +281,8 @@ test('a link that is held is not replaced by a better one until it is let go; th
   const world = new World();
   const [one, two] = [await world.node(1), await world.node(2)];
   await world.ask(one, 2, 'up');
-  two.fabric.holdLink(nodeId(1), true);
-  one.fabric.holdLink(nodeId(2), true);
+  two.fabric.holdLink(nodeId(1), 'them');
+  one.fabric.holdLink(nodeId(2), 'us');
   await world.finish(one.fabric.relink(nodeId(2), 'tcp'));
   await world.ask(one, 2, 'tcp');
   // Each side has word of something better now.
@@ -290,7 +290,7 @@ test('a link that is held is not replaced by a better one until it is let go; th
   two.ladder.onBetter?.(1);
   await world.run(10_000);
   expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['tcp', 'tcp']);
-  one.fabric.holdLink(nodeId(2), false);
+  one.fabric.holdLink(nodeId(2), null);
   await world.run(10_000, () => transportOf(two, 1) === 'rdma');
   await world.ask(one, 2, 'rdma');
   expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['rdma', 'rdma']);

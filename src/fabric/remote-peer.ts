@@ -63,6 +63,8 @@ const LASTING: ReadonlySet<Refusal> = new Set([
 ]);
 
 const LASTED_MS = 1000;
+/** What a peer that holds the link gets to replace it. */
+const THEIR_TURN_MS = 2000;
 
 export class RemotePeer implements Peer, SessionOwner {
   readonly #host: RemotePeerHost;
@@ -82,7 +84,7 @@ export class RemotePeer implements Peer, SessionOwner {
   #dialledUnconfirmed = false;
   readonly #candidates = new Set<Link>();
   /** The present link is wanted as it is: a test measures it. */
-  #held = false;
+  #held: 'us' | 'them' | null = null;
 
   constructor(
     host: RemotePeerHost,
@@ -253,7 +255,12 @@ export class RemotePeer implements Peer, SessionOwner {
     this.#dialledUnconfirmed = false;
     // A link that lasted earns an immediate redial; two sides that can't get along don't get to try in a tight loop.
     if (this.#host.clock.nowMs() - this.#adoptedAtMs >= LASTED_MS) this.#attempts = 0;
-    this.wantLink();
+    if (this.#held !== 'them') return this.wantLink();
+    this.#redial?.cancel();
+    this.#redial = this.#host.clock.after(THEIR_TURN_MS, () => {
+      this.#redial = null;
+      this.wantLink();
+    });
   }
 
   // --- dialling ---
@@ -289,18 +296,21 @@ export class RemotePeer implements Peer, SessionOwner {
 
   /** A better transport may be had: dials beside the present link, which stays until the new one is there. */
   upgrade(): void {
-    if (this.#held || this.#closed !== null || this.#dial !== null) return;
+    if (this.#held !== null || this.#closed !== null || this.#dial !== null) return;
     if (this.linkKind === null || this.linkKind === 'rdma') return;
     this.relink('rdma').catch((error: unknown) => {
       this.#host.logger.debug({ node: this.nodeId, error }, 'fabric: no better link');
     });
   }
 
-  /** While it is held, no better transport is looked for; whatever there was to be found then is tried when it ends. */
-  hold(held: boolean): void {
-    if (this.#held === held) return;
-    this.#held = held;
-    if (!held) this.upgrade();
+  /**
+   * While it is held, no better transport is looked for; whatever there was to be found then is tried when it ends. Held for them: a
+   * link that goes is replaced by them; ours would come between.
+   */
+  hold(by: 'us' | 'them' | null): void {
+    if (this.#held === by) return;
+    this.#held = by;
+    if (by === null) this.upgrade();
   }
 
   /** @throws {FsError} unreachable, busy, closed: whatever link there was stays. */

@@ -85,7 +85,7 @@ export class RungTest {
       await this.#stopServing();
       const timer = this.#clock.after(TEST_MS, () => void this.#stopServing());
       this.#serving = { node, windows: [], timer };
-      this.#fabric.holdLink(node, true);
+      this.#fabric.holdLink(node, 'them');
       return NOTHING;
     }
     const serving = this.#serving;
@@ -110,7 +110,7 @@ export class RungTest {
     this.#serving = null;
     serving.timer.cancel();
     await closeAll(serving.windows);
-    this.#fabric.holdLink(serving.node, false);
+    this.#fabric.holdLink(serving.node, null);
   }
 
   // --- the asking side ---
@@ -123,7 +123,7 @@ export class RungTest {
     this.#testing = true;
     const peer = this.#fabric.peer(nodeId(node));
     const options = { timeoutMs: TIMEOUT_MS };
-    this.#fabric.holdLink(nodeId(node), true);
+    this.#fabric.holdLink(nodeId(node), 'us');
     let begun = false;
     try {
       await peer.request(MessageType.fabricTest, Uint8Array.of(BEGIN), options);
@@ -137,7 +137,7 @@ export class RungTest {
         await this.#fabric.relink(nodeId(node), 'rdma').catch(() => undefined);
         await peer.request(MessageType.fabricTest, Uint8Array.of(CLOSE), options).catch(() => undefined);
       }
-      this.#fabric.holdLink(nodeId(node), false);
+      this.#fabric.holdLink(nodeId(node), null);
       this.#testing = false;
     }
   }
