@@ -255,7 +255,10 @@ export class RemotePeer implements Peer, SessionOwner {
     this.#dialledUnconfirmed = false;
     // A link that lasted earns an immediate redial; two sides that can't get along don't get to try in a tight loop.
     if (this.#host.clock.nowMs() - this.#adoptedAtMs >= LASTED_MS) this.#attempts = 0;
-    if (this.#held !== 'them') return this.wantLink();
+    if (this.#held !== 'them') {
+      this.wantLink();
+      return;
+    }
     this.#redial?.cancel();
     this.#redial = this.#host.clock.after(THEIR_TURN_MS, () => {
       this.#redial = null;
