@@ -7,7 +7,7 @@ import { EtcdWatch, prefixEnd } from './etcd-watch.js';
 /**
  * The ClusterStore over etcd. Owns two etcd3 clients (unary calls have deadlines, streams must not) and every watch.
  *
- * Invariants: every unary call ends at its deadline; nothing that writes is sent twice (a compare-and-swap whose answer was
+ * Invariants: every unary call ends at its deadline; nothing that writes a key is sent twice (a compare-and-swap whose answer was
  * lost would report its own success as a conflict), so a failed write means "unknown" and the caller reads again; keys live
  * under one prefix, which no answer shows.
  * Fault model: etcd may be unreachable, hung, without leader, restarted, or have compacted what a watch still wanted.
@@ -116,7 +116,8 @@ export class EtcdStore implements ClusterStore {
   async grantLease(ttlMs: number): Promise<StoreLease> {
     // etcd counts whole seconds; rounding up only makes the others wait longer.
     const seconds = Math.max(1, Math.ceil(ttlMs / 1000));
-    const answer = await this.#once('store.grantLease', `${seconds} s`, () =>
+    // Asked for again like a read: a lease that nobody heard of holds no key, and runs out.
+    const answer = await this.#read('store.grantLease', `${seconds} s`, () =>
       this.#calls.leaseClient.leaseGrant({ TTL: seconds }),
     );
     const id = answer.ID;
