@@ -50,12 +50,15 @@ async function syncInode(
 async function flushNsds(volume: Volume, inode: Inode, options: OpOptions | undefined): Promise<void> {
   const written = [inode.unflushed, ...[...volume.systemFiles.values()].map((map) => map.unflushed)];
   for (;;) {
-    const { nsds, flushing } = UnflushedNsds.take(written);
+    const { nsds, of, flushing } = UnflushedNsds.take(written);
     const elsewhere = inode.unflushedElsewhere;
     inode.unflushedElsewhere = false;
-    if (elsewhere) for (const nsd of allNsds(volume.geometry)) nsds.add(nsd);
+    if (elsewhere) {
+      for (const nsd of allNsds(volume.geometry)) nsds.add(nsd);
+      if (!of.includes(inode.unflushed)) of.push(inode.unflushed);
+    }
     if (nsds.size > 0)
-      await UnflushedNsds.during(written, nsds, () =>
+      await UnflushedNsds.during(of, nsds, () =>
         volume.parts.nsds.flush([...nsds], { signal: options?.signal }).catch((error: unknown) => {
           inode.unflushedElsewhere ||= elsewhere;
           throw error;

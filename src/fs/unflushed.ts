@@ -13,21 +13,28 @@ export class UnflushedNsds {
     this.#nsds.add(nsd);
   }
 
-  /** What is to be flushed now goes to the caller; what is being flushed stays with whoever does it. */
-  static take(sets: readonly UnflushedNsds[]): { nsds: Set<NsdIndex>; flushing: Promise<boolean>[] } {
+  /** What is to be flushed now goes to the caller, with whose it is; what is being flushed stays with whoever does it. */
+  static take(sets: readonly UnflushedNsds[]): {
+    nsds: Set<NsdIndex>;
+    of: UnflushedNsds[];
+    flushing: Promise<boolean>[];
+  } {
     const nsds = new Set<NsdIndex>();
+    const of: UnflushedNsds[] = [];
     const flushing: Promise<boolean>[] = [];
     for (const set of sets) {
+      flushing.push(...set.#flushing);
+      if (set.#nsds.size === 0) continue;
+      of.push(set);
       for (const nsd of set.#nsds) nsds.add(nsd);
       set.#nsds.clear();
-      flushing.push(...set.#flushing);
     }
-    return { nsds, flushing };
+    return { nsds, of, flushing };
   }
 
-  /** Runs `flush` for what was taken. It failed: everything is as before, for the next one. */
+  /** Runs `flush` for what was taken. It failed: everything is to be flushed again, by the next one. */
   static async during(
-    sets: readonly UnflushedNsds[],
+    of: readonly UnflushedNsds[],
     nsds: ReadonlySet<NsdIndex>,
     flush: () => Promise<void>,
   ): Promise<void> {
@@ -35,16 +42,16 @@ export class UnflushedNsds {
     const succeeded = flushing.then(
       () => true,
       () => {
-        for (const set of sets) for (const nsd of nsds) set.add(nsd);
+        for (const set of of) for (const nsd of nsds) set.add(nsd);
         return false;
       },
     );
-    for (const set of sets) set.#flushing.add(succeeded);
+    for (const set of of) set.#flushing.add(succeeded);
     try {
       await flushing;
     } finally {
       await succeeded;
-      for (const set of sets) set.#flushing.delete(succeeded);
+      for (const set of of) set.#flushing.delete(succeeded);
     }
   }
 }
