@@ -58,7 +58,6 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'main-job',
-    short: true,
     shows: 'two nodes with NVMe namespaces: a tree in, out of the other node byte for byte, two writers in one file',
     guests: 2,
     commands: [vitest('hw-test/main-job.hw.test.ts')],
@@ -67,6 +66,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'main-job-rdma',
+    short: true,
     shows: 'the same over RDMA, every bulk byte one-sided; and again with an NSD behind NVMe-oF RDMA',
     guests: 2,
     commands: [vitest('hw-test/main-job-rdma.hw.test.ts')],
@@ -75,6 +75,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'takeover',
+    short: true,
     shows:
       'two servers of one namespace: taking over from one that is well, from one that is frozen, and what a power cut leaves',
     guests: 2,
@@ -91,6 +92,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'nvme-fabrics',
+    short: true,
     shows:
       'export, discover, connect, disconnect over loop, RDMA and TCP; namespaces that shrink, go read-only or vanish; lost paths',
     guests: 1,
@@ -208,5 +210,19 @@ export const suites: readonly Suite[] = [
     ],
     deadlineS: 1800,
     memoryMiB: 3072,
+  },
+  {
+    name: 'native',
+    shows: 'hw-test --native on a machine with devices of its own, which here is a guest',
+    guests: 1,
+    commands: [
+      [
+        'shell',
+        'node dist/hw-test/main.js --native --only smoke --only nvme --nvme "$HOLDFAST_HW_NVME" --address "$HOLDFAST_HW_ADDRESS" ' +
+          '--rdma "$HOLDFAST_HW_RDMA" --netdev "$HOLDFAST_HW_NETDEV"',
+      ],
+    ],
+    deadlineS: 480,
+    native: false,
   },
 ];
