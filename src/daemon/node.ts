@@ -99,6 +99,8 @@ export class HoldfastNode {
   readonly #unsubscribe: () => void;
   readonly #space: SpaceExchange;
   #mounted: Mounted | null = null;
+  /** The last mount or unmount: both use all of the map, the staging and the tokens, so they run one at a time. */
+  #turn: Promise<unknown> = Promise.resolve();
 
   constructor(parts: NodeParts, role: { readonly tokenServer: boolean }) {
     const { fabric, membership, pool, plan, clock, counters, logger, checksums, settings } = parts;
@@ -205,8 +207,18 @@ export class HoldfastNode {
     return this.#mounted?.identity ?? null;
   }
 
-  /** @throws {FsError} busy when another one is mounted; whatever reading the superblocks gives. */
-  async mount(identity: FileSystemIdentity): Promise<MountedFileSystem> {
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const mine = this.#turn.then(work);
+    this.#turn = mine.catch(() => undefined);
+    return mine;
+  }
+
+  /** Behind an unmount that is under way. @throws {FsError} busy when another one is mounted; whatever reading the superblocks gives. */
+  mount(identity: FileSystemIdentity): Promise<MountedFileSystem> {
+    return this.#inTurn(() => this.#mount(identity));
+  }
+
+  async #mount(identity: FileSystemIdentity): Promise<MountedFileSystem> {
     if (this.#mounted !== null) {
       if (this.#mounted.identity.uuid === identity.uuid) return this.#mounted.fileSystem;
       throw new FsError('busy', {
@@ -254,7 +266,11 @@ export class HoldfastNode {
   }
 
   /** Everything written out, tokens given back. */
-  async unmount(): Promise<void> {
+  unmount(): Promise<void> {
+    return this.#inTurn(() => this.#unmount());
+  }
+
+  async #unmount(): Promise<void> {
     const mounted = this.#mounted;
     if (mounted === null) return;
     this.#mounted = null;
