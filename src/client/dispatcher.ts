@@ -24,7 +24,7 @@ export interface DispatcherLimits {
 }
 export const DEFAULT_LIMITS: DispatcherLimits = { inFlightMax: 1024, handlesMax: 65_536, readBytesMax: 1 << 30 };
 
-/** Snapshots of large directories being listed, per session; the oldest goes first. */
+/** Snapshots of large directories being listed, per session; the one that was not asked for longest goes first. */
 const LISTINGS_MAX = 16;
 /** Above this a read first asks for the size, so that a huge length on a small file costs no huge buffer. */
 const TRUSTED_READ_BYTES = 1 << 20;
@@ -236,6 +236,7 @@ export class DispatcherSession {
       return { result: { cursor: null, next }, payload };
     }
     const at = cursor ?? this.#nextCursor++;
+    this.#listings.delete(at);
     this.#listings.set(at, entries);
     if (this.#listings.size > LISTINGS_MAX) this.#listings.delete(this.#listings.keys().next().value ?? at);
     return { result: { cursor: at, next }, payload };
@@ -252,7 +253,15 @@ export class DispatcherSession {
       open: async ({ path, flags, mode, identify }, _payload, signal) => {
         const handle = this.#nextHandle++;
         const file = await this.#install(handle, () => fs.open(path, flags, mode, who, { signal }), 'open');
-        const generation = identify === true ? (await file.stat()).generation : 0;
+        let generation = 0;
+        try {
+          if (identify === true) ({ generation } = await file.stat());
+        } catch (error) {
+          // Nobody is told its number, so nobody would close it.
+          this.#files.delete(handle);
+          await file.close().catch(() => undefined);
+          throw error;
+        }
         return { handle, ino: file.ino, generation, entry: file.entry, flags: file.flags };
       },
       close: ({ handle }) => {

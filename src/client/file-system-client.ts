@@ -74,6 +74,7 @@ export interface ClientStats {
 /** Files up to this many bytes are read in one exchange. */
 const ONE_EXCHANGE_READ_BYTES = 1 << 20;
 const MKDTEMP_TRIES = 100;
+const LISTING_TRIES = 20;
 /** Steps of the engine's compound operations; an error of another kind happened before any of them. */
 const STEPS = new Set(['open', 'read', 'write', 'fstat', 'futime', 'fsync', 'close']);
 
@@ -91,6 +92,7 @@ export class FileSystemClient implements AsyncDisposable {
   /** This very object. An own, enumerable property: that is how isomorphic-git tells a promise API. */
   readonly promises: this = this;
   readonly #session: Session;
+  #listingTurn: Promise<unknown> = Promise.resolve();
 
   constructor(session: Session) {
     this.#session = session;
@@ -244,8 +246,32 @@ export class FileSystemClient implements AsyncDisposable {
     await this.#call('access', { path: absolute, mode }, 'access', given, options);
   }
 
-  /** The entries as the engine has them: all pages of one listing. */
+  /**
+   * The entries as the engine has them. It keeps a few large listings for its clients; who makes more at once loses some, and makes
+   * those anew one after the other.
+   */
   async #entries(path: CheckedPath, syscall: string, options: unknown): Promise<DirectoryEntry[]> {
+    const lost = (error: unknown): boolean => FsError.is(error) && error.reason === 'badHandle';
+    try {
+      return await this.#listing(path, syscall, options);
+    } catch (error) {
+      if (!lost(error)) throw error;
+    }
+    const again = async (): Promise<DirectoryEntry[]> => {
+      for (let tries = 1; ; tries++)
+        try {
+          return await this.#listing(path, syscall, options);
+        } catch (error) {
+          if (!lost(error) || tries >= LISTING_TRIES) throw error;
+        }
+    };
+    const mine = this.#listingTurn.then(again);
+    this.#listingTurn = mine.catch(() => undefined);
+    return mine;
+  }
+
+  /** All pages of one listing. */
+  async #listing(path: CheckedPath, syscall: string, options: unknown): Promise<DirectoryEntry[]> {
     let { result, payload } = await this.#call('readdir', { path: path.absolute }, syscall, path.given, options);
     const entries: DirectoryEntry[] = [];
     for (;;) {

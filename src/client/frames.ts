@@ -20,7 +20,10 @@ export const FRAME_BYTES_MAX = 16 << 20;
 export const PROTOCOL_VERSION = 1;
 const MAGIC = 0x4648;
 
-/** saved: the daemon ends, and what was written through the session's handles is durable. */
+/**
+ * saved: the daemon ends, and what was written through the session's handles is durable. taken: the client has these answers, which overtook
+ * an older call's.
+ */
 export const FrameKind = {
   hello: 1,
   welcome: 2,
@@ -30,9 +33,10 @@ export const FrameKind = {
   cancel: 6,
   goodbye: 7,
   saved: 8,
+  taken: 9,
 } as const;
 export type FrameKind = (typeof FrameKind)[keyof typeof FrameKind];
-const KIND_MAX = 8;
+const KIND_MAX = 9;
 
 export interface Frame {
   readonly kind: FrameKind;

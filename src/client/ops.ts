@@ -206,6 +206,18 @@ export function mayRepeat<K extends OpName>(name: K, args: OpArgs<K>): boolean {
   return (args as OpArgs<'write'>).offset !== null;
 }
 
+/** What changes something: done again later, it would undo what somebody else did in between. */
+const CHANGING: ReadonlySet<OpName> = new Set<OpName>([
+  'write',
+  'truncateHandle',
+  'truncate',
+  'setAttributesHandle',
+  'setAttributes',
+]);
+/** Whether the engine keeps the outcome until the client has it: so that within a session it is done once (F6). */
+export const mustKeep = <K extends OpName>(name: K, args: OpArgs<K>): boolean =>
+  CHANGING.has(name) || !mayRepeat(name, args);
+
 export function attributesToWire(a: Attributes): WireAttributes {
   return {
     ino: a.ino,

@@ -4,10 +4,10 @@ import type { OpName, Reply } from './ops.js';
 
 /**
  * Executes each call of a session once, however often it is sent (F6). Calls are numbered by the client, upwards; with every
- * frame it says below which number it misses no answer any more.
+ * frame it says below which number it misses no answer any more, and now and then which ones it has above that.
  *
  * Invariants: a number that runs is not started again, whoever asks waits for the same outcome; outcomes of operations that
- * must not be repeated are kept until acknowledged; below the acknowledged number nothing is executed.
+ * change something are kept until acknowledged; below the acknowledged number nothing is executed.
  */
 export type Outcome = { readonly reply: Reply } | { readonly error: FsErrorRecord };
 
@@ -26,6 +26,11 @@ export class ReplyCache {
     if (below <= this.#acknowledged) return;
     this.#acknowledged = below;
     for (const id of this.#finished.keys()) if (id < below) this.#finished.delete(id);
+  }
+
+  /** The client has these answers, though not yet all that are older: one slow call must not fill the cache with others'. */
+  taken(ids: readonly number[]): void {
+    for (const id of ids) this.#finished.delete(id);
   }
 
   /** `keep`: the outcome may not be had by doing it again. */

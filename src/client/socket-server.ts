@@ -11,7 +11,7 @@ import { Dispatcher, type DispatcherLimits, type DispatcherSession } from './dis
 import { FrameWriter } from './frame-writer.js';
 import { FRAME_BYTES_MAX, FRAME_HEADER_BYTES, type Frame, FrameDecoder, FrameKind } from './frames.js';
 import { OP_SCHEMAS } from './op-schemas.js';
-import { mayRepeat, type OpArgs, type OpName, opFromNumber } from './ops.js';
+import { mustKeep, type OpArgs, type OpName, opFromNumber } from './ops.js';
 import { type Outcome, ReplyCache } from './reply-cache.js';
 
 /**
@@ -59,6 +59,8 @@ const helloSchema = z.strictObject({
     umask: z.int().min(0).max(0o777),
   }),
 });
+
+const takenSchema = z.array(z.int().min(0)).max(4096);
 
 interface DurableSession {
   readonly id: Buffer;
@@ -248,6 +250,12 @@ class Connection {
       case FrameKind.cancel:
         durable.cancels.get(frame.id)?.abort();
         return;
+      case FrameKind.taken: {
+        const ids = takenSchema.safeParse(frame.json);
+        if (!ids.success) throw new FsError('badFrame', { op: 'frame', detail: z.prettifyError(ids.error) });
+        durable.replies.taken(ids.data);
+        return;
+      }
       case FrameKind.goodbye:
         this.#durable = null;
         void this.service.end(durable).then(() => {
@@ -298,7 +306,7 @@ class Connection {
     payload: Uint8Array,
   ): Promise<Outcome> {
     try {
-      return await durable.replies.run(id, op, !mayRepeat(op, args), async () => {
+      return await durable.replies.run(id, op, mustKeep(op, args), async () => {
         const cancel = new AbortController();
         durable.cancels.set(id, cancel);
         try {

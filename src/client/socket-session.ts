@@ -26,6 +26,10 @@ export interface SocketSessionOptions {
 
 const SYNCHRONOUS = constants.O_SYNC | constants.O_DSYNC;
 const IN_FLIGHT_MAX = 128;
+/** Reopens at once after a restart: with the calls in line behind them, fewer than a daemon takes of one client. */
+const REOPENS_MAX = 64;
+/** So many answers that came before an older call's are acknowledged together. */
+const TAKEN_TOGETHER = 64;
 const BACKOFF_FIRST_MS = 5;
 const BACKOFF_MAX_MS = 1000;
 const CONNECT_DEADLINE_MS = 10_000;
@@ -91,6 +95,8 @@ export class SocketSession implements Session {
   readonly #handles = new Map<number, DurableHandle>();
   /** Those that a restarted daemon could not open again, and why; until they are closed. */
   readonly #stale = new Map<number, FsError>();
+  /** Answered while an older call still runs, and not acknowledged yet. */
+  #taken: number[] = [];
   #nextId = 1;
   #writes = 0;
   /** The daemon's life that answers, and whether it said at its end that everything written was durable. */
@@ -221,11 +227,25 @@ export class SocketSession implements Session {
   /** The call is off the wire; the next in line takes its place. */
   #finish(call: Call): void {
     this.#calls.delete(call.id);
-    while (this.#waiting.length > 0 && this.#calls.size < IN_FLIGHT_MAX) this.#start(this.#waiting.shift()!);
+    this.#startWaiting();
     if (this.#calls.size === 0) {
       this.#socket?.unref();
       this.#retryTimer?.unref();
     }
+  }
+
+  #startWaiting(): void {
+    while (this.#waiting.length > 0 && this.#calls.size < IN_FLIGHT_MAX) this.#start(this.#waiting.shift()!);
+  }
+
+  /** With each call goes the number of the oldest that is not answered; what overtook that one is told of here. */
+  #acknowledge(id: number): void {
+    const oldest = this.#calls.keys().next().value;
+    if (oldest === undefined || oldest > id) return;
+    this.#taken.push(id);
+    if (this.#taken.length < TAKEN_TOGETHER || !this.#ready) return;
+    this.#writer?.send({ kind: FrameKind.taken, id: 0, json: this.#taken });
+    this.#taken = [];
   }
 
   #frame(frame: Frame): void {
@@ -241,10 +261,12 @@ export class SocketSession implements Session {
     if (call === undefined) return;
     if (frame.kind === FrameKind.error) {
       this.#finish(call);
+      this.#acknowledge(call.id);
       call.done.reject(errorFromRecord(frame.json as FsErrorRecord));
     } else if (frame.kind === FrameKind.reply && typeof frame.json === 'object' && frame.json !== null) {
       const loss = this.#track(call, frame.json);
       this.#finish(call);
+      this.#acknowledge(call.id);
       if (loss !== null) call.done.reject(loss);
       else call.done.resolve({ result: frame.json as OpResult<OpName>, payload: frame.payload });
     } else throw new FsError('badFrame', { op: 'frame', detail: `a daemon sends no frame of kind ${frame.kind}` });
@@ -359,30 +381,36 @@ export class SocketSession implements Session {
         const detail = 'the daemon was restarted while this ran; whether it was done is not known';
         call.done.reject(new FsError('connectionLost', { op: call.op, detail }));
       }
-    await Promise.all(
-      [...this.#handles.values()].map(async (durable) => {
-        const id = this.#nextId++;
-        const { handle, path, ino, generation, flags } = durable;
-        const call: Call = {
-          id,
-          op: 'reopen',
-          args: { handle, path, ino, generation, flags },
-          payload: undefined,
-          done: deferred<Reply>(),
-          sent: false,
-          abandoned: false,
-          writesBefore: this.#writes,
-        };
-        this.#calls.set(id, call);
-        this.#send(call);
-        try {
-          await call.done.promise;
-        } catch (error) {
-          // Calls on this handle fail; the others go on. A break in between comes here again.
-          if (this.#writer?.socket.destroyed === false && FsError.is(error)) this.#giveUp(durable, error);
-        }
-      }),
-    );
+    const handles = this.#handles.values();
+    const lane = async (): Promise<void> => {
+      for (const durable of handles) await this.#reopen(durable);
+    };
+    await Promise.all(Array.from({ length: REOPENS_MAX }, lane));
+  }
+
+  async #reopen(durable: DurableHandle): Promise<void> {
+    const writer = this.#writer;
+    if (writer === null || writer.socket.destroyed) return;
+    const id = this.#nextId++;
+    const { handle, path, ino, generation, flags } = durable;
+    const call: Call = {
+      id,
+      op: 'reopen',
+      args: { handle, path, ino, generation, flags },
+      payload: undefined,
+      done: deferred<Reply>(),
+      sent: false,
+      abandoned: false,
+      writesBefore: this.#writes,
+    };
+    this.#calls.set(id, call);
+    this.#send(call);
+    try {
+      await call.done.promise;
+    } catch (error) {
+      // Calls on this handle fail; the others go on. A break in between comes here again.
+      if (this.#writer === writer && !writer.socket.destroyed && FsError.is(error)) this.#giveUp(durable, error);
+    }
   }
 
   #giveUp({ handle }: DurableHandle, why: FsError): void {
@@ -403,6 +431,7 @@ export class SocketSession implements Session {
         this.#calls.delete(call.id);
         call.done.reject(why);
       }
+    this.#startWaiting();
     this.#leaving?.resolve();
     if (!this.#everReady || this.#leaving !== null || this.#state.failure !== null || this.#retryTimer !== null) return;
     const giveUpAt = performance.now() + this.#reconnectForMs;
