@@ -63,7 +63,7 @@ it('a write at a position is done once, though its answer was lost with the conn
   rig.fs.before = (op) => {
     if (op !== 'write') return;
     entered.resolve();
-    
+
     return released.promise;
   };
   const writing = handle.write('old', 0);
