@@ -8,7 +8,7 @@ import { scanTree, type Tree, type TreeEntry, type TreeFs, type TreeStat } from 
  * Copies files and trees between two file systems: contents, permission bits, times, symbolic links as links.
  *
  * Invariants: a directory's own mode and times are set after everything in it; what exists is overwritten, never
- * removed, except that a file in the way of a symbolic link is replaced. Fault model: the first error ends the copy, what
+ * removed, except that a file in the way of a symbolic link is replaced; nothing is copied onto itself, by whatever name. Fault model: the first error ends the copy, what
  * was copied stays.
  */
 export interface CopyResult {
@@ -46,7 +46,9 @@ export async function copy(
   if (source.isDirectory() && !options.recursive) throw new UsageError(`${from.path} is a directory, copy it with -r`);
   const existing = await statOrNull(to.fs, to.path);
   const target = existing?.isDirectory() === true ? path.posix.join(to.path, path.posix.basename(from.path)) : to.path;
-  const merges = (await statOrNull(to.fs, target)) !== null;
+  const there = await statOrNull(to.fs, target);
+  const merges = there !== null;
+  if (merges && from.fs === to.fs) refuseSame(source, from.path, there, target);
   // A link named on the command line means what it points to; links inside a tree are copied as links.
   const tree: Tree = source.isDirectory()
     ? await scanTree(from.fs, from.path, options.skip)
@@ -120,6 +122,11 @@ async function copyFile(
   merges: boolean,
   copied: (bytes: number) => void,
 ): Promise<void> {
+  // Opened for writing, a file is emptied before its first byte is read.
+  if (merges && fromFs === toFs) {
+    const there = await statOrNull(toFs, to);
+    if (there !== null) refuseSame(stat, from, there, to);
+  }
   const mode = stat.mode & PERMISSIONS;
   const times = { atime: stat.atimeMs / 1000, mtime: stat.mtimeMs / 1000 };
   if (stat.size <= SMALL_BYTES) {
@@ -174,6 +181,10 @@ async function copyLarge(
   } finally {
     await source.close();
   }
+}
+
+function refuseSame(one: TreeStat, from: string, other: TreeStat, to: string): void {
+  if (one.ino === other.ino && one.dev === other.dev) throw new Error(`${from} and ${to} are the same file`);
 }
 
 async function copySymlink(

@@ -5,6 +5,8 @@ import { eachLimit } from './limit.js';
 
 /** The part of `fs.promises` that copying needs; the local file system and a Holdfast client both have it. */
 export interface TreeStat {
+  readonly dev: number;
+  readonly ino: number;
   readonly mode: number;
   readonly size: number;
   readonly atimeMs: number;
@@ -89,7 +91,7 @@ export interface Tree {
 
 const IN_FLIGHT = 64;
 
-/** Everything below `root`, the root included; symbolic links are not followed. `skip` leaves out entries, and what is below. */
+/** Everything below `root`, the root included; symbolic links are not followed, unless it is `root` itself. `skip` leaves out entries, and what is below. */
 export async function scanTree(fs: TreeFs, root: string, skip: (path: string) => boolean = () => false): Promise<Tree> {
   const tree = {
     directories: [] as TreeEntry[],
@@ -108,7 +110,7 @@ export async function scanTree(fs: TreeFs, root: string, skip: (path: string) =>
     } else tree.others.push(entry.path);
     return stat.isDirectory();
   };
-  let level: string[] = add({ path: '', stat: await fs.lstat(root) }) ? [''] : [];
+  let level: string[] = add({ path: '', stat: await fs.stat(root) }) ? [''] : [];
   while (level.length > 0) {
     const found: string[] = [];
     await eachLimit(level, IN_FLIGHT, async (directory) => {
