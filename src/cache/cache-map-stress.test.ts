@@ -35,8 +35,8 @@ const LENGTH = 3 * PAGE_BYTES + 524;
 const ROUNDS = 2000;
 
 class Threads {
-  /** Told to stop; threads that are ready; told to go. */
-  readonly #control = new Int32Array(new SharedArrayBuffer(12));
+  /** Told to stop; threads that are ready; told to go; for each thread whether it waits for what it did to be seen. */
+  readonly #control = new Int32Array(new SharedArrayBuffer(64));
   readonly #running: { readonly role: string; readonly result: Promise<WorkerResult> }[] = [];
   constructor(
     readonly map: NativeCacheMap,
@@ -68,6 +68,15 @@ class Threads {
     while (Atomics.load(this.#control, 1) < roles.length) await Promise.race([nextTurn(), failed]);
     Atomics.store(this.#control, 2, 1);
     Atomics.notify(this.#control, 2);
+  }
+
+  /** Threads, by their place among the roles, that have done something and wait for it to be seen. */
+  waiting(): number[] {
+    return this.#running.map((_, i) => i).filter((i) => Atomics.load(this.#control, 3 + i) === 1);
+  }
+  seen(thread: number): void {
+    Atomics.store(this.#control, 3 + thread, 0);
+    Atomics.notify(this.#control, 3 + thread);
   }
 
   /** Until the threads of this role are done by themselves. */
@@ -272,6 +281,44 @@ describe('the native cache map under threads', () => {
     }
     expect(appenders.map((result) => next.get(result.id)! - 1)).toEqual(appenders.map((result) => result.records));
     expect(map.takeDirtied(pages)).toHaveLength(Math.ceil((records * recordBytes) / PAGE_BYTES));
+    map.dispose();
+    pool.close();
+  });
+
+  it('finds every page whose write is over, whatever another thread is about (I8)', async () => {
+    const [threadCount, pagesEach] = [5, 64];
+    const pages = threadCount * pagesEach;
+    const pool = createPagePool(pages * PAGE_BYTES);
+    const map = NativeCacheMap.create(pool, 1);
+    map.setLeaseDeadline(Number.POSITIVE_INFINITY);
+    map.addDirtyCredits(pages);
+    const entry = map.openEntry(inodeNumber(9), { ...ZERO_STATE, sizeBytes: pool.lengthBytes })!;
+    map.setStatusMode(entry, TokenMode.exclusive);
+    map.setCoverage(entry, WHOLE_EXCLUSIVE);
+    for (let page = 0; page < pages; page++) map.install(slotId(page), entry, page, ALL_VALID, true);
+    const threads = new Threads(map, entry, 0, 8);
+    await threads.start(...Array.from({ length: threadCount }, () => 'dirtier'));
+    const found = new Set<SlotId>();
+    const missed: number[] = [];
+    for (let rounds = 0; rounds < 10_000; ) {
+      const waiting = threads.waiting();
+      for (const slot of map.takeDirtied(pages)) found.add(slot);
+      for (const thread of waiting) {
+        for (let page = thread * pagesEach; page < (thread + 1) * pagesEach; page++) {
+          const slot = slotId(page);
+          if (!found.delete(slot)) missed.push(page);
+          while (!map.close(slot)) await nextTurn();
+          map.setContent(slot, ALL_VALID);
+          map.reopen(slot);
+          map.addDirtyCredits(1);
+        }
+        threads.seen(thread);
+        rounds++;
+      }
+      if (waiting.length === 0) await nextTurn();
+    }
+    await threads.stop();
+    expect(missed).toEqual([]);
     map.dispose();
     pool.close();
   });

@@ -4,8 +4,10 @@ import { parentPort, workerData } from 'node:worker_threads';
 
 const { addonPath, mapId, entry, role, id, offsetBytes, lengthBytes, control } = workerData;
 const map = createRequire(import.meta.url)(addonPath).openCacheMap(mapId);
-/** Told to stop; threads that are ready; told to go. */
+/** Told to stop; threads that are ready; told to go; for each thread whether it waits for what it did to be seen. */
 const stop = new Int32Array(control);
+const pagesEach = 64;
+const pageBytes = 16384;
 const words = new Uint32Array(lengthBytes / 4);
 const bytes = new Uint8Array(words.buffer);
 const result = { role, id, hits: 0, hitBytes: 0, misses: [0, 0, 0, 0, 0, 0, 0, 0], torn: 0, records: 0 };
@@ -71,6 +73,17 @@ const roles = {
       }
       if (moved !== lengthBytes || words[0] === 0 || words.subarray(2).some((word) => word !== words[1])) result.torn++;
       record++;
+    }
+  },
+  /** Makes its pages dirty, says that it has, and waits until they have been found. */
+  dirtier() {
+    const first = (id - 1) * pagesEach;
+    while (Atomics.load(stop, 0) === 0) {
+      for (let page = first; page < first + pagesEach; page++) {
+        while (count(map.write(entry, page * pageBytes, bytes, 1n)) !== lengthBytes && Atomics.load(stop, 0) === 0);
+      }
+      Atomics.store(stop, 2 + id, 1);
+      while (Atomics.load(stop, 2 + id) === 1 && Atomics.load(stop, 0) === 0) Atomics.wait(stop, 2 + id, 1, 10);
     }
   },
 };

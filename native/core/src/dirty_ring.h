@@ -8,6 +8,9 @@
 #include <bit>
 #include <cstdint>
 #include <memory>
+#include <thread>
+
+#include "spin.h"
 
 namespace holdfast {
 
@@ -25,10 +28,18 @@ class DirtyRing {
     cell.turn.store(position + 1, std::memory_order_release);
   }
 
-  // False when nothing is queued, or the next one is still being written: then it is found the next time.
+  // False when nothing is queued. Whoever has claimed the next cell is about to fill it and is waited for: behind it
+  // may lie pages of threads that are done with their writes, and a flush must not miss them.
   bool take(uint32_t* slot) {
     Cell& cell = cells_[head_ & mask_];
-    if (cell.turn.load(std::memory_order_acquire) != head_ + 1) return false;
+    for (uint32_t look = 0; cell.turn.load(std::memory_order_acquire) != head_ + 1; look++) {
+      if (tail_.load(std::memory_order_acquire) == head_) return false;
+      if (look < kBusyLooks) {
+        relax();
+      } else {
+        std::this_thread::yield();
+      }
+    }
     *slot = cell.slot;
     cell.turn.store(head_ + mask_ + 1, std::memory_order_release);
     head_++;
@@ -36,6 +47,7 @@ class DirtyRing {
   }
 
  private:
+  static constexpr uint32_t kBusyLooks = 200;
   struct Cell {
     std::atomic<uint64_t> turn{0};
     uint32_t slot = 0;
