@@ -82,16 +82,20 @@ export class EtcdWatch implements StoreWatch {
       if (gap) this.onGap();
       return;
     }
-    for (const event of answer.events ?? []) {
+    const events = answer.events ?? [];
+    for (const event of events) {
       const revision = Number(event.kv.mod_revision);
       if (revision < this.#nextRevision) continue;
       this.onEvent(event);
       // The listener may have closed the watch.
       if (this.#closed || generation !== this.#generation) return;
     }
-    // A transaction's events share a revision and one answer, so the revision is done only behind the loop. A progress
-    // notification moves it too: what it skips is other prefixes' business.
-    if (!answer.created) this.#nextRevision = Math.max(this.#nextRevision, Number(answer.header.revision) + 1);
+    // A transaction's events share a revision and one answer, so the revision is done only behind the loop. The header's says nothing
+    // of events: a watch that is far behind gets them in several answers, all with the store's present revision. A progress
+    // notification has none, and moves it: what it skips is other prefixes' business.
+    const last = events.at(-1);
+    if (last !== undefined) this.#nextRevision = Math.max(this.#nextRevision, Number(last.kv.mod_revision) + 1);
+    else if (!answer.created) this.#nextRevision = Math.max(this.#nextRevision, Number(answer.header.revision) + 1);
   }
 
   #reconnect(generation: number): void {

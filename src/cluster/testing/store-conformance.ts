@@ -137,6 +137,27 @@ export function storeConformance(name: string, start: () => Promise<StoreUnderTe
       watch.close();
     });
 
+    test('a watch that begins thousands of changes behind delivers every one', async () => {
+      const from = await under.run(store.put('w', 'start'));
+      const count = 2500;
+      for (let i = 0; i < count; i += 50)
+        await under.run(Promise.all(Array.from({ length: 50 }, (_, k) => store.put('w', `${i + k}`))));
+      let seen = 0;
+      let last = '';
+      const watch = store.watch(
+        'w',
+        from,
+        (change) => {
+          seen++;
+          last = change.value;
+        },
+        () => undefined,
+      );
+      await until(() => last !== '' && seen >= count);
+      expect(seen).toBe(count);
+      watch.close();
+    });
+
     test('a closed watch delivers nothing more', async () => {
       const seen: string[] = [];
       const watch = store.watch(
