@@ -455,15 +455,17 @@ export class FileSystemClient implements AsyncDisposable {
     await this.#change(path, times(atime, mtime), false, 'lutime', options);
   }
 
-  createReadStream(path: PathLike, options: ReadStreamOptions = {}): ReadStream {
-    const { given } = checkPath(path, 'path', 'open');
+  createReadStream(path: PathLike, given: ReadStreamOptions | BufferEncoding = {}): ReadStream {
+    const { given: shown } = checkPath(path, 'path', 'open');
+    const options = checkOptions<ReadStreamOptions>(given);
     const { signal } = options;
-    return new ReadStream(() => this.open(path, options.flags ?? 'r', options.mode, { signal }), options, given);
+    return new ReadStream(() => this.open(path, options.flags ?? 'r', options.mode, { signal }), options, shown);
   }
-  createWriteStream(path: PathLike, options: WriteStreamOptions = {}): WriteStream {
-    const { given } = checkPath(path, 'path', 'open');
+  createWriteStream(path: PathLike, given: WriteStreamOptions | BufferEncoding = {}): WriteStream {
+    const { given: shown } = checkPath(path, 'path', 'open');
+    const options = checkOptions<WriteStreamOptions>(given);
     const { signal } = options;
-    return new WriteStream(() => this.open(path, options.flags ?? 'w', options.mode, { signal }), options, given);
+    return new WriteStream(() => this.open(path, options.flags ?? 'w', options.mode, { signal }), options, shown);
   }
 
   /** Everything dirty on the engine's node, durable when it resolves. */

@@ -42,6 +42,12 @@ async function construct(stream: Readable | Writable, source: Source): Promise<F
   return handle;
 }
 
+function whenClosed(stream: Readable | Writable, done: Done | undefined): void {
+  if (done === undefined) return;
+  if (stream.closed) process.nextTick(done);
+  else stream.once('close', done);
+}
+
 /** Before the stream's own constructor, which already schedules the opening. */
 function checked<T extends ReadStreamOptions>(options: T): T {
   const { start, end } = options;
@@ -77,7 +83,7 @@ export class ReadStream extends Readable {
     this.#source = source;
     this.#autoClose = options.autoClose ?? true;
     this.#end = end ?? Number.POSITIVE_INFINITY;
-    this.#position = start ?? (end === undefined ? null : 0);
+    this.#position = start ?? null;
     this.#left = this.#end - (start ?? 0) + 1;
     if (options.encoding !== undefined && options.encoding !== null) this.setEncoding(options.encoding);
   }
@@ -131,7 +137,7 @@ export class ReadStream extends Readable {
   }
 
   close(done?: Done): void {
-    if (done !== undefined) this.once('close', done);
+    whenClosed(this, done);
     this.destroy();
   }
 }
@@ -214,8 +220,9 @@ export class WriteStream extends Writable {
   }
 
   close(done?: Done): void {
-    if (done !== undefined) this.once('close', done);
-    if (this.#autoClose) this.end();
-    else this.destroy();
+    whenClosed(this, done);
+    // What was given to it is written first.
+    if (!this.#autoClose) this.once('finish', () => this.destroy());
+    this.end();
   }
 }

@@ -53,6 +53,10 @@ export async function eachBounded<T>(items: readonly T[], work: (item: T) => Pro
   await Promise.all(lanes);
 }
 
+/** Of a directory as it was named: joining would take '..' behind a link out of the text, and mean another directory. */
+const below = (directory: string, name: string): string =>
+  directory.endsWith('/') ? directory + name : `${directory}/${name}`;
+
 const isCode = (error: unknown, code: string): boolean => FsError.is(error) && error.code === code;
 
 /** node's SystemError for a directory where none may be; its errno is positive there, so it is here. */
@@ -87,9 +91,9 @@ async function gone(work: Promise<void>): Promise<void> {
 async function removeDirectory(fs: FileSystemClient, path: string, signal: AbortSignal | undefined): Promise<void> {
   const entries = await fs.readdir(path, { withFileTypes: true, signal });
   const [directories, files] = [entries.filter((e) => e.isDirectory()), entries.filter((e) => !e.isDirectory())];
-  await eachBounded(files, (entry) => gone(fs.unlink(posix.join(path, entry.name), { signal })));
+  await eachBounded(files, (entry) => gone(fs.unlink(below(path, entry.name), { signal })));
   // One after the other: the bound would multiply with the depth.
-  for (const entry of directories) await removeDirectory(fs, posix.join(path, entry.name), signal);
+  for (const entry of directories) await removeDirectory(fs, below(path, entry.name), signal);
   await gone(fs.rmdir(path, { signal }));
 }
 
@@ -108,15 +112,18 @@ export async function readTree(
   stat: (path: string) => Promise<Stats>,
 ): Promise<TreeEntry[]> {
   const found: TreeEntry[] = [];
-  const queue: { path: string; entries: DirectoryEntry[] }[] = [{ path: top.given, entries: await list(top) }];
+  const queue: { shown: string; path: string; entries: DirectoryEntry[] }[] = [
+    { shown: top.given, path: top.given, entries: await list(top) },
+  ];
   for (let next = queue.pop(); next !== undefined; next = queue.pop()) {
-    const { path, entries } = next;
+    const { shown, path, entries } = next;
     for (const entry of entries) {
-      const child = posix.join(path, entry.name);
-      found.push({ entry, directory: path, relative: posix.relative(top.given, child) });
+      const shownChild = posix.join(shown, entry.name);
+      found.push({ entry, directory: shown, relative: posix.relative(top.given, shownChild) });
       if (entry.type !== FileType.directory) continue;
+      const child = below(path, entry.name);
       try {
-        queue.push({ path: child, entries: await list(checkPath(child, 'path', 'scandir')) });
+        queue.push({ shown: shownChild, path: child, entries: await list(checkPath(child, 'path', 'scandir')) });
       } catch (error) {
         // Removed since it was listed; anything else is the caller's to know.
         if (!isCode(error, 'ENOENT') || (await exists(stat, child))) throw error;
@@ -141,11 +148,33 @@ export async function copyTree(fs: FileSystemClient, from: string, to: string, o
   const found = await (options.dereference === true ? fs.stat(from, options) : fs.lstat(from, options));
   if (found.isDirectory()) {
     if (options.recursive !== true) throw isDirectoryError('cp', from, `${from} is a directory (not copied)`);
-    if (`${target}/`.startsWith(`${source}/`))
+    if (`${target}/`.startsWith(`${source}/`) || (await isInside(fs, to, found, options.signal)))
       throw codedError('ERR_FS_CP_EINVAL', `Cannot copy ${from} to a subdirectory of self ${to}`);
   }
   await fs.mkdir(posix.dirname(to), { recursive: true, signal: options.signal });
   await copyEntry(fs, from, to, found, options);
+}
+
+/** Whether `to` will be somewhere in the directory, by whatever links it is named. */
+async function isInside(
+  fs: FileSystemClient,
+  to: string,
+  directory: Stats,
+  signal: AbortSignal | undefined,
+): Promise<boolean> {
+  for (let parent = posix.dirname(to); ; parent = posix.dirname(parent)) {
+    let at: string;
+    try {
+      at = await fs.realpath(parent, { signal });
+    } catch (error) {
+      if (!isCode(error, 'ENOENT')) throw error;
+      continue;
+    }
+    for (; ; at = posix.dirname(at)) {
+      if ((await fs.stat(at, { signal })).ino === directory.ino) return true;
+      if (at === '/') return false;
+    }
+  }
 }
 
 async function copyEntry(
@@ -163,6 +192,7 @@ async function copyEntry(
   } catch (error) {
     if (!isCode(error, 'ENOENT')) throw error;
   }
+  if (existing?.ino === found.ino) throw codedError('ERR_FS_CP_EINVAL', `${from} and ${to} cannot be the same`);
   if (existing !== null && existing.isDirectory() !== found.isDirectory()) {
     const code = found.isDirectory() ? 'ERR_FS_CP_DIR_TO_NON_DIR' : 'ERR_FS_CP_NON_DIR_TO_DIR';
     throw codedError(code, `Cannot overwrite ${to} with ${from}: one is a directory`);
@@ -172,9 +202,9 @@ async function copyEntry(
     if (options.errorOnExist === true) throw codedError('ERR_FS_CP_EEXIST', `Target already exists: ${to}`);
     return;
   }
-  if (existing !== null && (found.isSymbolicLink() || existing.isSymbolicLink())) await fs.unlink(to, { signal });
-  if (found.isSymbolicLink()) {
-    const link = await fs.readlink(from, { signal });
+  const link = found.isSymbolicLink() ? await fs.readlink(from, { signal }) : null;
+  if (existing !== null && (link !== null || existing.isSymbolicLink())) await fs.unlink(to, { signal });
+  if (link !== null) {
     const absolute = options.verbatimSymlinks === true ? link : posix.resolve('/', posix.dirname(from), link);
     await fs.symlink(absolute, to, null, { signal });
     return;
@@ -196,9 +226,9 @@ async function copyDirectory(
   if (isNew) await fs.mkdir(to, { recursive: true, signal });
   const entries = await fs.readdir(from, { withFileTypes: true, signal });
   const copyOne = async (name: string): Promise<void> => {
-    const path = posix.join(from, name);
+    const path = below(from, name);
     const stats = await (options.dereference === true ? fs.stat(path, { signal }) : fs.lstat(path, { signal }));
-    await copyEntry(fs, path, posix.join(to, name), stats, options);
+    await copyEntry(fs, path, below(to, name), stats, options);
   };
   await eachBounded(
     entries.filter((e) => !e.isDirectory()),
