@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, it } from 'vitest';
 import { deferred } from '../common/deferred.js';
+import { FsError } from '../common/errors.js';
 import { connectSocket } from './connect-socket.js';
 import { serveSocket } from './socket-server.js';
 import { Cutter } from './testing/cutter.js';
@@ -49,6 +50,28 @@ it('every handle is opened again after a restart, however many there are', async
   const written = await Promise.allSettled(handles.map((handle, i) => handle.write(`${i}`, 0)));
   expect(written.filter(({ status }) => status === 'rejected')).toEqual([]);
   await Promise.all(handles.map((handle) => handle.close()));
+});
+
+it('a handle that a restarted daemon can not open yet is asked for again', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
+  closers.push(() => rm(folder, { recursive: true }));
+  const path = join(folder, 's');
+  const fs = new MemoryFileSystem();
+  const first = await serveSocket(path, fs);
+  const client = await connectSocket(path);
+  closers.push(() => client.close());
+  const handle = await client.open('/f', 'w+');
+  await first.close();
+  let refusals = 3;
+  fs.before = (op) => {
+    if (op === 'openInode' && refusals-- > 0)
+      throw new FsError('nsdUnavailable', { op: 'nsd.read', detail: 'its server has not started yet' });
+  };
+  const second = await serveSocket(path, fs);
+  closers.push(() => second.close());
+  expect((await handle.read(Buffer.alloc(1), 0, 1, 0)).bytesRead).toBe(0);
+  expect(refusals).toBeLessThan(0);
+  await handle.close();
 });
 
 it('a write at a position is done once, though its answer was lost with the connection (F6)', async () => {

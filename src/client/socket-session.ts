@@ -382,19 +382,34 @@ export class SocketSession implements Session {
         call.done.reject(new FsError('connectionLost', { op: call.op, detail }));
       }
     const handles = this.#handles.values();
+    const giveUpAt = performance.now() + this.#reconnectForMs;
     const lane = async (): Promise<void> => {
-      for (const durable of handles) await this.#reopen(durable);
+      for (const durable of handles) await this.#reopen(durable, giveUpAt);
     };
     await Promise.all(Array.from({ length: REOPENS_MAX }, lane));
   }
 
-  async #reopen(durable: DurableHandle): Promise<void> {
+  /** Until it is open, or can't be: what the daemon needs for it may still be starting too. */
+  async #reopen(durable: DurableHandle, giveUpAt: number): Promise<void> {
     const writer = this.#writer;
-    if (writer === null || writer.socket.destroyed) return;
-    const id = this.#nextId++;
-    const { handle, path, ino, generation, flags } = durable;
+    let backoffMs = BACKOFF_FIRST_MS;
+    // After a break the next connection starts all over.
+    while (writer !== null && this.#writer === writer && !writer.socket.destroyed) {
+      const refused = await this.#askReopen(durable);
+      if (refused === null || this.#writer !== writer || writer.socket.destroyed) return;
+      if (refused.retry !== 'same' || performance.now() >= giveUpAt) {
+        // Calls on this handle fail; the others go on.
+        this.#giveUp(durable, refused);
+        return;
+      }
+      await new Promise<void>((resolve) => setTimeout(resolve, backoffMs).unref());
+      backoffMs = Math.min(backoffMs * 2, BACKOFF_MAX_MS);
+    }
+  }
+
+  async #askReopen({ handle, path, ino, generation, flags }: DurableHandle): Promise<FsError | null> {
     const call: Call = {
-      id,
+      id: this.#nextId++,
       op: 'reopen',
       args: { handle, path, ino, generation, flags },
       payload: undefined,
@@ -403,13 +418,13 @@ export class SocketSession implements Session {
       abandoned: false,
       writesBefore: this.#writes,
     };
-    this.#calls.set(id, call);
+    this.#calls.set(call.id, call);
     this.#send(call);
     try {
       await call.done.promise;
+      return null;
     } catch (error) {
-      // Calls on this handle fail; the others go on. A break in between comes here again.
-      if (this.#writer === writer && !writer.socket.destroyed && FsError.is(error)) this.#giveUp(durable, error);
+      return FsError.from(error, 'reopen');
     }
   }
 
