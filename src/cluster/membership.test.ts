@@ -1,6 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { SeededRandom } from '../common/random.js';
+import type { NodeRecord } from './membership-api.js';
+import type { MembershipRuntime } from './membership-runtime.js';
 import { ALIVE_PREFIX, StoreKey } from './records.js';
 import { KEY, Lab, TTL_MS } from './testing/membership-lab.js';
 
@@ -279,15 +281,21 @@ describe('membership', () => {
   });
 
   type Fault =
-    | { readonly kind: 'crash' | 'start' | 'cut' | 'heal' | 'isolate' | 'reconnect' | 'leave'; readonly node: number }
+    | {
+        readonly kind: 'crash' | 'start' | 'cut' | 'heal' | 'isolate' | 'reconnect' | 'leave' | 'move';
+        readonly node: number;
+      }
     | { readonly kind: 'storeDown' | 'storeUp' | 'compact' };
   const faultArbitrary: fc.Arbitrary<Fault> = fc.oneof(
     fc.record({
-      kind: fc.constantFrom('crash', 'start', 'cut', 'heal', 'isolate', 'reconnect', 'leave'),
+      kind: fc.constantFrom('crash', 'start', 'cut', 'heal', 'isolate', 'reconnect', 'leave', 'move'),
       node: fc.integer({ min: 1, max: 4 }),
     }),
     fc.record({ kind: fc.constantFrom('storeDown', 'storeUp', 'compact') }),
   );
+
+  const moved = new WeakMap<MembershipRuntime, NodeRecord['address']>();
+  let moves = 1;
 
   function inject(lab: Lab, fault: Fault): void {
     switch (fault.kind) {
@@ -317,6 +325,18 @@ describe('membership', () => {
       case 'isolate':
       case 'reconnect':
         node.isolated = fault.kind === 'isolate';
+        break;
+      case 'move':
+        // Reached in another way; only who listens can be.
+        if (node.full && node.runtime !== null) {
+          const address = {
+            host: '127.0.0.1',
+            port: 7000 + node.id,
+            rdma: { host: '10.0.0.1', port: 1 + (moves++ % 60_000) },
+          };
+          node.runtime.addressChanged(address);
+          if (node.runtime.phase === 'member') moved.set(node.runtime, address);
+        }
         break;
       case 'leave':
         lab.leave(fault.node).then(
@@ -360,6 +380,8 @@ describe('membership', () => {
             expect(node.runtime?.phase).toBe('member');
             expect(node.runtime?.suspended).toBe(false);
             expect(node.runtime?.view.epoch).toBe(lab.view.epoch);
+            const address = moved.get(node.runtime!);
+            if (address !== undefined) expect(node.runtime!.view.nodes.get(node.id)?.address).toEqual(address);
           }
           for (const [key, value] of lab.store.snapshot())
             if (key.startsWith(ALIVE_PREFIX))
