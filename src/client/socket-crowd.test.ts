@@ -1,7 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, expect, it } from 'vitest';
+import { afterEach, expect, it, vi } from 'vitest';
 import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
 import { connectSocket } from './connect-socket.js';
@@ -71,6 +71,25 @@ it('a handle that a restarted daemon can not open yet is asked for again', async
   closers.push(() => second.close());
   expect((await handle.read(Buffer.alloc(1), 0, 1, 0)).bytesRead).toBe(0);
   expect(refusals).toBeLessThan(0);
+  await handle.close();
+});
+
+it('a client that the daemon does not read from for being busy is not blamed for a frame that takes long', async () => {
+  const rig = await socketRig();
+  closers.push(() => rig.close());
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  closers.push(async () => vi.useRealTimers());
+  const handle = await rig.client.open('/f', 'w');
+  const released = deferred<void>();
+  rig.fs.before = (op) => (op === 'write' ? released.promise : undefined);
+  const bytes = Buffer.alloc(7 << 20);
+  const writes = Array.from({ length: 16 }, (_, i) => handle.write(bytes, 0, bytes.length, i * bytes.length));
+  while (rig.counters.get('socket.backPressure') === 0) await new Promise((resolve) => setImmediate(resolve));
+  vi.advanceTimersByTime(3_600_000);
+  released.resolve();
+  await Promise.all(writes);
+  expect(rig.counters.get('socket.refusedConnections')).toBe(0);
+  expect((await handle.stat()).size).toBe(16 * bytes.length);
   await handle.close();
 });
 

@@ -218,7 +218,7 @@ class Connection {
         this.#watch(false);
         this.#frame(frame);
       }
-      if (this.#durable !== null) this.#watch(this.#decoder.inFrame);
+      if (this.#durable !== null) this.#watch(this.#decoder.inFrame && !this.socket.isPaused());
     } catch (error) {
       this.#refuse(FsError.from(error, 'frame'));
     }
@@ -344,7 +344,12 @@ class Connection {
     if (full && !this.socket.isPaused()) {
       this.service.counters.add('socket.backPressure');
       this.socket.pause();
-    } else if (!full && this.socket.isPaused() && this.socket.listenerCount('data') > 0) this.socket.resume();
+      // What is not read can't arrive: the rest of a frame is late for our own sake.
+      this.#watch(false);
+    } else if (!full && this.socket.isPaused() && this.socket.listenerCount('data') > 0) {
+      this.socket.resume();
+      this.#watch(this.#decoder.inFrame);
+    }
   }
 }
 
