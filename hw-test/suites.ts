@@ -218,7 +218,7 @@ export const suites: readonly Suite[] = [
     commands: [
       [
         'shell',
-        'node dist/hw-test/main.js --native --only smoke --only nvme --nvme "$HOLDFAST_HW_NVME" --address "$HOLDFAST_HW_ADDRESS" ' +
+        'node dist/hw-test/main.js --native --only nvme --nvme "$HOLDFAST_HW_NVME" --address "$HOLDFAST_HW_ADDRESS" ' +
           '--rdma "$HOLDFAST_HW_RDMA" --netdev "$HOLDFAST_HW_NETDEV"',
       ],
     ],
