@@ -32,12 +32,12 @@ const closing = (name, command) => ({
 
 /** Caps for a two-core machine that is busy with other things too; alone, the short suites take about 5 minutes together. */
 const suites = [
-  { ...closing('tidy', ['node', 'scripts/tidy.mjs']), budgetS: 60, fullBudgetS: 60 },
-  { ...vitest('unit', ['src', 'native'], ['--exclude', '**/*.e2e.test.ts']), budgetS: 420, fullBudgetS: 1800 },
+  { ...closing('tidy', ['node', 'scripts/tidy.mjs']), budgetS: 120, fullBudgetS: 120 },
+  { ...vitest('unit', ['src', 'native'], ['--exclude', '**/*.e2e.test.ts']), budgetS: 600, fullBudgetS: 1800 },
   { ...closing('model', ['node', 'spec/check.mjs', ...(full ? ['--full'] : [])]), budgetS: 300, fullBudgetS: 5400 },
-  { ...closing('simulator', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--seeds', full ? '1000' : '60']), budgetS: 240, fullBudgetS: 5400 },
-  { ...closing('planted', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--planted', ...(full ? [] : ['--quick'])]), budgetS: 240, fullBudgetS: 5400 },
-  { ...vitest('cluster', ['e2e']), budgetS: 420, fullBudgetS: 1800 },
+  { ...closing('simulator', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--seeds', full ? '1000' : '60']), budgetS: 420, fullBudgetS: 5400 },
+  { ...closing('planted', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--planted', ...(full ? [] : ['--quick'])]), budgetS: 420, fullBudgetS: 5400 },
+  { ...vitest('cluster', ['e2e']), budgetS: 600, fullBudgetS: 1800 },
 ];
 
 function run({ command, budgetS, fullBudgetS }) {

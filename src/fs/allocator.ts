@@ -34,9 +34,9 @@ export class Allocator {
   readonly #held = new Map<number, HeldRegion>();
   readonly #acquiring = new Mutex();
   readonly #firstRegion: number;
-  /** Every region was looked through for `count` sub-blocks in a row after the others had answered so, and there were none. */
   /** Nothing was found for so many: no reason to look again for what is only wished for. */
   #scarce: { readonly untilMs: number; readonly count: number } | null = null;
+  /** Every region was looked through for `count` sub-blocks in a row after the others had answered so, and there were none. */
   #full: { readonly mark: string; readonly count: number } | null = null;
 
   constructor(volume: Volume) {
