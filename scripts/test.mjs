@@ -1,5 +1,5 @@
 // Runs every suite one after the other, each within its budget, and closes with one line over all: "N passed, N failed".
-// A suite that ran nothing, or ran out of its budget, has failed. `--full` runs the full counts and writes docs/test-results.md.
+// A suite that ran nothing, or ran out of its budget, has failed. `--full` runs the full counts and keeps its results in docs/test-results.md.
 // `--only NAME` runs one suite.
 import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -94,20 +94,40 @@ for (const row of rows) {
 }
 const passed = rows.reduce((sum, row) => sum + row.passed, 0);
 const failed = rows.reduce((sum, row) => sum + row.failed, 0);
-if (full && only === undefined) {
-  const summary = (output) => output.split('\n').filter((line) => /^(sim|ok |FAIL|planted|transitions|seeds)/.test(line)).join('\n');
+/** Results of full runs: a line in the table and a section for each suite; a run of one suite replaces its own. */
+function keepResults() {
+  const file = path.join(root, 'docs/test-results.md');
+  const kept = new Map();
+  try {
+    const before = readFileSync(file, 'utf8');
+    for (const [line, name] of before.matchAll(/^\| (\w+) \| \d.*$/gm)) kept.set(name, { line, section: '' });
+    for (const [, name, section] of before.matchAll(/^## (\w+)\n\n```\n([\s\S]*?)\n```$/gm)) kept.get(name).section = section;
+  } catch (error) {
+    if (error.code !== 'ENOENT') throw error;
+  }
+  const day = new Date().toISOString().slice(0, 10);
+  const on = `${cpus().length} cores, Node ${process.version}`;
+  for (const row of rows) {
+    const lines = row.output.split('\n').filter((line) => /^(sim|ok |FAIL|planted|transitions|seeds|failed seeds)/.test(line));
+    kept.set(row.name, {
+      line: `| ${row.name} | ${row.passed} | ${row.failed} | ${row.seconds} | ${day}, ${on} |`,
+      section: lines.filter((line) => !/^seeds \d+ of/.test(line)).join('\n'),
+    });
+  }
+  const known = suites.map(({ name }) => name).filter((name) => kept.has(name));
   const text = [
-    '# Results of the full test run',
+    '# Results of the full test runs',
     '',
-    `\`npm run test:full\` on ${cpus().length} cores, Node ${process.version}, ${new Date().toISOString().slice(0, 10)}.`,
+    'Written by `npm run test:full` (all suites) and `npm run test:full -- --only NAME` (one, in the place of its older result).',
     '',
-    '| suite | passed | failed | seconds |',
-    '|---|---|---|---|',
-    ...rows.map((row) => `| ${row.name} | ${row.passed} | ${row.failed} | ${row.seconds} |`),
+    '| suite | passed | failed | seconds | when, where |',
+    '|---|---|---|---|---|',
+    ...known.map((name) => kept.get(name).line),
     '',
-    ...rows.filter((row) => summary(row.output) !== '').flatMap((row) => [`## ${row.name}`, '', '```', summary(row.output), '```', '']),
-  ].join('\n');
-  writeFileSync(path.join(root, 'docs/test-results.md'), text);
+    ...known.filter((name) => kept.get(name).section !== '').flatMap((name) => [`## ${name}`, '', '```', kept.get(name).section, '```', '']),
+  ];
+  writeFileSync(file, text.join('\n'));
 }
+if (full) keepResults();
 process.stdout.write(`\n${passed} passed, ${failed} failed\n`);
 process.exit(failed === 0 ? 0 : 1);

@@ -27,6 +27,7 @@ export class Faults {
   #taken = false;
   /** Leaves again as soon as it has joined, so many times. */
   #passingBy = { id: 0, times: 0 };
+  #leaseAsked: (() => void) | null = null;
   applied = 0;
 
   constructor(
@@ -59,7 +60,6 @@ export class Faults {
 
   async #apply(fault: FaultPlan): Promise<void> {
     const { world, random } = this;
-    const { scheduler } = world;
     const say = (text: string): void => world.trace.add(0, 0, `fault ${fault.kind}: ${text}`);
     this.applied++;
     switch (fault.kind) {
@@ -101,8 +101,7 @@ export class Faults {
         say(`for ${fault.forMs.toFixed(0)} ms`);
         await this.#withoutStore(fault.forMs);
         if (!chance(random, 0.4)) return;
-        // It is back for as long as a call or two take.
-        await sleep(scheduler, 0.3 + 3 * random.next());
+        await this.#storeIsBack(0.3 + 3 * random.next());
         await this.#withoutStore(50 + 200 * random.next());
         return;
       case 'slowDisk': {
@@ -362,6 +361,25 @@ export class Faults {
     const at = this.#undo.indexOf(end);
     if (at >= 0) this.#undo.splice(at, 1);
     end();
+  }
+
+  /** Called when a node asks the store for a lease. */
+  leaseAsked(): void {
+    this.#leaseAsked?.();
+  }
+
+  /** The store is there for as long as a call or two take, or until somebody who lost his lease asks for one. */
+  async #storeIsBack(forMs: number): Promise<void> {
+    const { scheduler } = this.world;
+    if (forMs > 1.5) return sleep(scheduler, forMs);
+    await new Promise<void>((resolve) => {
+      const timer = scheduler.after(100 * forMs, resolve);
+      this.#leaseAsked = () => {
+        timer.cancel();
+        resolve();
+      };
+    });
+    this.#leaseAsked = null;
   }
 
   #withoutStore(forMs: number): Promise<void> {

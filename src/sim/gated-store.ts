@@ -14,6 +14,8 @@ export class GatedStore implements ClusterStore {
   constructor(
     readonly connection: MemoryConnection,
     private readonly gate: NodeGate,
+    /** A lease is about to be asked for. */
+    private readonly onLeaseAsked: () => void = () => undefined,
   ) {}
 
   get(key: string): Promise<StoreEntry | null> {
@@ -32,6 +34,7 @@ export class GatedStore implements ClusterStore {
     return this.gate.pass(this.connection.delete(key, expectedRevision));
   }
   async grantLease(ttlMs: number): Promise<StoreLease> {
+    this.onLeaseAsked();
     const lease = await this.gate.pass(this.connection.grantLease(ttlMs));
     return {
       id: lease.id,

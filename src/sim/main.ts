@@ -31,12 +31,13 @@ const SEEDS_PER_BUG = 200;
 const SEEDS_PER_BUG_QUICK = 40;
 
 /**
- * What this world can't bring about, by name: nobody asks with nowait, the fabric's sessions refuse messages of older lives before the
+ * What this world can't bring about, by name: nobody asks with nowait, or for what is held (a pin is tried first, in the same turn), the fabric's sessions refuse messages of older lives before the
  * machines see them, and a node's next life begins when the one before is gone. The scenarios of src/token-manager and the tests of src/cluster
  * fire each of them.
  */
 const NOT_IN_THIS_WORLD = new Set([
   'client refusedNowait',
+  'client pinnedAtOnce',
   'server requestRefusedNowait',
   'server messageFromOldLife',
   'membership regained:taken',
@@ -44,7 +45,6 @@ const NOT_IN_THIS_WORLD = new Set([
 ]);
 /** Races so narrow that a short run may miss them. */
 const RARE = new Set([
-  'client pinnedAtOnce',
   'client grantUnknown',
   'client refusedEpoch',
   'client messageFromOldLife',

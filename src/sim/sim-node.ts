@@ -4,8 +4,9 @@ import { membershipSettings } from '../cluster/membership.js';
 import { type ExpulsionActions, MembershipRuntime } from '../cluster/membership-runtime.js';
 import { sleep } from '../common/clock.js';
 import { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
 import type { Incarnation, NodeId } from '../common/ids.js';
-import type { SeededRandom } from '../common/random.js';
+import { chance, SeededRandom } from '../common/random.js';
 import { PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
 import { type FileSystemIdentity, HoldfastNode } from '../daemon/node.js';
 import type { PoolPlan } from '../daemon/pool-plan.js';
@@ -55,18 +56,22 @@ export class SimNode {
   readonly #store: GatedStore;
   #memoryTransport: MemoryTransport | null = null;
 
+  /** When this life's driver gives up waiting for an answer: a stream of its own. */
+  readonly #impatience: SeededRandom;
+
   constructor(
     world: World,
     readonly id: NodeId,
     readonly random: SeededRandom,
   ) {
     this.#world = world;
+    this.#impatience = new SeededRandom(world.plan.seed + 7919 * (id + 64 * world.lives.length));
     const { scheduler, plan } = world;
     this.gate = new NodeGate(scheduler, (error) => world.broken(error, `node ${id}`));
     this.plan = poolPlan(plan.slotCount, world.disksOf(id).length);
     this.pool = heapPagePool(poolBytes(this.plan));
     this.map = world.planted.makeMap?.(world, this) ?? new WatchedCacheMap(this.pool, scheduler, 64, plan.slotCount);
-    this.#store = new GatedStore(world.connectStore(id), this.gate);
+    this.#store = new GatedStore(world.connectStore(id), this.gate, () => world.faults.leaseAsked());
   }
 
   get incarnation(): Incarnation {
@@ -229,7 +234,12 @@ export class SimNode {
       fence: (server, target) => actions.fence(server, target),
       tokensFall: async (server, target) => {
         await this.gate.pass(world.beforeTokensFall(target));
-        await actions.tokensFall(server, target);
+        const done = actions.tokensFall(server, target);
+        if (!chance(this.#impatience, 0.03)) return done;
+        // The answer takes longer than the driver waits for it: the server has heard all the same, and hears again.
+        done.catch(() => undefined);
+        await sleep(this.gate, 0.01);
+        throw new FsError('deadlinePassed', { op: 'token.expel', detail: 'no answer in time' });
       },
     };
   }
