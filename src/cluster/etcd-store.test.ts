@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { Etcd3 } from 'etcd3';
@@ -53,6 +53,15 @@ storeConformance('EtcdStore', async () => {
   };
 });
 
+/** What the threads of a process are at, each state once (proc(5)). */
+const threadStates = (pid: number): string[] => {
+  const states = readdirSync(`/proc/${pid}/task`).map((task) => {
+    const stat = readFileSync(`/proc/${pid}/task/${task}/stat`, 'utf8');
+    return stat[stat.lastIndexOf(')') + 2]!;
+  });
+  return [...new Set(states)];
+};
+
 describe('EtcdStore when etcd fails', () => {
   const place = scratch();
   let etcd: PrivateEtcd;
@@ -73,6 +82,8 @@ describe('EtcdStore when etcd fails', () => {
     await store.put('k', 'v');
     const lease = await store.grantLease(60_000);
     etcd.process.kill('SIGSTOP');
+    // The signal is sent; threads that run stop a moment later, and may answer until then.
+    await expect.poll(() => threadStates(etcd.process.pid!)).toEqual(['T']);
     try {
       const started = performance.now();
       const outcomes = await Promise.allSettled([store.get('k'), store.put('k', 'w'), lease.renew()]);
