@@ -1,14 +1,9 @@
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { afterEach, expect, it, vi } from 'vitest';
 import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
 import { connectSocket } from './connect-socket.js';
-import { serveSocket } from './socket-server.js';
 import { Cutter } from './testing/cutter.js';
-import { socketRig } from './testing/harness.js';
-import { MemoryFileSystem } from './testing/memory-file-system.js';
+import { restartableDaemon, socketRig } from './testing/harness.js';
 
 /** Many calls and many handles of one client: bounds are for what runs, and nobody's call fails for them. */
 const closers: (() => Promise<unknown>)[] = [];
@@ -34,30 +29,21 @@ it('one slow call does not make those that overtake it fail', async () => {
 });
 
 it('every handle is opened again after a restart, however many there are', async () => {
-  const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
-  closers.push(() => rm(folder, { recursive: true }));
-  const path = join(folder, 's');
-  const fs = new MemoryFileSystem();
-  const first = await serveSocket(path, fs);
+  const { fs, path, first, restart } = await restartableDaemon(closers);
   const client = await connectSocket(path);
   closers.push(() => client.close());
   const handles = await Promise.all(Array.from({ length: 700 }, (_, i) => client.open(`/f${i}`, 'w+')));
   await first.close();
   // Each of them takes a moment.
   fs.before = (op) => (op === 'openInode' ? new Promise((resolve) => setImmediate(resolve)) : undefined);
-  const second = await serveSocket(path, fs);
-  closers.push(() => second.close());
+  await restart();
   const written = await Promise.allSettled(handles.map((handle, i) => handle.write(`${i}`, 0)));
   expect(written.filter(({ status }) => status === 'rejected')).toEqual([]);
   await Promise.all(handles.map((handle) => handle.close()));
 });
 
 it('a handle that a restarted daemon can not open yet is asked for again', async () => {
-  const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
-  closers.push(() => rm(folder, { recursive: true }));
-  const path = join(folder, 's');
-  const fs = new MemoryFileSystem();
-  const first = await serveSocket(path, fs);
+  const { fs, path, first, restart } = await restartableDaemon(closers);
   const client = await connectSocket(path);
   closers.push(() => client.close());
   const handle = await client.open('/f', 'w+');
@@ -67,8 +53,7 @@ it('a handle that a restarted daemon can not open yet is asked for again', async
     if (op === 'openInode' && refusals-- > 0)
       throw new FsError('nsdUnavailable', { op: 'nsd.read', detail: 'its server has not started yet' });
   };
-  const second = await serveSocket(path, fs);
-  closers.push(() => second.close());
+  await restart();
   expect((await handle.read(Buffer.alloc(1), 0, 1, 0)).bytesRead).toBe(0);
   expect(refusals).toBeLessThan(0);
   await handle.close();

@@ -10,8 +10,8 @@ import { encodeFrame, FrameDecoder, FrameKind } from './frames.js';
 import { OPS } from './ops.js';
 import { serveSocket } from './socket-server.js';
 import { Cutter } from './testing/cutter.js';
-import { type SocketRig, socketRig } from './testing/harness.js';
-import { MemoryFileSystem } from './testing/memory-file-system.js';
+import { restartableDaemon, type SocketRig, socketRig } from './testing/harness.js';
+import type { MemoryFileSystem } from './testing/memory-file-system.js';
 
 const closers: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -258,11 +258,7 @@ describe('a durable handle', () => {
   });
 
   it('is opened again by inode when the daemon was restarted, whatever its name is now', async () => {
-    const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
-    closers.push(() => rm(folder, { recursive: true }));
-    const path = join(folder, 's');
-    const fs = new MemoryFileSystem();
-    const first = await serveSocket(path, fs);
+    const { fs, path, first, restart } = await restartableDaemon(closers);
     const client = await connectSocket(path);
     closers.push(() => client.close());
     const h = await client.open('/before', 'w+');
@@ -274,8 +270,7 @@ describe('a durable handle', () => {
     const stopped = first.close();
     gate.release();
     await stopped;
-    const second = await serveSocket(path, fs);
-    closers.push(() => second.close());
+    await restart();
     expect(await append).toBe('ECONNRESET');
     fs.before = () => undefined;
     expect((await h.read(Buffer.alloc(4), 0, 4, 0)).bytesRead).toBe(4);
@@ -283,11 +278,7 @@ describe('a durable handle', () => {
   });
 
   it('whose file was removed meanwhile is stale when the daemon was restarted; the others go on', async () => {
-    const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
-    closers.push(() => rm(folder, { recursive: true }));
-    const path = join(folder, 's');
-    const fs = new MemoryFileSystem();
-    const first = await serveSocket(path, fs);
+    const { fs, path, first, restart } = await restartableDaemon(closers);
     const client = await connectSocket(path);
     closers.push(() => client.close());
     const gone = await client.open('/gone', 'w+');
@@ -302,8 +293,7 @@ describe('a durable handle', () => {
     await stopped;
     fs.before = () => undefined;
     await fs.unlink('/gone', who);
-    const second = await serveSocket(path, fs);
-    closers.push(() => second.close());
+    await restart();
     expect((await kept.read(Buffer.alloc(4), 0, 4, 0)).bytesRead).toBe(4);
     expect(await reading).toMatchObject({ code: 'ESTALE' });
     await expect(gone.write('x')).rejects.toMatchObject({ code: 'ESTALE', syscall: 'write' });
@@ -314,11 +304,7 @@ describe('a durable handle', () => {
   });
 
   it('tells who syncs or closes a handle that the daemon ended without having written out what was written to it (I10)', async () => {
-    const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
-    closers.push(() => rm(folder, { recursive: true }));
-    const path = join(folder, 's');
-    const fs = new MemoryFileSystem();
-    const first = await serveSocket(path, fs);
+    const { fs, path, first, restart } = await restartableDaemon(closers);
     const cutter = await Cutter.start(`${path}.cut`, path);
     closers.push(() => cutter.stop());
     const client = await connectSocket(cutter.path);
@@ -335,8 +321,7 @@ describe('a durable handle', () => {
     cutter.refusing = true;
     cutter.cut();
     await first.close();
-    const second = await serveSocket(path, fs);
-    closers.push(() => second.close());
+    await restart();
     cutter.refusing = false;
     await expect(written!.sync()).rejects.toMatchObject({ code: 'EIO', reason: 'writesLost', syscall: 'fsync' });
     await written!.write('again');
@@ -351,11 +336,7 @@ describe('a durable handle', () => {
   });
 
   it('is as it was when the daemon ended in good order: what was written is durable by then', async () => {
-    const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
-    closers.push(() => rm(folder, { recursive: true }));
-    const path = join(folder, 's');
-    const fs = new MemoryFileSystem();
-    const first = await serveSocket(path, fs);
+    const { fs, path, first, restart } = await restartableDaemon(closers);
     const client = await connectSocket(path);
     closers.push(() => client.close());
     const h = await client.open('/f', 'w+');
@@ -363,8 +344,7 @@ describe('a durable handle', () => {
     expect(fs.syncs).toBe(0);
     await first.close();
     expect(fs.syncs).toBe(1);
-    const second = await serveSocket(path, fs);
-    closers.push(() => second.close());
+    await restart();
     await h.sync();
     await h.close();
   });

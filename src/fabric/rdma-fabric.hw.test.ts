@@ -1,6 +1,5 @@
 import { afterEach, expect, test } from 'vitest';
 import type { Counters } from '../common/counters.js';
-import { FsError } from '../common/errors.js';
 import { incarnation, nodeId } from '../common/ids.js';
 import { silentLogger } from '../common/logger.js';
 import { createPagePool } from '../native/core.js';
@@ -9,7 +8,7 @@ import { MessageType } from '../protocol/message-types.js';
 import type { TransportAddress } from './link.js';
 import { RdmaTransport } from './rdma-transport.js';
 import { openRdmaPort } from './rdma-verbs.js';
-import { realClock, type TestNode, testNode } from './test-support.js';
+import { failure, realClock, type TestNode, testNode } from './test-support.js';
 
 /** The fabric over real verbs: two nodes in one process, each with a device context and a pool of its own. */
 const host = process.env['HOLDFAST_HW_ADDRESS'] ?? '127.0.0.1';
@@ -52,15 +51,6 @@ async function pair() {
   addresses.set(2, await two.fabric.listen({ host, port: 0 }));
   return { one, two };
 }
-
-const failure = async (promise: Promise<unknown>): Promise<FsError> => {
-  const error = await promise.then(
-    () => new Error('it succeeded'),
-    (thrown: unknown) => thrown,
-  );
-  if (FsError.is(error)) return error;
-  throw error;
-};
 
 const fill = (pool: PagePool, seed: number) => {
   for (let i = 0; i < pool.lengthBytes; i++) pool.bytes[i] = (i * 7 + (i >> 9) + seed) & 0xff;

@@ -15,7 +15,7 @@ import { MemoryNetwork, type MemoryPolicy, type Verdict } from './memory-link.js
 import { VerbsNetwork, type VerbsVerdict } from './memory-verbs.js';
 import { RdmaTransport } from './rdma-transport.js';
 import { UNIT_AT, UNIT_HEADER_BYTES, UnitKind } from './rdma-wire.js';
-import { TEST_KEY, type TestNode, type TestNodeOptions, testNode, VirtualClock } from './test-support.js';
+import { failure, TEST_KEY, type TestNode, type TestNodeOptions, testNode, VirtualClock } from './test-support.js';
 
 const open: TestNode[] = [];
 afterEach(async () => {
@@ -26,16 +26,6 @@ const T = MessageType;
 const text = (value: string) => Buffer.from(value);
 const str = (value: Uint8Array) => Buffer.from(value).toString();
 const ok = { timeoutMs: 600_000 };
-
-const failure = async (promise: Promise<unknown>): Promise<FsError> => {
-  try {
-    await promise;
-  } catch (error) {
-    if (FsError.is(error)) return error;
-    throw error;
-  }
-  throw new Error('it succeeded');
-};
 
 /** The policies of memory links over verbs: asked about each frame of a unit. */
 function verbsNetwork(clock: VirtualClock, policy: MemoryPolicy = () => ({ delayMs: 0 })): VerbsNetwork {

@@ -14,7 +14,7 @@ import { heapPagePool } from '../native/page-pool.js';
 import { MessageType } from '../protocol/message-types.js';
 import type { TransportAddress } from './link.js';
 import { TcpTransport } from './tcp-link.js';
-import { type TestNode, type TestNodeOptions, testNode } from './test-support.js';
+import { failure, type TestNode, type TestNodeOptions, testNode } from './test-support.js';
 
 const closers: (() => unknown)[] = [];
 afterEach(async () => {
@@ -78,14 +78,6 @@ async function proxy(target: TransportAddress) {
 const text = (value: string) => Buffer.from(value);
 const str = (value: Uint8Array) => Buffer.from(value).toString();
 const ok = { timeoutMs: 30_000 };
-const failure = async (promise: Promise<unknown>): Promise<FsError> => {
-  const error = await promise.then(
-    () => new Error('it succeeded'),
-    (thrown: unknown) => thrown,
-  );
-  if (FsError.is(error)) return error;
-  throw error;
-};
 const gather = (of: TestNode, segments: readonly { offsetBytes: number; lengthBytes: number }[]) =>
   Buffer.concat(segments.map((s) => of.pool.bytes.subarray(s.offsetBytes, s.offsetBytes + s.lengthBytes)));
 

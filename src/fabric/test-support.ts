@@ -1,6 +1,7 @@
 import { performance } from 'node:perf_hooks';
 import type { Clock } from '../common/clock.js';
 import { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
 import { incarnation, nodeId } from '../common/ids.js';
 import { type Logger, silentLogger } from '../common/logger.js';
 import { heapPagePool, type PagePool } from '../native/page-pool.js';
@@ -56,6 +57,17 @@ export class VirtualClock implements Clock {
 
 /** Lets promises and ticks that are due run. */
 export const settle = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+/** The error that a promise is rejected with; it must be one of ours. */
+export async function failure(promise: Promise<unknown>): Promise<FsError> {
+  try {
+    await promise;
+  } catch (error) {
+    if (FsError.is(error)) return error;
+    throw error;
+  }
+  throw new Error('it succeeded');
+}
 
 export const TEST_KEY = Buffer.from('the key of the test cluster, 32 b');
 

@@ -54,6 +54,29 @@ export async function socketRig(
   };
 }
 
+export interface RestartableDaemon {
+  readonly fs: MemoryFileSystem;
+  readonly path: string;
+  /** The life that is there at first; the test ends it. */
+  readonly first: SocketServer;
+  /** The next life, at the same path, over the same file system. */
+  restart(): Promise<void>;
+}
+
+/** A daemon that ends and comes back; what is left of it is taken down by the closers, last first. */
+export async function restartableDaemon(closers: (() => Promise<unknown>)[]): Promise<RestartableDaemon> {
+  const folder = await mkdtemp(join(tmpdir(), 'holdfast-socket-'));
+  closers.push(() => rm(folder, { recursive: true }));
+  const path = join(folder, 's');
+  const fs = new MemoryFileSystem();
+  const first = await serveSocket(path, fs);
+  const restart = async (): Promise<void> => {
+    const next = await serveSocket(path, fs);
+    closers.push(() => next.close());
+  };
+  return { fs, path, first, restart };
+}
+
 /** What a test compares of an error: everything node:fs promises about one. */
 export async function outcome<T>(work: () => Promise<T>): Promise<unknown> {
   try {
