@@ -31,9 +31,9 @@ const SEEDS_PER_BUG = 200;
 const SEEDS_PER_BUG_QUICK = 40;
 
 /**
- * What this world can't bring about, by name: nobody asks with nowait, or for what is held (a pin is tried first, in the same turn), the fabric's sessions refuse messages of older lives before the
- * machines see them, and a node's next life begins when the one before is gone. The scenarios of src/token-manager and the tests of src/cluster
- * fire each of them.
+ * What this world can't bring about, by name: nobody asks with nowait, or for what is held (a pin is tried first, in the same turn), the
+ * fabric's sessions refuse messages of older lives before the machines see them, a node's next life begins when the one before is gone, and
+ * no device comes or goes by which it is reached. The scenarios of src/token-manager and the tests of src/cluster fire each of them.
  */
 const NOT_IN_THIS_WORLD = new Set([
   'client refusedNowait',
@@ -42,6 +42,7 @@ const NOT_IN_THIS_WORLD = new Set([
   'server messageFromOldLife',
   'membership regained:taken',
   'membership joining>fenced',
+  'membership address',
 ]);
 /** Races so narrow that a short run may miss them. */
 const RARE = new Set([
