@@ -67,6 +67,8 @@ export const REASONS = {
   outOfRange: entry(505, 'EINVAL'),
   noSpace: entry(506, 'ENOSPC'),
   noInodes: entry(507, 'ENOSPC'),
+  /** A write named a version that is of before the sector's last write (L2). */
+  staleVersion: entry(508, 'ESTALE'),
   // 6xx file system
   corrupt: entry(600, 'EUCLEAN'),
   wrongFormat: entry(601, 'EUCLEAN'),

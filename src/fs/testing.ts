@@ -17,7 +17,8 @@ import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
 import { SegmentArena } from '../native/buffer-arena.js';
 import { heapPagePool, type PagePool } from '../native/page-pool.js';
 import { checksumsJs } from '../nsd/checksum-js.js';
-import type { NsdClientApi, SectorIo } from '../nsd/nsd-api.js';
+import type { NsdClientApi, NsdExtent, SectorIo, SectorVersions } from '../nsd/nsd-api.js';
+import { holeWord, nextVersion, readsAsZeros, takesVersion, versionOf } from '../nsd/nsd-layout.js';
 import { FileBacking } from './backing.js';
 import { type CheckReport, checkFileSystem } from './check.js';
 import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
@@ -67,11 +68,16 @@ export class TestClock implements Clock {
 /** Lets everything run that needs no time. */
 export const turns = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
-/** NSDs in memory. Never written and discarded sectors are zeros; a write whose bytes change under way is an error of the caller (S2). */
+/** NSDs in memory, with the version words of nsd-layout.ts. Never written and discarded sectors are zeros; a write whose bytes change under way is an error of the caller (S2). */
 export class RamNsds implements NsdClientApi {
   readonly #devices: Map<number, Uint8Array>[];
   readonly #pools: PagePool;
-  readonly #shared: { reads: number; writes: number; failing: ((op: string, io: SectorIo) => boolean) | null };
+  readonly #shared: {
+    reads: number;
+    writes: number;
+    failing: ((op: string, io: SectorIo) => boolean) | null;
+    readonly words: readonly Map<number, number>[];
+  };
 
   constructor(
     readonly blocks: readonly number[],
@@ -80,7 +86,7 @@ export class RamNsds implements NsdClientApi {
   ) {
     this.#devices = other?.devices ?? blocks.map(() => new Map<number, Uint8Array>());
     this.#pools = pool;
-    this.#shared = other?.shared ?? { reads: 0, writes: 0, failing: null };
+    this.#shared = other?.shared ?? { reads: 0, writes: 0, failing: null, words: blocks.map(() => new Map()) };
   }
   get devices(): Map<number, Uint8Array>[] {
     return this.#devices;
@@ -133,20 +139,43 @@ export class RamNsds implements NsdClientApi {
         if (stored === undefined) bytes.fill(0);
         else bytes.set(stored);
       }
+      io.versions?.forEach((_, i, versions) => {
+        versions[i] = versionOf(this.#word(io.nsd, io.sector + i));
+      });
     }
+  }
+  #word(nsd: NsdIndex, sector: number): number {
+    return this.#shared.words[nsd]!.get(sector) ?? 0;
   }
   async write(ios: readonly SectorIo[]): Promise<void> {
     this.#shared.writes++;
     const before = ios.flatMap((io) => {
       this.#check('nsd.write', io);
-      return this.#slices(io).map(([sector, bytes]) => ({ nsd: io.nsd, sector, bytes, copy: bytes.slice() }));
+      return this.#slices(io).map(([sector, bytes], i) => {
+        const version = io.versions?.[i];
+        return { nsd: io.nsd, sector, bytes, copy: bytes.slice(), version };
+      });
     });
     await turns();
-    for (const { nsd, sector, bytes, copy } of before) {
+    for (const { nsd, sector, version } of before)
+      if (version !== undefined && !takesVersion(this.#word(nsd, sector), version))
+        throw new FsError('staleVersion', { op: 'nsd.write', object: `nsd ${nsd} sector ${sector}` });
+    for (const { nsd, sector, bytes, copy, version } of before) {
       if (Buffer.compare(bytes, copy) !== 0)
         throw new Error(`nsd ${nsd} sector ${sector} changed while it was written`);
       this.#devices[nsd]!.set(sector, copy);
+      this.#shared.words[nsd]!.set(sector, version ?? nextVersion(this.#word(nsd, sector)));
     }
+  }
+  async versions(extents: readonly NsdExtent[]): Promise<SectorVersions> {
+    await turns();
+    const words = extents.flatMap(({ nsd, sector, sectorCount }) =>
+      Array.from({ length: sectorCount }, (_, i) => this.#word(nsd, sector + i)),
+    );
+    return {
+      versions: Uint32Array.from(words, versionOf),
+      zeros: Uint8Array.from(words, (word) => +readsAsZeros(word)),
+    };
   }
   /** Of this node, each call's. */
   readonly flushes: (readonly NsdIndex[])[] = [];
@@ -154,13 +183,19 @@ export class RamNsds implements NsdClientApi {
     this.flushes.push(nsds);
     await turns();
   }
-  async discard(extents: readonly { nsd: NsdIndex; sector: number; sectorCount: number }[]): Promise<void> {
+  async discard(extents: readonly NsdExtent[]): Promise<void> {
     await turns();
     for (const { nsd, sector, sectorCount } of extents) {
       const device = this.#devices[nsd]!;
+      const words = this.#shared.words[nsd]!;
+      const forget = (at: number): void => {
+        device.delete(at);
+        const word = this.#word(nsd, at);
+        if (!readsAsZeros(word)) words.set(at, holeWord(word));
+      };
       if (sectorCount > device.size) {
-        for (const key of [...device.keys()]) if (key >= sector && key < sector + sectorCount) device.delete(key);
-      } else for (let at = sector; at < sector + sectorCount; at++) device.delete(at);
+        for (const key of [...device.keys()]) if (key >= sector && key < sector + sectorCount) forget(key);
+      } else for (let at = sector; at < sector + sectorCount; at++) forget(at);
     }
   }
 }

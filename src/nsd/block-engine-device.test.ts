@@ -67,7 +67,7 @@ describe('an NSD on a device of this machine', () => {
     const written = pool.bytes.slice(memory.offsetBytes, memory.offsetBytes + memory.lengthBytes);
     await Promise.all(
       Array.from({ length: 50 }, (_, i) =>
-        store.write(300 + i * 10, segment(64 + i * 10, 10), crcs, undefined, i * 10),
+        store.write(300 + i * 10, segment(64 + i * 10, 10), { crcs, index: i * 10 }),
       ),
     );
     await store.flush();

@@ -8,6 +8,31 @@ export interface SectorIo {
   readonly sector: number;
   /** Contiguous in the pool, a multiple of a sector. Several adjacent SectorIos make a scattered transfer. */
   readonly memory: PoolSegment;
+  /**
+   * One per sector. A read fills it in. A write sets the sectors' versions to it (L2; each 1 to SECTOR_VERSION_MAX), so that the same
+   * write may come twice, and is refused with staleVersion, its whole request before anything is written, if any sector's last
+   * write was later. Without: a write counts each version up by one.
+   */
+  readonly versions?: Uint32Array;
+  /**
+   * Of a write: a durable log record holds the same full sectors and is the write's intent (S1), so that the NSD makes none. After a
+   * crash the sector may be torn (checksumMismatch) until the log's redo has written it again.
+   */
+  readonly logged?: true;
+}
+
+export interface NsdExtent {
+  readonly nsd: NsdIndex;
+  readonly sector: number;
+  readonly sectorCount: number;
+}
+
+/** What an NSD knows of sectors without reading them, one element per sector. */
+export interface SectorVersions {
+  /** 0: never written, or (if it doesn't read as zeros) not known any more: a write with any version is taken. */
+  readonly versions: Uint32Array;
+  /** 1: never written or discarded, reads as zeros; else 0. A hole's version is the discard's: only a later one is taken. */
+  readonly zeros: Uint8Array;
 }
 
 /** The storage as the file system sees it: NSDs by index, wherever they are served. */
@@ -19,10 +44,9 @@ export interface NsdClientApi {
   /** The devices' own flush, of the NSDs named. */
   flush(nsds: readonly NsdIndex[], options?: NsdIoOptions): Promise<void>;
   /** Contents become undefined-or-zero, checksums forgotten: reads give zeros. */
-  discard(
-    extents: readonly { nsd: NsdIndex; sector: number; sectorCount: number }[],
-    options?: NsdIoOptions,
-  ): Promise<void>;
+  discard(extents: readonly NsdExtent[], options?: NsdIoOptions): Promise<void>;
+  /** In the order of the extents. Whether the bytes still have their checksum, only a read can tell. */
+  versions(extents: readonly NsdExtent[], options?: NsdIoOptions): Promise<SectorVersions>;
 }
 export interface NsdIoOptions {
   readonly timeoutMs?: number | undefined;

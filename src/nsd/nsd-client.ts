@@ -3,27 +3,40 @@ import { Counters } from '../common/counters.js';
 import { FsError, type Reason } from '../common/errors.js';
 import type { Epoch, Incarnation, NodeId, NsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import { type Fabric, WINDOW_BYTES_MAX, type Window } from '../fabric/fabric.js';
-import type { PagePool, PoolSegment } from '../native/page-pool.js';
+import type { Fabric, Window } from '../fabric/fabric.js';
+import type { PagePool } from '../native/page-pool.js';
 import { MessageType } from '../protocol/message-types.js';
 import {
   decodeNsdInfoReply,
   decodeNsdReadReply,
+  decodeNsdVersionsReply,
   decodeNsdWriteReply,
   encodeNsdDiscard,
   encodeNsdFence,
   encodeNsdName,
   encodeNsdRead,
+  encodeNsdVersions,
   encodeNsdWrite,
   NSD_DISCARD_EXTENTS_MAX,
   NSD_INLINE_BYTES_MAX,
-  NSD_REQUEST_SECTORS_MAX,
   type NsdInfoReply,
   type SectorExtent,
 } from '../protocol/nsd-messages.js';
 import type { Checksums } from './checksums.js';
-import type { NsdClientApi, NsdIoOptions, SectorIo } from './nsd-api.js';
-import { checkMemory, type NsdStore, settleAll } from './nsd-store.js';
+import type { NsdClientApi, NsdExtent, NsdIoOptions, SectorIo, SectorVersions } from './nsd-api.js';
+import { isLost, readsAsZeros, versionOf } from './nsd-layout.js';
+import { type NsdStore, newSectorStates, settleAll } from './nsd-store.js';
+import {
+  type Batch,
+  batchesOf,
+  checkSectors,
+  contiguous,
+  sectorAt,
+  tellVersions,
+  type VersionBatch,
+  versionBatches,
+  versionsNamed,
+} from './sector-batches.js';
 import { Semaphore } from './semaphore.js';
 
 /**
@@ -38,7 +51,7 @@ import { Semaphore } from './semaphore.js';
  *
  * Fault model: servers that don't answer, answer late, refuse, answer with the wrong number of things, or whose bytes change on the
  * way. What may go better elsewhere or later is tried again with a fresh window; writing the same bytes twice is harmless under the
- * exclusive token that writers hold. A checksum that was wrong on the device stays wrong: that is the file system's to
+ * exclusive token that writers hold, and leaves the same versions if the write names them (L2). A checksum that was wrong on the device stays wrong: that is the file system's to
  * repair from another copy.
  */
 export interface NsdLocation {
@@ -73,8 +86,6 @@ const ATTEMPT_TIMEOUT_MS_DEFAULT = 5_000;
 /** Between rounds along the server list; doubles up to the greater. */
 const BACKOFF_MS_MIN = 5;
 const BACKOFF_MS_MAX = 500;
-/** Scatter of one window. */
-const WINDOW_SEGMENTS_MAX = 64;
 /** A device error of an NSD that another server could take over is believed when it lasts. */
 const PATH_DOUBT_MS = 2_000;
 /** Bytes that arrive changed this often were not hit by chance. */
@@ -82,12 +93,11 @@ const CHANGED_ON_THE_WAY_MAX = 3;
 
 const OF_THE_DEVICE: ReadonlySet<Reason> = new Set(['deviceError', 'shortIo', 'noSpace']);
 
-/** What goes to one NSD in one request. */
-interface Batch {
-  readonly nsd: NsdIndex;
-  readonly extents: SectorExtent[];
-  readonly segments: PoolSegment[];
-  sectorCount: number;
+/** What a request of writes says about its sectors. */
+interface WriteStates {
+  readonly crcs: Uint32Array;
+  readonly versions: Uint32Array | undefined;
+  readonly logged: boolean;
 }
 
 interface Attempt {
@@ -107,7 +117,7 @@ export class NsdClient implements NsdClientApi {
   }
 
   async read(ios: readonly SectorIo[], options: NsdIoOptions = {}): Promise<void> {
-    const batches = this.#batches('nsd.read', ios);
+    const batches = batchesOf('nsd.read', ios, this.parts.pool);
     await settleAll(
       batches.map((batch) =>
         this.#persist('nsd.read', batch.nsd, options, (attempt, store) =>
@@ -118,12 +128,16 @@ export class NsdClient implements NsdClientApi {
   }
 
   async write(ios: readonly SectorIo[], options: NsdIoOptions = {}): Promise<void> {
-    const batches = this.#batches('nsd.write', ios);
+    const batches = batchesOf('nsd.write', ios, this.parts.pool);
     await settleAll(
       batches.map((batch) => {
-        const crcs = this.#checksumsOf(batch);
+        const what: WriteStates = {
+          crcs: this.#checksumsOf(batch),
+          versions: versionsNamed(batch),
+          logged: batch.logged,
+        };
         return this.#persist('nsd.write', batch.nsd, options, (attempt, store) =>
-          store === undefined ? this.#writeRemote(batch, crcs, attempt) : this.#writeLocal(batch, crcs, store),
+          store === undefined ? this.#writeRemote(batch, what, attempt) : this.#writeLocal(batch, what, store),
         );
       }),
     );
@@ -140,10 +154,38 @@ export class NsdClient implements NsdClientApi {
     );
   }
 
-  async discard(
-    extents: readonly { nsd: NsdIndex; sector: number; sectorCount: number }[],
-    options: NsdIoOptions = {},
-  ): Promise<void> {
+  async versions(extents: readonly NsdExtent[], options: NsdIoOptions = {}): Promise<SectorVersions> {
+    const { batches, sectorCount } = versionBatches(extents);
+    const versions = new Uint32Array(sectorCount);
+    const zeros = new Uint8Array(sectorCount);
+    await settleAll(
+      batches.map((batch) =>
+        this.#persist('nsd.versions', batch.nsd, options, async (attempt, store) => {
+          const words = await this.#versionWords(batch, attempt, store);
+          for (const { index, at, count } of batch.places)
+            for (let i = 0; i < count; i++) {
+              const word = words[at + i]!;
+              versions[index + i] = isLost(word) ? 0 : versionOf(word);
+              zeros[index + i] = readsAsZeros(word) ? 1 : 0;
+            }
+        }),
+      ),
+    );
+    return { versions, zeros };
+  }
+
+  async #versionWords(batch: VersionBatch, attempt: Attempt, store: NsdStore | undefined): Promise<Uint32Array> {
+    const { extents, sectorCount } = batch;
+    if (store === undefined) {
+      const body = encodeNsdVersions({ nsd: attempt.location.uuid, extents });
+      return decodeNsdVersionsReply(await this.#request(MessageType.nsdVersions, body, attempt), sectorCount).words;
+    }
+    const words = new Uint32Array(sectorCount);
+    await store.versions(extents, words);
+    return words;
+  }
+
+  async discard(extents: readonly NsdExtent[], options: NsdIoOptions = {}): Promise<void> {
     const byNsd = new Map<NsdIndex, SectorExtent[]>();
     for (const { nsd, sector, sectorCount } of extents) {
       checkSectors('nsd.discard', nsd, sector, sectorCount);
@@ -208,7 +250,7 @@ export class NsdClient implements NsdClientApi {
     const nsd = attempt.location.uuid;
     const { sectorCount, extents } = batch;
     const inline = sectorCount * SECTOR_BYTES <= NSD_INLINE_BYTES_MAX;
-    let crcs: Uint32Array;
+    let states: { readonly crcs: Uint32Array; readonly versions: Uint32Array };
     if (inline) {
       const body = encodeNsdRead({ nsd, extents, window: null });
       const reply = decodeNsdReadReply(await this.#request(MessageType.nsdRead, body, attempt), sectorCount, true);
@@ -217,11 +259,11 @@ export class NsdClient implements NsdClientApi {
         if (reply.data !== null) pool.bytes.set(reply.data.subarray(at, at + lengthBytes), offsetBytes);
         at += lengthBytes;
       }
-      crcs = reply.crcs;
+      states = reply;
     } else {
-      crcs = await this.#withWindow(batch, 'write', attempt, async (window) => {
+      states = await this.#withWindow(batch, 'write', attempt, async (window) => {
         const body = encodeNsdRead({ nsd, extents, window });
-        return decodeNsdReadReply(await this.#request(MessageType.nsdRead, body, attempt), sectorCount, false).crcs;
+        return decodeNsdReadReply(await this.#request(MessageType.nsdRead, body, attempt), sectorCount, false);
       });
     }
     // After the window is closed: nothing can change the bytes between this look and the caller's.
@@ -232,20 +274,21 @@ export class NsdClient implements NsdClientApi {
       index += lengthBytes / SECTOR_BYTES;
     }
     for (let i = 0; i < sectorCount; i++)
-      if (landed[i] !== crcs[i])
+      if (landed[i] !== states.crcs[i])
         throw new FsError('badChecksum', {
           op: 'nsd.read',
           object: `nsd ${nsd} sector ${sectorAt(extents, i)}`,
           detail: 'landed with another checksum than the server sent it with',
         });
+    tellVersions(batch, states.versions);
   }
 
-  async #writeRemote(batch: Batch, crcs: Uint32Array, attempt: Attempt): Promise<void> {
+  async #writeRemote(batch: Batch, what: WriteStates, attempt: Attempt): Promise<void> {
     const { pool } = this.parts;
     const nsd = attempt.location.uuid;
     const { sectorCount, extents, segments } = batch;
     const send = async (window: Uint8Array | null, data: Uint8Array | null): Promise<void> => {
-      const body = encodeNsdWrite({ nsd, extents, crcs, window, data });
+      const body = encodeNsdWrite({ nsd, extents, ...what, versions: what.versions ?? null, window, data });
       decodeNsdWriteReply(await this.#request(MessageType.nsdWrite, body, attempt), sectorCount);
     };
     if (sectorCount * SECTOR_BYTES > NSD_INLINE_BYTES_MAX) {
@@ -283,14 +326,18 @@ export class NsdClient implements NsdClientApi {
 
   // This node's own devices: from the device into the caller's pages, no copy.
 
-  #readLocal(batch: Batch, store: NsdStore): Promise<void> {
+  async #readLocal(batch: Batch, store: NsdStore): Promise<void> {
     this.counters.add('nsd.localReads');
-    return settleAll(contiguous(batch).map(({ sector, memory }) => store.read(sector, memory)));
+    const states = batch.versions.length === 0 ? undefined : newSectorStates(batch.sectorCount);
+    await settleAll(contiguous(batch).map(({ sector, memory, index }) => store.read(sector, memory, states, index)));
+    if (states !== undefined) tellVersions(batch, states.versions);
   }
-  #writeLocal(batch: Batch, crcs: Uint32Array, store: NsdStore): Promise<void> {
+  async #writeLocal(batch: Batch, what: WriteStates, store: NsdStore): Promise<void> {
     this.counters.add('nsd.localWrites');
-    return settleAll(
-      contiguous(batch).map(({ sector, memory, index }) => store.write(sector, memory, crcs, undefined, index)),
+    // As the server does: all of it before any of it is written.
+    if (what.versions !== undefined) await store.checkVersions(batch.extents, what.versions);
+    await settleAll(
+      contiguous(batch).map(({ sector, memory, index }) => store.write(sector, memory, { ...what, index })),
     );
   }
 
@@ -401,101 +448,11 @@ export class NsdClient implements NsdClientApi {
       cause: error,
     });
   }
-
-  /** By NSD, in the order given; adjacent sectors and adjacent memory merged; split where a request would be too large. */
-  #batches(op: string, ios: readonly SectorIo[]): Batch[] {
-    const open = new Map<NsdIndex, Batch>();
-    const batches: Batch[] = [];
-    for (const { nsd, sector, memory } of ios) {
-      checkMemory(op, memory, this.parts.pool);
-      const total = memory.lengthBytes / SECTOR_BYTES;
-      checkSectors(op, nsd, sector, total);
-      for (let done = 0; done < total; ) {
-        const offsetBytes = memory.offsetBytes + done * SECTOR_BYTES;
-        let batch = open.get(nsd);
-        if (batch !== undefined && !hasRoom(batch, offsetBytes)) batch = undefined;
-        if (batch === undefined) {
-          batch = { nsd, extents: [], segments: [], sectorCount: 0 };
-          open.set(nsd, batch);
-          batches.push(batch);
-        }
-        const sectorCount = Math.min(total - done, NSD_REQUEST_SECTORS_MAX - batch.sectorCount);
-        append(batch, sector + done, sectorCount, offsetBytes);
-        done += sectorCount;
-      }
-    }
-    return batches;
-  }
 }
 
 /** The life of the server that was asked is over, as the fabric says; ours isn't. The next one may answer, or another server. */
 const serverReplaced = (error: FsError): boolean =>
   error.reason === 'fenced' && (error.op === 'fabric.forget' || error.op === 'fabric.session');
-
-function hasRoom(batch: Batch, offsetBytes: number): boolean {
-  if (batch.sectorCount >= NSD_REQUEST_SECTORS_MAX || batch.sectorCount * SECTOR_BYTES >= WINDOW_BYTES_MAX)
-    return false;
-  const last = batch.segments.at(-1);
-  const adjacent = last !== undefined && last.offsetBytes + last.lengthBytes === offsetBytes;
-  return adjacent || batch.segments.length < WINDOW_SEGMENTS_MAX;
-}
-
-function append(batch: Batch, sector: number, sectorCount: number, offsetBytes: number): void {
-  const lengthBytes = sectorCount * SECTOR_BYTES;
-  const lastExtent = batch.extents.at(-1);
-  if (lastExtent !== undefined && lastExtent.sector + lastExtent.sectorCount === sector)
-    batch.extents[batch.extents.length - 1] = {
-      sector: lastExtent.sector,
-      sectorCount: lastExtent.sectorCount + sectorCount,
-    };
-  else batch.extents.push({ sector, sectorCount });
-  const lastSegment = batch.segments.at(-1);
-  if (lastSegment !== undefined && lastSegment.offsetBytes + lastSegment.lengthBytes === offsetBytes)
-    batch.segments[batch.segments.length - 1] = {
-      offsetBytes: lastSegment.offsetBytes,
-      lengthBytes: lastSegment.lengthBytes + lengthBytes,
-    };
-  else batch.segments.push({ offsetBytes, lengthBytes });
-  batch.sectorCount += sectorCount;
-}
-
-/** Pieces of a batch in which sectors and memory are both contiguous. */
-function contiguous(batch: Batch): { sector: number; memory: PoolSegment; index: number }[] {
-  const pieces: { sector: number; memory: PoolSegment; index: number }[] = [];
-  let index = 0;
-  let segment = 0;
-  let inSegment = 0;
-  for (const extent of batch.extents) {
-    for (let done = 0; done < extent.sectorCount; ) {
-      const { offsetBytes, lengthBytes } = batch.segments[segment]!;
-      const sectorCount = Math.min(extent.sectorCount - done, lengthBytes / SECTOR_BYTES - inSegment);
-      const memory = { offsetBytes: offsetBytes + inSegment * SECTOR_BYTES, lengthBytes: sectorCount * SECTOR_BYTES };
-      pieces.push({ sector: extent.sector + done, memory, index });
-      done += sectorCount;
-      index += sectorCount;
-      inSegment += sectorCount;
-      if (inSegment * SECTOR_BYTES === lengthBytes) {
-        segment++;
-        inSegment = 0;
-      }
-    }
-  }
-  return pieces;
-}
-
-function sectorAt(extents: readonly SectorExtent[], index: number): number {
-  for (const { sector, sectorCount } of extents) {
-    if (index < sectorCount) return sector + index;
-    index -= sectorCount;
-  }
-  return -1;
-}
-
-function checkSectors(op: string, nsd: NsdIndex, sector: number, sectorCount: number): void {
-  const whole = Number.isSafeInteger(sector) && Number.isSafeInteger(sectorCount);
-  if (!whole || sector < 0 || sectorCount < 1 || !Number.isSafeInteger(sector + sectorCount))
-    throw new FsError('outOfRange', { op, object: `nsd ${nsd} sector ${sector}`, detail: `${sectorCount} sectors` });
-}
 
 function throwIfAborted(op: string, signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new FsError('aborted', { op, detail: 'the operation was aborted', cause: signal.reason });

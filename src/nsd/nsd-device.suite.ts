@@ -83,7 +83,7 @@ export function nsdDeviceSuite(kind: string, make: () => NsdDeviceUnderTest | Pr
       const { bytes, crcs } = fill(memory);
       await Promise.all(
         Array.from({ length: 70 }, (_, i) =>
-          store.write(300 + i * 10, segment(64 + i * 10, 10), crcs, undefined, i * 10),
+          store.write(300 + i * 10, segment(64 + i * 10, 10), { crcs, index: i * 10 }),
         ),
       );
       await store.flush();
@@ -115,7 +115,7 @@ export function nsdDeviceSuite(kind: string, make: () => NsdDeviceUnderTest | Pr
           // Each lane has its own sectors; the device and the checksum sectors are everybody's.
           const first = index * (sectors / 8) + (round % 3) * 8;
           const { bytes, crcs } = fill({ ...memory, lengthBytes: 8 * SECTOR_BYTES });
-          await store.write(first, { ...memory, lengthBytes: 8 * SECTOR_BYTES }, crcs);
+          await store.write(first, { ...memory, lengthBytes: 8 * SECTOR_BYTES }, { crcs });
           last.set(first, bytes);
           await store.read(first, { ...landing, lengthBytes: 8 * SECTOR_BYTES });
           if (!held({ ...landing, lengthBytes: 8 * SECTOR_BYTES }).equals(bytes)) throw new Error(`sector ${first}`);
@@ -131,7 +131,7 @@ export function nsdDeviceSuite(kind: string, make: () => NsdDeviceUnderTest | Pr
       const { store } = await formatted();
       const memory = segment(64, 8);
       const { bytes, crcs } = fill(memory);
-      await store.write(10, memory, crcs);
+      await store.write(10, memory, { crcs });
       await store.close();
       const raw = await devices.open(under.path);
       const place = (store.geometry.dataStart + 13) * SECTOR_BYTES;

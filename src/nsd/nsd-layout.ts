@@ -1,4 +1,5 @@
 import { FsError } from '../common/errors.js';
+import { isVersionBefore, nextSectorVersion } from '../common/sector-version.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { uuidFromBytes, uuidToBytes } from '../protocol/nsd-messages.js';
 import { copyWordsFrom, copyWordsTo } from '../protocol/words.js';
@@ -39,7 +40,7 @@ import type { Checksums } from './checksums.js';
  * Version word of an entry: bits 0..30 the version, bit 31 set = hole. Version 0 = never written. A sector that was never
  * written or that is a hole reads as zeros, without touching the device; its CRC field is 0. Every write and every discard counts
  * the version up by 1 (2^31-2 is followed by 1), so that a version once named in a log record doesn't come again after a block was
- * freed and reused (L2). The word 0xffffffff = lost: the checksum sector was found unreadable, the entry went with it; the
+ * freed and reused (L2); a write may also set it, to the present one or a later one (common/sector-version.ts). The word 0xffffffff = lost: the checksum sector was found unreadable, the entry went with it; the
  * sector reads as checksumMismatch until it is written (then from VERSION_AFTER_LOSS on) or discarded.
  *
  * The two headers are written one after the other with a flush between; of two valid ones the higher generation counts.
@@ -62,8 +63,8 @@ const CHECKSUM_HEADER_BYTES = 64;
 export const HOLE_FLAG = 0x80000000;
 export const VERSION_MASK = 0x7fffffff;
 export const LOST_WORD = 0xffffffff;
-/** High enough to be above whatever the sector had; see the version word. */
-export const VERSION_AFTER_LOSS = 2 ** 30 + 1;
+/** Later, as serial numbers go, than any version of the first half; see the version word. */
+export const VERSION_AFTER_LOSS = 2 ** 30 - 1;
 
 /** What a version word says. */
 export const isLost = (word: number): boolean => word === LOST_WORD;
@@ -72,9 +73,17 @@ export const readsAsZeros = (word: number): boolean => word === 0 || (word >= HO
 export const versionOf = (word: number): number => word & VERSION_MASK;
 export function nextVersion(word: number): number {
   if (isLost(word)) return VERSION_AFTER_LOSS;
-  const version = versionOf(word);
   // 2^31-1 is left out as well: as a hole it would be the lost word.
-  return version >= VERSION_MASK - 1 ? 1 : version + 1;
+  return nextSectorVersion(versionOf(word));
+}
+/**
+ * Whether a write that names its version may go to the sector: it is not of before the last write. The version of the last write is the
+ * same write repeated; that of a hole was taken by the discard. What is lost knows nothing of before, and any write heals it.
+ */
+export function takesVersion(word: number, version: number): boolean {
+  if (isLost(word)) return true;
+  const present = versionOf(word);
+  return readsAsZeros(word) ? isVersionBefore(present, version) : !isVersionBefore(version, present);
 }
 export const holeWord = (word: number): number => (nextVersion(word) | HOLE_FLAG) >>> 0;
 

@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { FsError } from '../common/errors.js';
 import { epoch, incarnation, nodeId } from '../common/ids.js';
+import { SECTOR_VERSION_MAX } from '../common/sector-version.js';
 import { fuzzRuns } from '../common/testing/fuzz.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { DEFAULT_RDMA_SETTINGS } from '../fabric/rdma-settings.js';
@@ -29,12 +30,11 @@ const writeRequest: fc.Arbitrary<messages.NsdWriteRequest> = extents(8, 16).chai
   const data = inline
     ? fc.option(fc.uint8Array({ minLength: count * SECTOR_BYTES, maxLength: count * SECTOR_BYTES }))
     : fc.constant(null);
-  return fc.record({ nsd: uuid, extents: fc.constant(list), crcs: words(count), name: windowName, data }).map((r) => ({
-    nsd: r.nsd,
-    extents: r.extents,
-    crcs: r.crcs,
-    data: r.data,
-    window: r.data === null ? r.name : null,
+  const parts = { nsd: uuid, extents: fc.constant(list), crcs: words(count), name: windowName, data };
+  const versions = fc.option(fc.uint32Array({ minLength: count, maxLength: count, min: 1, max: SECTOR_VERSION_MAX }));
+  return fc.record({ ...parts, versions, logged: fc.boolean() }).map(({ name, ...r }) => ({
+    ...r,
+    window: r.data === null ? name : null,
   }));
 });
 
@@ -43,6 +43,8 @@ const decoders: Record<string, (body: Uint8Array) => unknown> = {
   'nsdRead reply': (body) => messages.decodeNsdReadReply(body, 2, true),
   nsdWrite: messages.decodeNsdWrite,
   'nsdWrite reply': (body) => messages.decodeNsdWriteReply(body, 3),
+  nsdVersions: messages.decodeNsdVersions,
+  'nsdVersions reply': (body) => messages.decodeNsdVersionsReply(body, 3),
   nsdName: messages.decodeNsdName,
   nsdDiscard: messages.decodeNsdDiscard,
   nsdInfo: messages.decodeNsdInfoReply,
@@ -63,6 +65,10 @@ describe('messages between NSD clients and servers', () => {
         const request = { nsd, extents: list, window };
         expect(messages.decodeNsdRead(messages.encodeNsdRead(request))).toEqual(request);
         expect(messages.decodeNsdDiscard(messages.encodeNsdDiscard({ nsd, extents: list }))).toEqual({
+          nsd,
+          extents: list,
+        });
+        expect(messages.decodeNsdVersions(messages.encodeNsdVersions({ nsd, extents: list }))).toEqual({
           nsd,
           extents: list,
         });
@@ -109,6 +115,7 @@ describe('messages between NSD clients and servers', () => {
           const decoded = messages.decodeNsdWrite(good);
           const count = messages.sectorsOf(decoded.extents);
           expect(decoded.crcs.length).toBe(count);
+          if (decoded.versions !== null) expect(decoded.versions.length).toBe(count);
           expect(decoded.data === null).toBe(decoded.window !== null);
           if (decoded.data !== null) expect(decoded.data.length).toBe(count * SECTOR_BYTES);
         } catch (error) {
@@ -127,5 +134,40 @@ describe('messages between NSD clients and servers', () => {
     expect(() =>
       messages.decodeNsdWriteReply(messages.encodeNsdWriteReply({ versions: new Uint32Array(1) }), 2),
     ).toThrow();
+    const words = messages.encodeNsdVersionsReply({ words: Uint32Array.of(0, 0xffffffff) });
+    expect(messages.decodeNsdVersionsReply(words, 2).words).toEqual(Uint32Array.of(0, 0xffffffff));
+    expect(() => messages.decodeNsdVersionsReply(words, 3)).toThrow(/2 versions for 3 sectors/);
+  });
+
+  it('are refused when a write names versions that no write has, too few of them, or says what nobody knows', () => {
+    const write = (versions: Uint32Array): Uint8Array =>
+      messages.encodeNsdWrite({
+        nsd: '11111111-2222-4333-8444-555555555555',
+        extents: [{ sector: 3, sectorCount: 2 }],
+        crcs: new Uint32Array(2),
+        versions,
+        logged: true,
+        window: new Uint8Array([1]),
+        data: null,
+      });
+    expect(messages.decodeNsdWrite(write(Uint32Array.of(1, SECTOR_VERSION_MAX))).logged).toBe(true);
+    for (const bad of [0, SECTOR_VERSION_MAX + 1, 0x80000001])
+      expect(() => messages.decodeNsdWrite(write(Uint32Array.of(1, bad)))).toThrow(/no write has/);
+    expect(() => messages.decodeNsdWrite(write(Uint32Array.of(1)))).toThrow(/1 versions for 2 sectors/);
+    const flagsAt = 16 + 4 + 16 + 4 + 8;
+    const body = write(Uint32Array.of(1, 2)).slice();
+    expect(body[flagsAt]).toBe(3);
+    body[flagsAt] = 7;
+    expect(() => messages.decodeNsdWrite(body)).toThrow(/flags 7/);
+  });
+
+  it('ask for the versions of no more sectors than a reply may name', () => {
+    const ask = (sectorCount: number): Uint8Array =>
+      messages.encodeNsdVersions({
+        nsd: '11111111-2222-4333-8444-555555555555',
+        extents: [{ sector: 0, sectorCount }],
+      });
+    expect(messages.decodeNsdVersions(ask(messages.NSD_VERSIONS_SECTORS_MAX)).extents).toHaveLength(1);
+    expect(() => messages.decodeNsdVersions(ask(messages.NSD_VERSIONS_SECTORS_MAX + 1))).toThrow(/more than/);
   });
 });

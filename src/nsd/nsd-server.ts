@@ -17,15 +17,17 @@ import {
   decodeNsdFence,
   decodeNsdName,
   decodeNsdRead,
+  decodeNsdVersions,
   decodeNsdWrite,
   encodeNsdInfoReply,
   encodeNsdReadReply,
+  encodeNsdVersionsReply,
   encodeNsdWriteReply,
   type SectorExtent,
   sectorsOf,
 } from '../protocol/nsd-messages.js';
 import type { Checksums } from './checksums.js';
-import { type NsdStore, newSectorStates, type SectorStates, settleAll } from './nsd-store.js';
+import { type NsdStore, newSectorStates, type SectorStates, type SectorWrite, settleAll } from './nsd-store.js';
 
 /**
  * Serves this node's NSDs to the others. Owns the list of exported stores, the fence, and the way of bytes between a store and a peer's
@@ -98,6 +100,7 @@ export class NsdServer {
     handle(MessageType.nsdWrite, (message) => this.#serveWrite(message));
     handle(MessageType.nsdFlush, (message) => this.#serveFlush(message));
     handle(MessageType.nsdInfo, (message) => this.#serveInfo(message));
+    handle(MessageType.nsdVersions, (message) => this.#serveVersions(message));
     handle(MessageType.nsdDiscard, (message) => this.#serveDiscard(message));
     handle(MessageType.nsdFence, (message) => this.#serveFence(message));
   }
@@ -225,8 +228,17 @@ export class NsdServer {
     const store = this.#find(request.nsd);
     this.#checkExtents(store, request.extents, 'nsd.write');
     const sectorCount = sectorsOf(request.extents);
-    const versions = new Uint32Array(sectorCount);
+    const write = {
+      crcs: request.crcs,
+      versions: request.versions ?? undefined,
+      versionsOut: new Uint32Array(sectorCount),
+    };
     const { peer } = message;
+    // All of it before any of it is written; each write looks again, under its lock.
+    if (write.versions !== undefined) {
+      const { versions } = write;
+      await this.#atDevice(message, () => store.checkVersions(request.extents, versions));
+    }
     await this.#inPieces(request.extents, async (piece) => {
       await this.#staged(piece, async (staging) => {
         const offsetBytes = piece.index * SECTOR_BYTES;
@@ -235,12 +247,12 @@ export class NsdServer {
           this.parts.pool.bytes.set(bytes, staging.offsetBytes);
         } else await this.#pull(peer, request.window, offsetBytes, staging);
         this.#verifyArrived(store, piece, staging, request.crcs);
-        await this.#atDevice(message, () => writePiece(store, piece, staging, request.crcs, versions));
+        await this.#atDevice(message, () => writePiece(store, piece, staging, write));
       });
     });
     this.counters.add('nsd.servedWriteBytes', sectorCount * SECTOR_BYTES);
     if (request.data !== null) this.counters.add('nsd.servedInlineBytes', request.data.length);
-    return encodeNsdWriteReply({ versions });
+    return encodeNsdWriteReply({ versions: write.versionsOut });
   }
 
   async #pull(peer: Peer, window: Uint8Array | null, offsetBytes: number, staging: PoolSegment): Promise<void> {
@@ -271,6 +283,16 @@ export class NsdServer {
     this.#admit(message);
     const { header } = this.#find(uuid);
     return encodeNsdInfoReply({ nsd: uuid, ...header });
+  }
+
+  async #serveVersions(message: IncomingMessage): Promise<Uint8Array> {
+    const request = decodeNsdVersions(message.body);
+    this.#admit(message);
+    const store = this.#find(request.nsd);
+    this.#checkExtents(store, request.extents, 'nsd.versions');
+    const words = new Uint32Array(sectorsOf(request.extents));
+    await this.#atDevice(message, () => store.versions(request.extents, words));
+    return encodeNsdVersionsReply({ words });
   }
 
   async #serveDiscard(message: IncomingMessage): Promise<Uint8Array> {
@@ -390,14 +412,8 @@ function forEachExtent(
 }
 const readPiece = (store: NsdStore, piece: Piece, staging: PoolSegment, states: SectorStates): Promise<void> =>
   forEachExtent(piece, staging, (sector, memory, index) => store.read(sector, memory, states, index));
-const writePiece = (
-  store: NsdStore,
-  piece: Piece,
-  staging: PoolSegment,
-  crcs: Uint32Array,
-  versions: Uint32Array,
-): Promise<void> =>
-  forEachExtent(piece, staging, (sector, memory, index) => store.write(sector, memory, crcs, versions, index));
+const writePiece = (store: NsdStore, piece: Piece, staging: PoolSegment, what: SectorWrite): Promise<void> =>
+  forEachExtent(piece, staging, (sector, memory, index) => store.write(sector, memory, { ...what, index }));
 
 /** The greatest request there can be: what an arena must hold to serve without waiting. */
 export const NSD_SERVER_STAGING_BYTES_GOOD = 4 * WINDOW_BYTES_MAX;

@@ -9,7 +9,7 @@ import { crc32cJs } from '../native/crc32c-js.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { checksumsJs } from './checksum-js.js';
 import { FaultDevice, type FaultDeviceOptions } from './fault-device.js';
-import { ENTRIES_PER_CHECKSUM_SECTOR, geometryOf, VERSION_AFTER_LOSS } from './nsd-layout.js';
+import { ENTRIES_PER_CHECKSUM_SECTOR, geometryOf, LOST_WORD, VERSION_AFTER_LOSS } from './nsd-layout.js';
 import { NsdStore, type NsdStoreParts, newSectorStates } from './nsd-store.js';
 import { mustAllocate, RamDevice, testMemory, turn, until } from './testing.js';
 
@@ -59,7 +59,7 @@ async function write(r: Rig, sector: number, sectorCount: number, value: number)
   const memory = mustAllocate(r.arena, sectorCount);
   const versions = new Uint32Array(sectorCount);
   try {
-    await r.store.write(sector, memory, fill(r, memory, value), versions);
+    await r.store.write(sector, memory, { crcs: fill(r, memory, value), versionsOut: versions });
     return versions;
   } finally {
     r.arena.free(memory);
@@ -197,7 +197,7 @@ describe('an NSD', () => {
     expect(await reasonOf(r.store.read(39, memory))).toBe('outOfRange');
     expect(await reasonOf(r.store.read(-1, memory))).toBe('outOfRange');
     expect(await reasonOf(r.store.read(0.5, memory))).toBe('outOfRange');
-    expect(await reasonOf(r.store.write(39, memory, crcs))).toBe('outOfRange');
+    expect(await reasonOf(r.store.write(39, memory, { crcs }))).toBe('outOfRange');
     expect(await reasonOf(r.store.discard(0, 41))).toBe('outOfRange');
     expect(await reasonOf(r.store.discard(3, 0))).toBe('outOfRange');
     expect(await reasonOf(r.store.read(0, { offsetBytes: memory.offsetBytes + 512, lengthBytes: 4096 }))).toBe(
@@ -207,7 +207,7 @@ describe('an NSD', () => {
       'invalidArgument',
     );
     expect(await reasonOf(r.store.read(0, { offsetBytes: 4 << 20, lengthBytes: 4096 }))).toBe('invalidArgument');
-    expect(await reasonOf(r.store.write(0, memory, crcs.subarray(0, 1)))).toBe('invalidArgument');
+    expect(await reasonOf(r.store.write(0, memory, { crcs: crcs.subarray(0, 1) }))).toBe('invalidArgument');
   });
 
   it('waits for what is under way when it is closed, and refuses what comes after', async () => {
@@ -294,6 +294,21 @@ describe('an NSD on a failing device', () => {
     await reopen(r);
     expect(await read(r, 1, 2)).toEqual([71, 0]);
     expect(await reasonOf(read(r, 3, 1))).toBe('checksumMismatch');
+  });
+
+  it('takes any version for a sector whose checksum is gone: the redo of a log record heals it (L2)', async () => {
+    const r = await rig();
+    await write(r, 1, 3, 1);
+    await r.device.corrupt(SECTOR_BYTES + 500);
+    await reopen(r);
+    const words = new Uint32Array(2);
+    await r.store.versions([{ sector: 1, sectorCount: 2 }], words);
+    expect([...words]).toEqual([LOST_WORD, LOST_WORD]);
+    const memory = mustAllocate(r.arena, 1);
+    await r.store.write(1, memory, { crcs: fill(r, memory, 33), versions: Uint32Array.of(2) });
+    await reopen(r);
+    expect(await read(r, 1, 1)).toEqual([33]);
+    expect([...(await write(r, 1, 1, 34))]).toEqual([3]);
   });
 
   it('does not believe an intact checksum sector of another place or of another NSD', async () => {

@@ -1,8 +1,9 @@
 import { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
+import { isSectorVersion } from '../common/sector-version.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
-import { uuidToBytes } from '../protocol/nsd-messages.js';
+import { type SectorExtent, uuidToBytes } from '../protocol/nsd-messages.js';
 import { ChecksumArea, type ChecksumGroup, forEachRun, setEntry, wordOf } from './checksum-area.js';
 import type { Checksums } from './checksums.js';
 import type { BlockDevice } from './nsd-api.js';
@@ -21,6 +22,7 @@ import {
   newEntries,
   nextVersion,
   readsAsZeros,
+  takesVersion,
   versionOf,
 } from './nsd-layout.js';
 import { SectorLocks } from './sector-locks.js';
@@ -79,6 +81,17 @@ export const newSectorStates = (sectorCount: number): SectorStates => ({
   crcs: new Uint32Array(sectorCount),
   versions: new Uint32Array(sectorCount),
 });
+
+/** One element per sector, the write's own from `index` on. */
+export interface SectorWrite {
+  /** Made by whoever wrote the bytes; taken as they are. */
+  readonly crcs: Uint32Array;
+  /** What the versions become; refused if any is of before the sector's last write. Left out: each counts up by one. */
+  readonly versions?: Uint32Array | undefined;
+  /** Gets the versions that the sectors have now. */
+  readonly versionsOut?: Uint32Array | undefined;
+  readonly index?: number;
+}
 
 const DISCARD_SECTORS_AT_ONCE = 16 * ENTRIES_PER_CHECKSUM_SECTOR;
 
@@ -289,33 +302,31 @@ export class NsdStore {
 
   /**
    * Writes sectors from `sector` on out of `memory`, whose bytes stay stable until it resolves (S2).
-   * @param crcs checksum of each sector, made by whoever wrote the bytes, from `index` on; taken as it is.
-   * @param versionsOut gets the versions the sectors have now, from `index` on.
-   * @throws {FsError} deviceError, noSpace, outOfRange
+   * @throws {FsError} staleVersion (then nothing was written), deviceError, noSpace, outOfRange
    */
-  write(sector: number, memory: PoolSegment, crcs: Uint32Array, versionsOut?: Uint32Array, index = 0): Promise<void> {
+  write(sector: number, memory: PoolSegment, what: SectorWrite): Promise<void> {
     return this.#counted(async () => {
       const sectorCount = this.#checkRange('nsd.write', sector, memory);
-      if (crcs.length < index + sectorCount)
-        throw new FsError('invalidArgument', {
-          op: 'nsd.write',
-          object: this.#name(sector),
-          detail: 'too few checksums',
-        });
+      const { crcs, versions, versionsOut, index = 0 } = what;
+      this.#checkStates(sector, index + sectorCount, crcs, versions);
       const end = sector + sectorCount;
       const lock = await this.#locks.acquire(sector, end, true);
       try {
         await this.#change(
           sector,
           end,
-          () => this.parts.device.write(this.#deviceOffset(sector), memory),
+          (groups) => {
+            if (versions !== undefined) this.#checkVersions(groups, sector, end, versions, index);
+            return this.parts.device.write(this.#deviceOffset(sector), memory);
+          },
           (groups) => {
             forEachRun(groups, sector, end, (entries, at, count, before) => {
               for (let i = 0; i < count; i++) {
-                const version = nextVersion(entries[at + 2 * i + 1]!);
-                entries[at + 2 * i] = crcs[index + before + i]!;
+                const place = index + before + i;
+                const version = versions?.[place] ?? nextVersion(entries[at + 2 * i + 1]!);
+                entries[at + 2 * i] = crcs[place]!;
                 entries[at + 2 * i + 1] = version;
-                if (versionsOut !== undefined) versionsOut[index + before + i] = version;
+                if (versionsOut !== undefined) versionsOut[place] = version;
               }
             });
             return groups;
@@ -328,11 +339,92 @@ export class NsdStore {
     });
   }
 
+  /**
+   * Whether a write to these extents with these versions would be taken now: for whoever cuts a request into several writes.
+   * @throws {FsError} staleVersion
+   */
+  checkVersions(extents: readonly SectorExtent[], versions: Uint32Array): Promise<void> {
+    return this.#look('nsd.write', extents, (groups, sector, end, index) => {
+      this.#checkStates(sector, index + end - sector, versions, versions);
+      this.#checkVersions(groups, sector, end, versions, index);
+    });
+  }
+  /** Version words (nsd-layout.ts) of the extents' sectors, one after the other; no data is read. */
+  versions(extents: readonly SectorExtent[], out: Uint32Array): Promise<void> {
+    return this.#look('nsd.versions', extents, (groups, start, end, index) =>
+      forEachRun(groups, start, end, (entries, at, count, before) => {
+        for (let i = 0; i < count; i++) out[index + before + i] = entries[at + 2 * i + 1]!;
+      }),
+    );
+  }
+
+  /** Looks at entries, extent after extent (thousands of them are no more than a few checksum sectors), no write being between data and entry. */
+  #look(
+    op: string,
+    extents: readonly SectorExtent[],
+    use: (groups: readonly ChecksumGroup[], start: number, end: number, index: number) => void,
+  ): Promise<void> {
+    return this.#counted(async () => {
+      let index = 0;
+      for (const { sector, sectorCount } of extents) {
+        if (!this.#inRange(sector, sectorCount)) throw this.#outOfRange(op, sector, sectorCount);
+        const end = sector + sectorCount;
+        const lock = await this.#locks.acquire(sector, end, false);
+        try {
+          const groups = await this.#area.hold(sector, end);
+          try {
+            use(groups, sector, end, index);
+          } finally {
+            this.#area.drop(groups);
+          }
+        } finally {
+          this.#locks.release(lock);
+        }
+        index += sectorCount;
+      }
+    });
+  }
+
+  #checkVersions(
+    groups: readonly ChecksumGroup[],
+    sector: number,
+    end: number,
+    versions: Uint32Array,
+    index: number,
+  ): void {
+    forEachRun(groups, sector, end, (entries, at, count, before) => {
+      for (let i = 0; i < count; i++) {
+        const word = entries[at + 2 * i + 1]!;
+        const version = versions[index + before + i]!;
+        if (!isSectorVersion(version))
+          throw new FsError('invalidArgument', {
+            op: 'nsd.write',
+            object: this.#name(sector + before + i),
+            detail: `no write has version ${version}`,
+          });
+        if (takesVersion(word, version)) continue;
+        this.counters.add('nsd.staleVersions');
+        throw new FsError('staleVersion', {
+          op: 'nsd.write',
+          object: this.#name(sector + before + i),
+          detail: `version ${version} is of before the sector's ${readsAsZeros(word) ? 'hole' : 'bytes'} of version ${versionOf(word)}`,
+        });
+      }
+    });
+  }
+
+  #checkStates(sector: number, need: number, crcs: Uint32Array, versions: Uint32Array | undefined): void {
+    const enough = crcs.length >= need && (versions === undefined || versions.length >= need);
+    if (enough) return;
+    const detail = 'too few checksums or versions';
+    throw new FsError('invalidArgument', { op: 'nsd.write', object: this.#name(sector), detail });
+  }
+
   /** The device operation, then the entries (`inMemory` says in which groups), then their commit. Under the exclusive lock. */
   async #change(
     start: number,
     end: number,
-    onDevice: () => Promise<void>,
+    onDevice: (groups: readonly ChecksumGroup[]) => Promise<void>,
     inMemory: (groups: readonly ChecksumGroup[]) => readonly ChecksumGroup[],
   ): Promise<void> {
     const groups = await this.#area.hold(start, end);
@@ -340,7 +432,7 @@ export class NsdStore {
       const sequence = this.#area.beginData(groups);
       let committed: Promise<void>;
       try {
-        await onDevice();
+        await onDevice(groups);
         committed = this.#area.commit(inMemory(groups));
       } finally {
         this.#area.endData(groups, sequence);

@@ -463,16 +463,25 @@ describe('a request that can not be right', () => {
     await short.close();
     expect(await ask(short.remote)).toBe('wrongKeyWindow');
     const crcs = new Uint32Array(8).fill(crc32cJs(new Uint8Array(SECTOR_BYTES)));
-    const body = encodeNsdWrite({ nsd: UUID, extents, crcs, window: short.remote, data: null });
+    const body = encodeNsdWrite({
+      nsd: UUID,
+      extents,
+      crcs,
+      versions: null,
+      logged: false,
+      window: short.remote,
+      data: null,
+    });
     expect(await reasonOf(peer.request(MessageType.nsdWrite, body, { timeoutMs: 1 }))).toBe('wrongKeyWindow');
   });
 
   it('is refused when it is not a request at all', async () => {
     const { client, servers } = await start();
     const peer = client.fabric.peer(nodeId(1));
-    for (const type of [MessageType.nsdRead, MessageType.nsdWrite, MessageType.nsdFlush, MessageType.nsdFence])
+    const types = ['nsdRead', 'nsdWrite', 'nsdFlush', 'nsdFence', 'nsdVersions'] as const;
+    for (const type of types.map((name) => MessageType[name]))
       expect(await reasonOf(peer.request(type, new Uint8Array(7), { timeoutMs: 1 }))).toBe('badFrame');
-    expect(servers[0]!.server.counters.get('nsd.refused.badFrame')).toBe(4);
+    expect(servers[0]!.server.counters.get('nsd.refused.badFrame')).toBe(types.length);
   });
 
   it('is refused when it is for an NSD that is not served here', async () => {
@@ -573,5 +582,134 @@ describe('a fence (F1)', () => {
     expect(await give(other.client)).toBe('none');
     expect(await give(other.client, 1)).toBe('staleEpoch');
     expect(await give(c.client.client)).toBe('fenced');
+  });
+});
+
+/** The same through messages and on the node that serves the NSD itself. */
+describe.each(['remote', 'local'] as const)('versions of sectors, %s', (where) => {
+  async function client(): Promise<ClientNode> {
+    const { client: remote, servers, network, clock } = await start();
+    if (where === 'remote') return remote;
+    const { pool, arena, store, fabric } = servers[0]!;
+    // Room beside what the server has of its pool.
+    const counters = new Counters();
+    const location = { uuid: UUID, servers: [nodeId(1)] };
+    const parts = { fabric, pool, checksums: checksumsJs, clock, counters };
+    void network;
+    return {
+      fabric,
+      pool,
+      arena,
+      counters,
+      client: new NsdClient({ ...parts, locate: () => location, localStore: () => store }),
+    };
+  }
+  const versionsOf = async (c: ClientNode, sector: number, count: number): Promise<number[]> => {
+    const memory = mustAllocate(c.arena, count);
+    const versions = new Uint32Array(count);
+    await c.client.read([{ ...io(sector, memory), versions }]);
+    c.arena.free(memory);
+    return [...versions];
+  };
+  const writeAs = async (c: ClientNode, sector: number, value: number, versions: number[]): Promise<void> => {
+    const memory = mustAllocate(c.arena, versions.length);
+    fill(c.pool, memory, value);
+    try {
+      await c.client.write([{ ...io(sector, memory), versions: Uint32Array.from(versions), logged: true }]);
+    } finally {
+      c.arena.free(memory);
+    }
+  };
+
+  it('come with a read, each beside its io, whatever the size', async () => {
+    const c = await client();
+    await writeValues(c, 5, 2, 1);
+    await writeValues(c, 6, 1, 1);
+    expect(await versionsOf(c, 4, 4)).toEqual([0, 1, 2, 0]);
+    await writeValues(c, 100, 600, 1);
+    expect(await versionsOf(c, 99, 602)).toEqual([0, ...new Array<number>(600).fill(1), 0]);
+    const memory = mustAllocate(c.arena, 3);
+    const one = new Uint32Array(1);
+    const two = new Uint32Array(1);
+    const part = (i: number) => ({ offsetBytes: memory.offsetBytes + i * SECTOR_BYTES, lengthBytes: SECTOR_BYTES });
+    await c.client.read([{ ...io(6, part(0)), versions: one }, io(5, part(1)), { ...io(4, part(2)), versions: two }]);
+    expect([one[0], two[0]]).toEqual([2, 0]);
+    c.arena.free(memory);
+  });
+
+  it('are set by a write that names them, the same one twice too, and counted on by one that does not', async () => {
+    const c = await client();
+    await writeAs(c, 5, 10, [7, 9]);
+    await writeAs(c, 5, 10, [7, 9]);
+    expect(await versionsOf(c, 5, 2)).toEqual([7, 9]);
+    await writeValues(c, 5, 1, 20);
+    expect(await versionsOf(c, 5, 2)).toEqual([8, 9]);
+    expect(await readValues(c, 5, 2)).toEqual([20, 11]);
+  });
+
+  it('refuse a late write of the past as a whole, before any of it is written (L2)', async () => {
+    const c = await client();
+    const count = 600;
+    const all = (version: number): number[] => new Array<number>(count).fill(version);
+    await writeAs(c, 0, 1000, all(5));
+    const late = all(6);
+    late[count - 1] = 4;
+    expect(await reasonOf(writeAs(c, 0, 5000, late))).toBe('staleVersion');
+    expect(await readValues(c, 0, count)).toEqual(counting(1000, count));
+    expect(await versionsOf(c, 0, count)).toEqual(all(5));
+  });
+
+  it('compare across the wrap from 2^31-2 to 1', async () => {
+    const c = await client();
+    await writeAs(c, 3, 1, [2 ** 30]);
+    await writeAs(c, 3, 2, [2 ** 31 - 2]);
+    await writeValues(c, 3, 1, 3);
+    expect(await versionsOf(c, 3, 1)).toEqual([1]);
+    expect(await reasonOf(writeAs(c, 3, 4, [2 ** 31 - 2]))).toBe('staleVersion');
+    await writeAs(c, 3, 5, [2]);
+    expect(await readValues(c, 3, 1)).toEqual([5]);
+  });
+
+  it('refuse what was on its way when the sector was discarded, and take what came after', async () => {
+    const c = await client();
+    await writeAs(c, 3, 1, [4]);
+    await c.client.discard([{ nsd: NSD, sector: 3, sectorCount: 1 }]);
+    expect(await reasonOf(writeAs(c, 3, 2, [5]))).toBe('staleVersion');
+    expect(await readValues(c, 3, 1)).toEqual([0]);
+    await writeAs(c, 3, 3, [6]);
+    expect(await readValues(c, 3, 1)).toEqual([3]);
+  });
+
+  it('are told of many sectors without their bytes, in the order asked, holes and all', async () => {
+    const c = await client();
+    await writeAs(c, 10, 1, [3, 4, 5]);
+    await c.client.discard([{ nsd: NSD, sector: 11, sectorCount: 1 }]);
+    const before = cluster.servers[0]!.device.operations.read;
+    const extent = (sector: number, sectorCount: number) => ({ nsd: NSD, sector, sectorCount });
+    const told = await c.client.versions([extent(12, 1), extent(9, 3), extent(0, 3000), extent(10, 1)]);
+    expect([...told.versions.subarray(0, 4)]).toEqual([5, 0, 3, 5]);
+    expect([...told.zeros.subarray(0, 4)]).toEqual([0, 1, 0, 1]);
+    expect(told.versions.length).toBe(3005);
+    expect([...told.versions.subarray(4 + 10, 4 + 13)]).toEqual([3, 5, 5]);
+    expect([told.versions.at(-1), told.zeros.at(-1)]).toEqual([3, 0]);
+    // Checksum sectors at most.
+    expect(cluster.servers[0]!.device.operations.read - before).toBeLessThanOrEqual(6);
+    const many = await c.client.versions(Array.from({ length: 20_000 }, (_, i) => extent(i % 3000, 1)));
+    expect(many.versions.length).toBe(20_000);
+    expect(many.versions[18_010]).toBe(3);
+    expect(await c.client.versions([])).toEqual({ versions: new Uint32Array(0), zeros: new Uint8Array(0) });
+    expect(await reasonOf(c.client.versions([extent(3999, 2)]))).toBe('outOfRange');
+    expect(await reasonOf(c.client.versions([extent(1, 0)]))).toBe('outOfRange');
+  });
+
+  it('of another number than there are sectors, or that no write has, are refused', async () => {
+    const c = await client();
+    expect(await reasonOf(writeAs(c, 3, 1, [0]))).toBe(where === 'remote' ? 'badFrame' : 'invalidArgument');
+    const memory = mustAllocate(c.arena, 2);
+    const wrong = { ...io(3, memory), versions: new Uint32Array(1) };
+    expect(await reasonOf(c.client.write([wrong]))).toBe('invalidArgument');
+    expect(await reasonOf(c.client.read([wrong]))).toBe('invalidArgument');
+    c.arena.free(memory);
+    expect(await readValues(c, 3, 1)).toEqual([0]);
   });
 });

@@ -9,6 +9,7 @@ export const MessageType = {
   nsdFence: 15,
   nsdRelease: 16,
   nsdShutOut: 17,
+  nsdVersions: 18,
   // Tokens: one-way, both directions
   tokenToServer: 20,
   tokenToClient: 21,

@@ -1,5 +1,6 @@
 import { FsError } from '../common/errors.js';
 import { type Epoch, epoch, type Incarnation, incarnation, type NodeId, nodeId } from '../common/ids.js';
+import { isSectorVersion } from '../common/sector-version.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { ByteReader, ByteWriter } from './codec.js';
 
@@ -19,6 +20,8 @@ export const NSD_REQUEST_SECTORS_MAX = 2048;
 /** Bytes that travel in the message itself rather than through a window: what a window would cost more than the copy (docs/performance.md). */
 export const NSD_INLINE_BYTES_MAX = 16 * 1024;
 export const NSD_DISCARD_EXTENTS_MAX = 4096;
+/** Sectors whose versions one request asks for; as many extents. */
+export const NSD_VERSIONS_SECTORS_MAX = 8192;
 /** As in the fabric, which may not be imported from here. */
 const WINDOW_NAME_BYTES_MAX = 2048;
 const NAME_BYTES_MAX = 128;
@@ -46,11 +49,23 @@ export interface NsdWriteRequest {
   readonly nsd: string;
   readonly extents: readonly SectorExtent[];
   readonly crcs: Uint32Array;
+  /** What the sectors' versions become; null: each counts up by one. */
+  readonly versions: Uint32Array | null;
+  /** A log record that holds the same bytes is durable: no intent is needed (S1). */
+  readonly logged: boolean;
   readonly window: Uint8Array | null;
   readonly data: Uint8Array | null;
 }
 export interface NsdWriteReply {
   readonly versions: Uint32Array;
+}
+export interface NsdVersionsRequest {
+  readonly nsd: string;
+  readonly extents: readonly SectorExtent[];
+}
+export interface NsdVersionsReply {
+  /** The sectors' version words, as they are on the device (nsd-layout.ts). */
+  readonly words: Uint32Array;
 }
 export interface NsdDiscardRequest {
   readonly nsd: string;
@@ -112,9 +127,14 @@ function readExtents(reader: ByteReader, countMax: number, sectorsMax: number): 
 function writeWords(writer: ByteWriter, words: Uint32Array): void {
   writer.u32(words.length).words(words);
 }
-function readWords(reader: ByteReader, what: string, countExact?: number): Uint32Array {
-  const count = reader.count(NSD_REQUEST_SECTORS_MAX);
-  if (countExact !== undefined && count !== countExact) throw reader.bad(`${count} ${what} for ${countExact} sectors`);
+function readWords(
+  reader: ByteReader,
+  what: string,
+  countExact: number,
+  countMax = NSD_REQUEST_SECTORS_MAX,
+): Uint32Array {
+  const count = reader.count(countMax);
+  if (count !== countExact) throw reader.bad(`${count} ${what} for ${countExact} sectors`);
   return reader.words(count);
 }
 
@@ -176,12 +196,16 @@ export function decodeNsdReadReply(body: Uint8Array, sectorCount: number, inline
   return { crcs, versions, data };
 }
 
+const WRITE_NAMES_VERSIONS = 1;
+const WRITE_IS_LOGGED = 2;
 export function encodeNsdWrite(request: NsdWriteRequest): Uint8Array {
   const inlineBytes = request.data?.length ?? 0;
-  const writer = new ByteWriter(64 + request.extents.length * 16 + request.crcs.length * 4 + inlineBytes);
+  const writer = new ByteWriter(64 + request.extents.length * 16 + request.crcs.length * 8 + inlineBytes);
   writer.raw(uuidToBytes(request.nsd));
   writeExtents(writer, request.extents);
   writeWords(writer, request.crcs);
+  writer.u8((request.versions === null ? 0 : WRITE_NAMES_VERSIONS) | (request.logged ? WRITE_IS_LOGGED : 0));
+  if (request.versions !== null) writeWords(writer, request.versions);
   if (request.data !== null) writer.u8(INLINE).bytes(request.data);
   else if (request.window !== null) writer.u8(WINDOW).bytes(request.window);
   else
@@ -194,11 +218,15 @@ export function decodeNsdWrite(body: Uint8Array): NsdWriteRequest {
   const extents = readExtents(reader, NSD_REQUEST_SECTORS_MAX, NSD_REQUEST_SECTORS_MAX);
   const sectorCount = sectorsOf(extents);
   const crcs = readWords(reader, 'checksums', sectorCount);
+  const flags = reader.u8();
+  if ((flags & ~(WRITE_NAMES_VERSIONS | WRITE_IS_LOGGED)) !== 0) throw reader.bad(`flags ${flags}`);
+  const versions = (flags & WRITE_NAMES_VERSIONS) === 0 ? null : readWords(reader, 'versions', sectorCount);
+  if (versions?.every(isSectorVersion) === false) throw reader.bad('a version that no write has');
   const inline = readPlace(reader) === 'inline';
   const data = inline ? readInline(reader, sectorCount) : null;
   const window = inline ? null : readWindow(reader);
   reader.end();
-  return { nsd, extents, crcs, window, data };
+  return { nsd, extents, crcs, versions, logged: (flags & WRITE_IS_LOGGED) !== 0, window, data };
 }
 export function encodeNsdWriteReply(reply: NsdWriteReply): Uint8Array {
   const writer = new ByteWriter(8 + reply.versions.length * 4);
@@ -219,6 +247,31 @@ export function decodeNsdName(body: Uint8Array): string {
   const nsd = uuidFromBytes(reader.raw(16));
   reader.end();
   return nsd;
+}
+
+export function encodeNsdVersions(request: NsdVersionsRequest): Uint8Array {
+  const writer = new ByteWriter(32 + request.extents.length * 16);
+  writer.raw(uuidToBytes(request.nsd));
+  writeExtents(writer, request.extents);
+  return writer.finish();
+}
+export function decodeNsdVersions(body: Uint8Array): NsdVersionsRequest {
+  const reader = new ByteReader(body, 'nsdVersions body');
+  const nsd = uuidFromBytes(reader.raw(16));
+  const extents = readExtents(reader, NSD_VERSIONS_SECTORS_MAX, NSD_VERSIONS_SECTORS_MAX);
+  reader.end();
+  return { nsd, extents };
+}
+export function encodeNsdVersionsReply(reply: NsdVersionsReply): Uint8Array {
+  const writer = new ByteWriter(8 + reply.words.length * 4);
+  writeWords(writer, reply.words);
+  return writer.finish();
+}
+export function decodeNsdVersionsReply(body: Uint8Array, sectorCount: number): NsdVersionsReply {
+  const reader = new ByteReader(body, 'nsdVersions reply');
+  const words = readWords(reader, 'versions', sectorCount, NSD_VERSIONS_SECTORS_MAX);
+  reader.end();
+  return { words };
 }
 
 export function encodeNsdDiscard(request: NsdDiscardRequest): Uint8Array {

@@ -25,11 +25,15 @@ export class StoreDoor {
     const write = store.write.bind(store);
     const flush = store.flush.bind(store);
     const discard = store.discard.bind(store);
+    const versions = store.versions.bind(store);
+    const checkVersions = store.checkVersions.bind(store);
     store.read = (...args) => this.#pass('read', () => read(...args));
     store.write = (sector, memory, ...rest) => {
       this.say(`disk: write [${sector}, ${sector + memory.lengthBytes / SECTOR_BYTES})`);
       return this.#pass('write', () => write(sector, memory, ...rest));
     };
+    store.versions = (...args) => this.#pass('versions', () => versions(...args));
+    store.checkVersions = (...args) => this.#pass('write', () => checkVersions(...args));
     store.flush = () => this.#pass('flush', () => flush());
     store.discard = (sector, count) => {
       this.say(`disk: discard [${sector}, ${sector + count})`);
