@@ -172,12 +172,14 @@ export async function copyFile(
   });
 }
 
+const wireTime = (time: string): bigint | 'now' => (time === 'now' ? 'now' : BigInt(time));
+
 export function toChanges(changes: WireChanges): AttributeChanges {
   return {
     ...(changes.mode === undefined ? {} : { mode: changes.mode }),
     ...(changes.uid === undefined ? {} : { uid: changes.uid }),
     ...(changes.gid === undefined ? {} : { gid: changes.gid }),
-    ...(changes.atimeNs === undefined ? {} : { atimeNs: BigInt(changes.atimeNs) }),
-    ...(changes.mtimeNs === undefined ? {} : { mtimeNs: BigInt(changes.mtimeNs) }),
+    ...(changes.atimeNs === undefined ? {} : { atimeNs: wireTime(changes.atimeNs) }),
+    ...(changes.mtimeNs === undefined ? {} : { mtimeNs: wireTime(changes.mtimeNs) }),
   };
 }

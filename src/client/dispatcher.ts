@@ -3,7 +3,7 @@ import { constants } from 'node:fs';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, inodeNumber } from '../common/ids.js';
-import type { Credentials, DirectoryEntry, FileSystem, OpenFile } from '../fs/file-system-api.js';
+import type { Credentials, DirectoryEntry, FileSystem, FileType, OpenFile } from '../fs/file-system-api.js';
 import { copyFile, makeDirectories, readWhole, toChanges, writeWhole } from './compound-ops.js';
 import { attributesToWire, type OpArgs, type OpName, type OpResult, type Reply } from './ops.js';
 import { packEntries } from './packed-entries.js';
@@ -326,7 +326,10 @@ export class DispatcherSession {
       },
       rmdir: ({ path }, _payload, signal) => done(fs.rmdir(path, who, { signal })),
       unlink: ({ path }, _payload, signal) => done(fs.unlink(path, who, { signal })),
-      rename: ({ from, to }, _payload, signal) => done(fs.rename(from, to, who, { signal })),
+      mknod: ({ path, type, mode, rdev }, _payload, signal) =>
+        done(fs.mknod(path, type as FileType, mode, rdev, who, { signal })),
+      rename: ({ from, to, noReplace, exchange }, _payload, signal) =>
+        done(fs.rename(from, to, who, { signal, noReplace, exchange })),
       link: ({ from, to }, _payload, signal) => done(fs.link(from, to, who, { signal })),
       symlink: ({ target, path }, _payload, signal) => done(fs.symlink(target, path, who, { signal })),
       readlink: async ({ path }, _payload, signal) => ({ target: await fs.readlink(path, who, { signal }) }),

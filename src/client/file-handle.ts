@@ -14,7 +14,7 @@ import {
   checkOptions,
   checkOwner,
   checkSignal,
-  checkTime,
+  checkTimes,
   type Mode,
   type TimeLike,
 } from './validate.js';
@@ -327,10 +327,8 @@ export class FileHandle extends EventEmitter implements AsyncDisposable {
     await this.#call('fchown', 'setAttributesHandle', { handle: this.#io.opened.handle, changes }, options);
   }
   async utimes(atime: TimeLike, mtime: TimeLike, options?: SignalOption): Promise<void> {
-    const changes = {
-      atimeNs: checkTime(atime, 'atime').toString(),
-      mtimeNs: checkTime(mtime, 'mtime').toString(),
-    };
+    const changes = checkTimes(atime, mtime, ['atime', 'mtime']);
+    if (changes === null) return;
     await this.#call('futime', 'setAttributesHandle', { handle: this.#io.opened.handle, changes }, options);
   }
   async sync(options?: SignalOption): Promise<void> {

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
 import { FsError } from '../common/errors.js';
-import type { DirectoryEntry } from '../fs/file-system-api.js';
+import { type DirectoryEntry, FileType } from '../fs/file-system-api.js';
 import { toChunks, type WritableData, wholeBytes } from './content.js';
 import { Dir, Dirent } from './dirent.js';
 import { FileHandle, type SignalOption } from './file-handle.js';
@@ -18,11 +18,12 @@ import {
   checkFlags,
   checkInteger,
   checkMode,
+  checkNodeMode,
   checkOptions,
   checkOwner,
   checkPath,
   checkSignal,
-  checkTime,
+  checkTimes,
   inEncoding,
   type Mode,
   type PathLike,
@@ -61,6 +62,10 @@ export interface MkdirOptions extends SignalOption {
 }
 export interface StatOptions extends SignalOption {
   readonly bigint?: boolean | undefined;
+}
+export interface RenameOptions extends SignalOption {
+  readonly noReplace?: boolean | undefined;
+  readonly exchange?: boolean | undefined;
 }
 export interface ClientStats {
   /** The engine's counters, by name. */
@@ -182,7 +187,8 @@ export class FileSystemClient implements AsyncDisposable {
     const encoding = given.encoding ?? 'utf8';
     const flush = given.flush ?? false;
     checkBoolean(flush, 'options.flush');
-    const changes = given.times === undefined ? undefined : times(given.times.atime, given.times.mtime);
+    const changes =
+      given.times === undefined ? undefined : (checkTimes(given.times.atime, given.times.mtime) ?? undefined);
     const whole = wholeBytes(data, encoding);
     if (path instanceof FileHandle) {
       await path.writeFile(data, { encoding, signal });
@@ -375,7 +381,7 @@ export class FileSystemClient implements AsyncDisposable {
   }
 
   async #two(
-    op: 'rename' | 'link' | 'copyFile',
+    op: 'link' | 'copyFile',
     from: PathLike,
     to: PathLike,
     names: readonly [string, string, string],
@@ -388,8 +394,27 @@ export class FileSystemClient implements AsyncDisposable {
     if (op === 'copyFile') await this.#call(op, { ...args, mode }, names[0], a.given, options, b.given);
     else await this.#call(op, args, names[0], a.given, options, b.given);
   }
-  async rename(oldPath: PathLike, newPath: PathLike, options?: SignalOption): Promise<void> {
-    await this.#two('rename', oldPath, newPath, ['rename', 'oldPath', 'newPath'], options);
+  /** Beyond node's: `noReplace` refuses a new name that is there (EEXIST), `exchange` gives each name what the other had. */
+  async rename(oldPath: PathLike, newPath: PathLike, options?: RenameOptions): Promise<void> {
+    const a = checkPath(oldPath, 'oldPath', 'rename');
+    const b = checkPath(newPath, 'newPath', 'rename');
+    const { noReplace, exchange } = options ?? {};
+    if (noReplace !== undefined) checkBoolean(noReplace, 'options.noReplace');
+    if (exchange !== undefined) checkBoolean(exchange, 'options.exchange');
+    const args = { from: a.absolute, to: b.absolute, noReplace, exchange };
+    await this.#call('rename', args, 'rename', a.given, options, b.given);
+  }
+
+  /** mknod(2): `mode` has the type's bits too (constants.S_IFIFO, S_IFSOCK, S_IFCHR, S_IFBLK, S_IFREG); `rdev` of devices. */
+  async mknod(path: PathLike, mode: number, rdev = 0, options?: SignalOption): Promise<void> {
+    const { given, absolute } = checkPath(path, 'path', 'mknod');
+    checkInteger(rdev, 'rdev', 0, 0xffffffff);
+    await this.#call('mknod', { path: absolute, ...checkNodeMode(mode), rdev }, 'mknod', given, options);
+  }
+  async mkfifo(path: PathLike, mode: Mode = 0o666, options?: SignalOption): Promise<void> {
+    const { given, absolute } = checkPath(path, 'path', 'mkfifo');
+    const args = { path: absolute, type: FileType.fifo, mode: checkMode(mode, 'mode'), rdev: 0 };
+    await this.#call('mknod', args, 'mkfifo', given, options);
   }
   async link(existingPath: PathLike, newPath: PathLike, options?: SignalOption): Promise<void> {
     await this.#two('link', existingPath, newPath, ['link', 'existingPath', 'newPath'], options);
@@ -449,10 +474,12 @@ export class FileSystemClient implements AsyncDisposable {
     await this.#change(path, { uid: checkOwner(uid, 'uid'), gid: checkOwner(gid, 'gid') }, false, 'lchown', options);
   }
   async utimes(path: PathLike, atime: TimeLike, mtime: TimeLike, options?: SignalOption): Promise<void> {
-    await this.#change(path, times(atime, mtime), true, 'utime', options);
+    const changes = checkTimes(atime, mtime);
+    if (changes !== null) await this.#change(path, changes, true, 'utime', options);
   }
   async lutimes(path: PathLike, atime: TimeLike, mtime: TimeLike, options?: SignalOption): Promise<void> {
-    await this.#change(path, times(atime, mtime), false, 'lutime', options);
+    const changes = checkTimes(atime, mtime);
+    if (changes !== null) await this.#change(path, changes, false, 'lutime', options);
   }
 
   createReadStream(path: PathLike, given: ReadStreamOptions | BufferEncoding = {}): ReadStream {
@@ -486,11 +513,6 @@ export class FileSystemClient implements AsyncDisposable {
     await this.#session.close();
   }
 }
-
-const times = (atime: TimeLike, mtime: TimeLike): WireChanges => ({
-  atimeNs: checkTime(atime, 'time').toString(),
-  mtimeNs: checkTime(mtime, 'time').toString(),
-});
 
 /** The iterable's chunks in the encoding asked for: the handle then sees bytes only. */
 async function* toChunksOnce(data: WritableData, encoding: BufferEncoding): AsyncGenerator<Uint8Array> {

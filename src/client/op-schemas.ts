@@ -20,10 +20,10 @@ const bytes = z.int().min(0);
 const mode = z.int().min(0).max(0o7777);
 const flags = z.int().min(0).max(0x7fffffff);
 /** -1: unchanged, as chown has it. */
-const id = z.int().min(0).max(0xffffffff).optional();
+const id = z.int().min(-1).max(0xfffffffe).optional();
 const nanoseconds = z
   .string()
-  .regex(/^-?[0-9]{1,19}$/)
+  .regex(/^(?:-?[0-9]{1,19}|now)$/)
   .optional();
 const changes = z.strictObject({
   mode: mode.optional(),
@@ -53,7 +53,8 @@ export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
   mkdir: z.strictObject({ path, mode, recursive: z.boolean() }),
   rmdir: z.strictObject({ path }),
   unlink: z.strictObject({ path }),
-  rename: z.strictObject({ from: path, to: path }),
+  mknod: z.strictObject({ path, type: z.int().min(1).max(7), mode, rdev: z.int().min(0).max(0xffffffff) }),
+  rename: z.strictObject({ from: path, to: path, noReplace: z.boolean().optional(), exchange: z.boolean().optional() }),
   link: z.strictObject({ from: path, to: path }),
   symlink: z.strictObject({ path, target }),
   readlink: z.strictObject({ path }),

@@ -19,6 +19,7 @@ export interface WireAttributes
   readonly birthtimeNs: string;
 }
 
+/** Ids: -1 leaves one as it is. Times: 'now', or nanoseconds. */
 export interface WireChanges {
   readonly mode?: number | undefined;
   readonly uid?: number | undefined;
@@ -108,7 +109,17 @@ export interface OpTable {
   };
   rmdir: { args: PathArgs; result: Nothing };
   unlink: { args: PathArgs; result: Nothing };
-  rename: { args: { readonly from: string; readonly to: string }; result: Nothing };
+  /** `type`: FileType; `rdev` of devices. */
+  mknod: { args: PathArgs & { readonly type: number; readonly mode: number; readonly rdev: number }; result: Nothing };
+  rename: {
+    args: {
+      readonly from: string;
+      readonly to: string;
+      readonly noReplace?: boolean | undefined;
+      readonly exchange?: boolean | undefined;
+    };
+    result: Nothing;
+  };
   link: { args: { readonly from: string; readonly to: string }; result: Nothing };
   symlink: { args: PathArgs & { readonly target: string }; result: Nothing };
   readlink: { args: PathArgs; result: { readonly target: string } };
@@ -194,6 +205,7 @@ export const OPS: { readonly [K in OpName]: OpProperties } = {
   syncAll: op(29),
   counters: op(30),
   bring: op(31),
+  mknod: op(32, 'never'),
 };
 
 const byNumber = new Map<number, OpName>((Object.keys(OPS) as OpName[]).map((name) => [OPS[name].number, name]));

@@ -1,12 +1,15 @@
 import { constants } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { FsError } from '../common/errors.js';
+import { FileType, UNCHANGED_ID } from '../fs/file-system-api.js';
 import { invalidArgType, invalidArgValue, NodeFsError, outOfRange, pathTooLong } from './node-errors.js';
+import type { WireChanges } from './ops.js';
 
 /** Arguments, checked and brought to one form, with node's errors for what is wrong. */
 export type PathLike = string | Buffer | Uint8Array | URL;
 export type Mode = number | string;
-export type TimeLike = number | string | Date;
+/** Seconds or a Date as node has it; beyond it a bigint of nanoseconds, 'now' (the engine's time of the change) and 'omit' (stays as it is). */
+export type TimeLike = number | string | Date | bigint;
 
 const PATH_BYTES_MAX = 4096;
 const UINT32_MAX = 0xffffffff;
@@ -106,14 +109,48 @@ export function checkSignal(value: unknown): asserts value is AbortSignal | unde
 }
 
 /** uid or gid; -1 leaves it as it is. */
-export function checkOwner(value: unknown, name: string): number | undefined {
+export function checkOwner(value: unknown, name: string): number {
   checkInteger(value, name, -1, UINT32_MAX);
-  return value === -1 ? undefined : value;
+  return value === UINT32_MAX ? UNCHANGED_ID : value;
 }
 
-/** node's toUnixTimestamp, in nanoseconds. */
+const FILE_TYPES: ReadonlyMap<number, FileType> = new Map([
+  [0, FileType.regular],
+  [constants.S_IFREG, FileType.regular],
+  [constants.S_IFIFO, FileType.fifo],
+  [constants.S_IFCHR, FileType.characterDevice],
+  [constants.S_IFBLK, FileType.blockDevice],
+  [constants.S_IFSOCK, FileType.socket],
+  [constants.S_IFDIR, FileType.directory],
+]);
+/** What mknod takes: type bits and permission bits in one. */
+export function checkNodeMode(mode: unknown): { type: FileType; mode: number } {
+  checkInteger(mode, 'mode', 0, 0o177777);
+  const type = FILE_TYPES.get(mode & constants.S_IFMT);
+  if (type === undefined) throw invalidArgValue('mode', mode, 'must name a type of file that mknod makes');
+  return { type, mode: mode & 0o7777 };
+}
+
+/** atime and mtime of a call as changes; null when both stay as they are. */
+export function checkTimes(
+  atime: TimeLike,
+  mtime: TimeLike,
+  names: readonly [string, string] = ['time', 'time'],
+): WireChanges | null {
+  const changes: { atimeNs?: string; mtimeNs?: string } = {};
+  const text = (time: TimeLike, name: string): string => (time === 'now' ? time : checkTime(time, name).toString());
+  if (atime !== 'omit') changes.atimeNs = text(atime, names[0]);
+  if (mtime !== 'omit') changes.mtimeNs = text(mtime, names[1]);
+  return atime === 'omit' && mtime === 'omit' ? null : changes;
+}
+
+/** node's toUnixTimestamp, in nanoseconds; a bigint is nanoseconds already. */
 export function checkTime(time: unknown, name: string): bigint {
   let seconds: number;
+  if (typeof time === 'bigint') {
+    if (BigInt.asIntN(64, time) !== time) throw outOfRange(name, 'of 64 bits', time);
+    return time;
+  }
   if (typeof time === 'string' && time !== '' && Number.isFinite(Number(time))) seconds = Number(time);
   else if (typeof time === 'number' && Number.isFinite(time)) seconds = time < 0 ? Date.now() / 1000 : time;
   else if (time instanceof Date) return BigInt(time.getTime()) * 1_000_000n;

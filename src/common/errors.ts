@@ -33,6 +33,10 @@ export const REASONS = {
   tooManyOpenFiles: entry(116, 'EMFILE'),
   busy: entry(117, 'EBUSY', 'same'),
   aborted: entry(118, 'ABORT_ERR'),
+  noDevice: entry(119, 'ENXIO'),
+  noAttribute: entry(120, 'ENODATA'),
+  attributeTooBig: entry(121, 'E2BIG'),
+  attributeNameTooLong: entry(122, 'ERANGE'),
   // 2xx fabric
   unreachable: entry(200, 'EHOSTUNREACH', 'same'),
   connectionLost: entry(201, 'ECONNRESET', 'same'),

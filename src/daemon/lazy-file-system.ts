@@ -5,9 +5,11 @@ import type {
   Credentials,
   DirectoryEntry,
   FileSystem,
+  FileType,
   FsStatistics,
   OpenFile,
   OpOptions,
+  RenameOptions,
 } from '../fs/file-system-api.js';
 import type { MountedFileSystem } from '../fs/mount.js';
 
@@ -56,7 +58,17 @@ export class LazyFileSystem implements FileSystem {
   async unlink(path: string, who: Credentials, options?: OpOptions): Promise<void> {
     await (await this.#get()).unlink(path, who, options);
   }
-  async rename(from: string, to: string, who: Credentials, options?: OpOptions): Promise<void> {
+  async mknod(
+    path: string,
+    type: FileType,
+    mode: number,
+    rdev: number,
+    who: Credentials,
+    options?: OpOptions,
+  ): Promise<void> {
+    await (await this.#get()).mknod(path, type, mode, rdev, who, options);
+  }
+  async rename(from: string, to: string, who: Credentials, options?: RenameOptions): Promise<void> {
     await (await this.#get()).rename(from, to, who, options);
   }
   async link(existing: string, path: string, who: Credentials, options?: OpOptions): Promise<void> {

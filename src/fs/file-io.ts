@@ -15,7 +15,7 @@ import type { Credentials, OpOptions } from './file-system-api.js';
 import { clearTail } from './file-tail.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES, InodeFlag } from './inode-format.js';
-import { strippedOfSetId } from './permissions.js';
+import { strippedByWrite } from './permissions.js';
 import { type InodeRef, loadRef } from './pinning.js';
 import { publishStatus, withSettledState } from './publishing.js';
 import { MetadataTransaction } from './transaction.js';
@@ -227,9 +227,12 @@ async function copyIn(
     onCopied: () => {
       file.noteWrite(offsetBytes + source.length, volume.now());
       volume.inodes.refresh(inode);
-      if (handle.credentials.uid === 0 || strippedOfSetId(inode.mode) === inode.mode) return;
-      inode.mode = strippedOfSetId(inode.mode);
-      volume.inodes.markDirty(inode, true);
+      const mode = strippedByWrite(inode, handle.credentials);
+      if (mode === inode.mode) return;
+      const transaction = new MetadataTransaction(volume);
+      inode.mode = mode;
+      transaction.inode(inode);
+      transaction.commit();
     },
   });
   file.publish();
@@ -270,7 +273,7 @@ async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeByt
     if (inode.isInline && inode.area.length > sizeBytes) inode.area = inode.area.slice(0, sizeBytes);
     inode.mtimeNs = transaction.nowNs;
     inode.ctimeNs = transaction.nowNs;
-    if (handle.credentials.uid !== 0) inode.mode = strippedOfSetId(inode.mode);
+    inode.mode = strippedByWrite(inode, handle.credentials);
     transaction.inode(inode);
     transaction.commit();
     if (sizeBytes >= before) return;

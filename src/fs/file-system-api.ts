@@ -7,6 +7,9 @@ export interface Credentials {
   readonly gid: number;
   readonly groups: readonly number[];
   readonly umask: number;
+  /** Whom `access` asks about, where a program runs with another's rights; absent: the same as uid and gid. */
+  readonly realUid?: number | undefined;
+  readonly realGid?: number | undefined;
 }
 export const ROOT: Credentials = { uid: 0, gid: 0, groups: [], umask: 0o022 };
 
@@ -86,16 +89,28 @@ export interface OpenFile {
   close(): Promise<void>;
 }
 
+/** As uid or gid: a chown that leaves it as it is. */
+export const UNCHANGED_ID = -1;
+
 export interface AttributeChanges {
   readonly mode?: number;
+  /** Either of the two makes it a chown, with what a chown does to setuid bits and ctime, also when both are UNCHANGED_ID. */
   readonly uid?: number;
   readonly gid?: number;
-  readonly atimeNs?: bigint;
-  readonly mtimeNs?: bigint;
+  /** 'now' is the time of the change; both at once may be set by whoever may write, other times by the owner. */
+  readonly atimeNs?: bigint | 'now';
+  readonly mtimeNs?: bigint | 'now';
 }
 export interface OpOptions {
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
+}
+
+export interface RenameOptions extends OpOptions {
+  /** EEXIST when the new name is there. */
+  readonly noReplace?: boolean | undefined;
+  /** Both names stay, each with what the other had. */
+  readonly exchange?: boolean | undefined;
 }
 
 /**
@@ -110,7 +125,16 @@ export interface FileSystem {
   mkdir(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void>;
   rmdir(path: string, credentials: Credentials, options?: OpOptions): Promise<void>;
   unlink(path: string, credentials: Credentials, options?: OpOptions): Promise<void>;
-  rename(from: string, to: string, credentials: Credentials, options?: OpOptions): Promise<void>;
+  /** A file of any type but a directory or a link, without opening it. `rdev`: of the two kinds of devices. */
+  mknod(
+    path: string,
+    type: FileType,
+    mode: number,
+    rdev: number,
+    credentials: Credentials,
+    options?: OpOptions,
+  ): Promise<void>;
+  rename(from: string, to: string, credentials: Credentials, options?: RenameOptions): Promise<void>;
   link(existing: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void>;
   symlink(target: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void>;
   readlink(path: string, credentials: Credentials, options?: OpOptions): Promise<string>;

@@ -90,16 +90,17 @@ class Model {
   link(from: string, to: string): void {
     const source = this.#split(from);
     if (source.node === undefined) fail('ENOENT');
-    if (source.node.kind === 'dir') fail('EPERM');
     const target = this.#split(to);
     if (target.node !== undefined) fail('EEXIST');
+    if (source.node.kind === 'dir') fail('EPERM');
     if (source.node.kind === 'file') source.node.links++;
     target.dir.entries.set(target.name, source.node);
   }
   rename(from: string, to: string): void {
     const source = this.#split(from);
-    if (source.node === undefined) fail('ENOENT');
     const target = this.#split(to);
+    if (source.node === undefined) fail('ENOENT');
+    if (from.startsWith(`${to}/`)) fail('ENOTEMPTY');
     if (source.node.kind === 'dir' && `${to}/`.startsWith(`${from}/`) && to !== from) fail('EINVAL');
     if (source.node === target.node) return;
     if (target.node !== undefined) {

@@ -14,12 +14,13 @@ import type {
   FsStatistics,
   OpenFile,
   OpOptions,
+  RenameOptions,
 } from './file-system-api.js';
 import { FileType } from './file-system-api.js';
 import { ALLOCATION_MAP, allNsds, INODE_MAP, RENAME_LOCK } from './layout.js';
 import { access, onPath, setInodeAttributes, statInode } from './operations/attributes.js';
 import { link } from './operations/link.js';
-import { mkdir, symlink } from './operations/make.js';
+import { mkdir, mknod, symlink } from './operations/make.js';
 import { open, openInode } from './operations/open.js';
 import { readDirectory } from './operations/read-directory.js';
 import { rename } from './operations/rename.js';
@@ -88,7 +89,17 @@ export class MountedFs implements MountedFileSystem {
     await this.#volume.frees.makeRoom();
     return remove(this.#volume, 'unlink', path, credentials, options);
   }
-  rename(from: string, to: string, credentials: Credentials, options?: OpOptions): Promise<void> {
+  mknod(
+    path: string,
+    type: FileType,
+    mode: number,
+    rdev: number,
+    credentials: Credentials,
+    options?: OpOptions,
+  ): Promise<void> {
+    return mknod(this.#volume, path, type, mode, rdev, credentials, options);
+  }
+  rename(from: string, to: string, credentials: Credentials, options?: RenameOptions): Promise<void> {
     return rename(this.#volume, from, to, credentials, options);
   }
   link(existing: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void> {

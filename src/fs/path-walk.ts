@@ -30,6 +30,8 @@ export interface WalkRequest {
   readonly op: string;
   readonly credentials: Credentials;
   readonly followLast: boolean;
+  /** For what changes names: the last one stands for itself, a slash behind it notwithstanding (the caller judges that). */
+  readonly nameOnly?: boolean;
   readonly options?: OpOptions | undefined;
 }
 
@@ -38,7 +40,6 @@ export function splitPath(path: string, op: string): { names: string[]; trailing
   if (path.includes('\0')) throw new FsError('invalidArgument', { op, object: path, detail: 'a NUL in the path' });
   if (Buffer.byteLength(path) >= PATH_BYTES_MAX) throw new FsError('nameTooLong', { op, object: path });
   const names = path.split('/').filter((name) => name !== '');
-  for (const name of names) checkName(name, op, path);
   const trailingSlash = path.endsWith('/') && names.length > 0;
   return { names, trailingSlash };
 }
@@ -78,7 +79,10 @@ export async function walk(volume: Volume, path: string, request: WalkRequest): 
       if (!last) throw new FsError('notFound', { op, object: path });
       return { parent: directory, name, target: null, trailingSlash, names: [...names, name], dots };
     }
-    if (step.type === FileType.symlink && (!last || request.followLast || trailingSlash)) {
+    if (
+      step.type === FileType.symlink &&
+      (!last || request.followLast || (trailingSlash && request.nameOnly !== true))
+    ) {
       if (++links > SYMLINKS_MAX) throw new FsError('tooManyLinks', { op, object: path });
       const target = await readLink(volume, step, op, path, options);
       const inner = splitPath(target, op);
@@ -92,7 +96,8 @@ export async function walk(volume: Volume, path: string, request: WalkRequest): 
       continue;
     }
     if (last) {
-      if (trailingSlash && step.type !== FileType.directory) throw new FsError('notDirectory', { op, object: path });
+      if (trailingSlash && step.type !== FileType.directory && request.nameOnly !== true)
+        throw new FsError('notDirectory', { op, object: path });
       return { parent: directory, name, target: step, trailingSlash, names: [...names, name], dots };
     }
     if (step.type !== FileType.directory) throw new FsError('notDirectory', { op, object: path });
@@ -121,6 +126,7 @@ function tryLookupIn(
     if (inode === undefined) return undefined;
     checkDirectory(inode, directory, op, path);
     checkAccess(inode, credentials, EXECUTE, op, path);
+    checkName(name, op, path);
     const found = new Directory(volume, inode).tryLookup(hashedName(name));
     return found !== null && 'kind' in found ? undefined : found;
   } finally {
@@ -145,6 +151,7 @@ async function lookupIn(
   try {
     const inode = await loadDirectory(volume, directory, op, path);
     checkAccess(inode, credentials, EXECUTE, op, path);
+    checkName(name, op, path);
     if (name === '.') return directory;
     if (name !== '..') return await new Directory(volume, inode).lookup(hashedName(name));
     parent = { ino: inode.parent, generation: 0, type: FileType.directory };

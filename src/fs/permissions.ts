@@ -1,4 +1,7 @@
-/** Who may do what: the classic rules of POSIX, and root passes. */
+/**
+ * Who may do what: the classic rules of POSIX with access lists (acl.ts), and root passes. Where POSIX leaves room, as Linux has it; the suites in
+ * src/client/posix/ are run against a local directory too.
+ */
 import { FsError } from '../common/errors.js';
 import { type Credentials, FileType } from './file-system-api.js';
 import type { Inode } from './inode.js';
@@ -10,6 +13,7 @@ export const EXECUTE = 1;
 export const S_ISUID = 0o4000;
 export const S_ISGID = 0o2000;
 export const S_ISVTX = 0o1000;
+const S_IXGRP = 0o010;
 
 export const inGroup = (credentials: Credentials, gid: number): boolean =>
   credentials.gid === gid || credentials.groups.includes(gid);
@@ -44,18 +48,41 @@ export function checkSticky(
   throw new FsError('notPermitted', { op, object, detail: 'the directory is sticky' });
 }
 
-/** Mode and group of what is created in a directory: umask, and what a setgid directory hands down. */
+/** Whether somebody may have files of the group run with the group's rights. */
+export const mayKeepSetgid = (gid: number, credentials: Credentials): boolean =>
+  credentials.uid === 0 || inGroup(credentials, gid);
+
+/** Mode and group of what is created in a directory, without the umask: what a setgid directory hands down. */
 export function inheritedMode(
   directory: Inode,
   type: FileType,
   mode: number,
   credentials: Credentials,
 ): { mode: number; gid: number } {
-  let bits = type === FileType.symlink ? 0o777 : mode & 0o7777 & ~credentials.umask;
+  const bits = type === FileType.symlink ? 0o777 : mode & 0o7777;
   if ((directory.mode & S_ISGID) === 0) return { mode: bits, gid: credentials.gid };
-  if (type === FileType.directory) bits |= S_ISGID;
-  return { mode: bits, gid: directory.gid };
+  const { gid } = directory;
+  if (type === FileType.directory) return { mode: bits | S_ISGID, gid };
+  const executable = (bits & (S_ISGID | S_IXGRP)) === (S_ISGID | S_IXGRP);
+  return { mode: executable && !mayKeepSetgid(gid, credentials) ? bits & ~S_ISGID : bits, gid };
 }
 
-/** What a write by an unprivileged program takes away: setuid, and setgid where it means execution. */
-export const strippedOfSetId = (mode: number): number => mode & ~S_ISUID & ~((mode & 0o010) !== 0 ? S_ISGID : 0);
+/** Takes over permission bits. */
+export function setMode(inode: Inode, mode: number): void {
+  inode.mode = mode;
+}
+
+/** What setuid bits a change by somebody else takes away; setgid where it means execution, or where he is not of the group. */
+function withoutSetId(inode: Inode, credentials: Credentials): number {
+  const { mode, gid } = inode;
+  const setgidGoes = (mode & S_IXGRP) !== 0 || !mayKeepSetgid(gid, credentials);
+  return mode & ~S_ISUID & ~(setgidGoes ? S_ISGID : 0);
+}
+
+/** The mode after a chown, by root too; directories keep theirs. */
+export const strippedByChown = (inode: Inode, credentials: Credentials): number =>
+  inode.isDirectory ? inode.mode : withoutSetId(inode, credentials);
+
+/** The mode after a write or a truncation: root's leave it as it is. */
+export const strippedByWrite = (inode: Inode, credentials: Credentials): number =>
+  credentials.uid === 0 ? inode.mode : withoutSetId(inode, credentials);

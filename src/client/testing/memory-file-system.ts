@@ -12,6 +12,7 @@ import {
   type FsStatistics,
   type OpenFile,
   type OpOptions,
+  type RenameOptions,
 } from '../../fs/file-system-api.js';
 import type { InodeOpener } from '../dispatcher.js';
 import { fail, MAY_READ, MAY_WRITE, type MemoryNode, MemoryTree, mayAccess } from './memory-tree.js';
@@ -131,6 +132,22 @@ export class MemoryFileSystem implements FileSystem, InodeOpener {
     this.tree.checkNames(place.directory, who, 'mkdir', path);
     this.tree.insert(place.directory, place.name, this.tree.create(FileType.directory, mode, who));
   }
+  async mknod(
+    path: string,
+    type: FileType,
+    mode: number,
+    rdev: number,
+    who: Credentials,
+    options?: OpOptions,
+  ): Promise<void> {
+    await this.enter('mknod', options);
+    const place = this.tree.walk(path, who, 'mknod', false);
+    if (place.node !== null) throw fail('exists', 'mknod', path);
+    this.tree.checkNames(place.directory, who, 'mknod', path);
+    const node = this.tree.create(type, mode, who);
+    node.rdev = rdev;
+    this.tree.insert(place.directory, place.name, node);
+  }
   async rmdir(path: string, who: Credentials, options?: OpOptions): Promise<void> {
     await this.enter('rmdir', options);
     const { directory, name, node } = this.tree.walk(path, who, 'rmdir', false);
@@ -153,8 +170,9 @@ export class MemoryFileSystem implements FileSystem, InodeOpener {
     this.tree.dropLink(node);
   }
 
-  async rename(from: string, to: string, who: Credentials, options?: OpOptions): Promise<void> {
+  async rename(from: string, to: string, who: Credentials, options?: RenameOptions): Promise<void> {
     await this.enter('rename', options);
+    if (options?.exchange === true) throw fail('notSupported', 'rename', from);
     const source = this.tree.walk(from, who, 'rename', false);
     const target = this.tree.walk(to, who, 'rename', false);
     const node = source.node;
@@ -167,6 +185,7 @@ export class MemoryFileSystem implements FileSystem, InodeOpener {
       }
     if (target.wantsDirectory && !isDirectory) throw fail('notDirectory', 'rename', to);
     const victim = target.node;
+    if (victim !== null && options?.noReplace === true) throw fail('exists', 'rename', to);
     if (victim === node) return;
     if (victim !== null) {
       if (isDirectory && victim.type !== FileType.directory) throw fail('notDirectory', 'rename', to);

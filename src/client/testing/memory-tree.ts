@@ -1,6 +1,12 @@
 import { FsError, type Reason } from '../../common/errors.js';
 import { type InodeNumber, inodeNumber } from '../../common/ids.js';
-import { type AttributeChanges, type Attributes, type Credentials, FileType } from '../../fs/file-system-api.js';
+import {
+  type AttributeChanges,
+  type Attributes,
+  type Credentials,
+  FileType,
+  UNCHANGED_ID,
+} from '../../fs/file-system-api.js';
 
 /** Inodes in memory and the walk from a path to one of them, as POSIX says: links followed, permissions checked. */
 export interface MemoryNode {
@@ -11,6 +17,7 @@ export interface MemoryNode {
   nlink: number;
   uid: number;
   gid: number;
+  rdev: number;
   atimeNs: bigint;
   mtimeNs: bigint;
   ctimeNs: bigint;
@@ -73,6 +80,7 @@ export class MemoryTree {
       nlink: type === FileType.directory ? 2 : 1,
       uid: who.uid,
       gid: who.gid,
+      rdev: 0,
       atimeNs: now,
       mtimeNs: now,
       ctimeNs: now,
@@ -173,20 +181,24 @@ export class MemoryTree {
   change(node: MemoryNode, changes: AttributeChanges, who: Credentials, op: string, path?: string): Attributes {
     const owner = who.uid === 0 || who.uid === node.uid;
     if (!owner) throw fail('notPermitted', op, path);
-    if (changes.uid !== undefined && changes.uid !== node.uid && who.uid !== 0) throw fail('notPermitted', op, path);
+    const uid = changes.uid === UNCHANGED_ID ? undefined : changes.uid;
+    const gid = changes.gid === UNCHANGED_ID ? undefined : changes.gid;
+    if (uid !== undefined && uid !== node.uid && who.uid !== 0) throw fail('notPermitted', op, path);
     if (changes.mode !== undefined) node.mode = changes.mode & 0o7777;
-    if (changes.uid !== undefined) node.uid = changes.uid;
-    if (changes.gid !== undefined) node.gid = changes.gid;
-    if (changes.atimeNs !== undefined) node.atimeNs = changes.atimeNs;
-    if (changes.mtimeNs !== undefined) node.mtimeNs = changes.mtimeNs;
-    node.ctimeNs = this.wallNs();
+    node.uid = uid ?? node.uid;
+    node.gid = gid ?? node.gid;
+    const now = this.wallNs();
+    if (changes.atimeNs !== undefined) node.atimeNs = changes.atimeNs === 'now' ? now : changes.atimeNs;
+    if (changes.mtimeNs !== undefined) node.mtimeNs = changes.mtimeNs === 'now' ? now : changes.mtimeNs;
+    node.ctimeNs = now;
     return this.attributes(node);
   }
 
   attributes(node: MemoryNode): Attributes {
-    const { ino, generation, type, mode, nlink, uid, gid, sizeBytes, atimeNs, mtimeNs, ctimeNs, birthtimeNs } = node;
+    const { ino, generation, type, mode, nlink, uid, gid, rdev, sizeBytes, atimeNs, mtimeNs, ctimeNs, birthtimeNs } =
+      node;
     const allocatedBytes = Math.ceil(sizeBytes / 4096) * 4096;
     const times = { atimeNs, mtimeNs, ctimeNs, birthtimeNs };
-    return { ino, generation, type, mode, nlink, uid, gid, rdev: 0, sizeBytes, allocatedBytes, ...times };
+    return { ino, generation, type, mode, nlink, uid, gid, rdev, sizeBytes, allocatedBytes, ...times };
   }
 }

@@ -1,10 +1,28 @@
-/** stat, access, chmod, chown, utimes: by path and by handle. */
+/** stat, access, chmod, chown, utimes: by path and by handle. Rules and order of errors are Linux's (notify_change and below). */
 import { FsError } from '../../common/errors.js';
 import { TokenMode } from '../../token-manager/token.js';
-import type { AttributeChanges, Attributes, Credentials, OpOptions } from '../file-system-api.js';
+import {
+  type AttributeChanges,
+  type Attributes,
+  type Credentials,
+  FileType,
+  type OpOptions,
+} from '../file-system-api.js';
 import type { Inode } from '../inode.js';
 import { walkToExisting } from '../path-walk.js';
-import { EXECUTE, inGroup, isOwner, mayAccess, READ, S_ISGID, strippedOfSetId, WRITE } from '../permissions.js';
+import {
+  checkAccess,
+  EXECUTE,
+  inGroup,
+  isOwner,
+  mayAccess,
+  mayKeepSetgid,
+  READ,
+  S_ISGID,
+  setMode,
+  strippedByChown,
+  WRITE,
+} from '../permissions.js';
 import { type InodeRef, loadRef, pinInodes } from '../pinning.js';
 import { publishStatus, withSettledState } from '../publishing.js';
 import { MetadataTransaction } from '../transaction.js';
@@ -12,6 +30,7 @@ import type { Volume } from '../volume.js';
 
 /** An inode found by its path may be gone when its token arrives: then the path is walked again. */
 const TRIES = 16;
+const ID_MAX = 2 ** 32 - 1;
 
 export async function onPath<T>(
   volume: Volume,
@@ -45,15 +64,17 @@ export async function statInode(
   }
 }
 
+/** Asked for whom the program runs, not with whose rights (its real ids). */
 export async function access(
   volume: Volume,
   path: string,
   mode: number,
-  credentials: Credentials,
+  who: Credentials,
   options: OpOptions | undefined,
 ): Promise<void> {
   const op = 'access';
   if ((mode & ~(READ | WRITE | EXECUTE)) !== 0) throw new FsError('invalidArgument', { op, object: path });
+  const credentials = { ...who, uid: who.realUid ?? who.uid, gid: who.realGid ?? who.gid };
   await onPath(volume, path, { op, credentials, followLast: true, options }, async (ref) => {
     const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.shared }], options);
     try {
@@ -74,13 +95,14 @@ export async function setInodeAttributes(
   options: OpOptions | undefined,
 ): Promise<Attributes> {
   const op = 'setAttributes';
+  checkValues(changes, op, object);
   const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.exclusive }], options);
   try {
     const inode = await loadRef(volume, ref, op);
     checkChanges(inode, changes, credentials, op, object);
     return withSettledState(volume, inode, () => {
       const transaction = new MetadataTransaction(volume);
-      apply(inode, changes, credentials);
+      apply(inode, changes, credentials, transaction.nowNs);
       inode.ctimeNs = transaction.nowNs;
       transaction.inode(inode);
       transaction.commit();
@@ -92,41 +114,48 @@ export async function setInodeAttributes(
   }
 }
 
+function checkValues({ mode, uid, gid, atimeNs, mtimeNs }: AttributeChanges, op: string, object: string): void {
+  const wrong = (detail: string) => new FsError('invalidArgument', { op, object, detail });
+  if (mode !== undefined && (mode & ~0o7777) !== 0) throw wrong(`mode ${mode.toString(8)}`);
+  for (const id of [uid, gid])
+    if (id !== undefined && !(Number.isInteger(id) && id >= -1 && id < ID_MAX)) throw wrong(`id ${id}`);
+  for (const time of [atimeNs, mtimeNs])
+    if (typeof time === 'bigint' && BigInt.asIntN(64, time) !== time) throw wrong('a time out of range');
+}
+
+/** Root may do everything; but what can't be done is refused to it too. */
 function checkChanges(
   inode: Inode,
-  changes: AttributeChanges,
+  { mode, uid, gid, atimeNs, mtimeNs }: AttributeChanges,
   credentials: Credentials,
   op: string,
   object: string,
 ): void {
-  const denied = (detail: string) => new FsError('notPermitted', { op, object, detail });
-  const { mode, uid, gid, atimeNs, mtimeNs } = changes;
-  if (mode !== undefined && (mode & ~0o7777) !== 0)
-    throw new FsError('invalidArgument', { op, object, detail: `mode ${mode.toString(8)}` });
-  for (const id of [uid, gid])
-    if (id !== undefined && !(Number.isInteger(id) && id >= 0 && id < 2 ** 32))
-      throw new FsError('invalidArgument', { op, object, detail: `id ${id}` });
-  for (const time of [atimeNs, mtimeNs])
-    if (time !== undefined && BigInt.asIntN(64, time) !== time)
-      throw new FsError('invalidArgument', { op, object, detail: 'a time out of range' });
+  if (mode !== undefined && inode.type === FileType.symlink)
+    throw new FsError('notSupported', { op, object, detail: 'a symbolic link has no mode of its own' });
   if (credentials.uid === 0) return;
+  const denied = (detail: string) => new FsError('notPermitted', { op, object, detail });
   const owner = isOwner(inode, credentials);
-  if ((mode !== undefined || atimeNs !== undefined || mtimeNs !== undefined) && !owner) throw denied('not the owner');
-  if (uid !== undefined && (uid !== inode.uid || !owner)) throw denied('only root gives files away');
-  if (gid !== undefined && !(owner && (gid === inode.gid || inGroup(credentials, gid))))
+  if (mode !== undefined && !owner) throw denied('not the owner');
+  if (uid !== undefined && uid !== -1 && (uid !== inode.uid || !owner)) throw denied('only root gives files away');
+  if (gid !== undefined && gid !== -1 && !(owner && (gid === inode.gid || inGroup(credentials, gid))))
     throw denied('not a member of the group');
+  const chown = uid !== undefined || gid !== undefined;
+  if (chown && !owner && strippedByChown(inode, credentials) !== inode.mode) throw denied('not the owner');
+  if (atimeNs === undefined && mtimeNs === undefined) return;
+  if (atimeNs === 'now' && mtimeNs === 'now') {
+    if (!owner) checkAccess(inode, credentials, WRITE, op, object);
+  } else if (!owner) throw denied('not the owner');
 }
 
-function apply(inode: Inode, changes: AttributeChanges, credentials: Credentials): void {
-  if (changes.uid !== undefined || changes.gid !== undefined) {
-    inode.uid = changes.uid ?? inode.uid;
-    inode.gid = changes.gid ?? inode.gid;
-    if (!inode.isDirectory) inode.mode = strippedOfSetId(inode.mode);
+function apply(inode: Inode, changes: AttributeChanges, credentials: Credentials, nowNs: bigint): void {
+  const { uid, gid, mode, atimeNs, mtimeNs } = changes;
+  if (uid !== undefined || gid !== undefined) {
+    inode.mode = strippedByChown(inode, credentials);
+    if (uid !== undefined && uid !== -1) inode.uid = uid;
+    if (gid !== undefined && gid !== -1) inode.gid = gid;
   }
-  if (changes.mode !== undefined) {
-    const foreign = credentials.uid !== 0 && !inGroup(credentials, inode.gid) && !inode.isDirectory;
-    inode.mode = foreign ? changes.mode & ~S_ISGID : changes.mode;
-  }
-  inode.atimeNs = changes.atimeNs ?? inode.atimeNs;
-  inode.mtimeNs = changes.mtimeNs ?? inode.mtimeNs;
+  if (mode !== undefined) setMode(inode, mayKeepSetgid(inode.gid, credentials) ? mode : mode & ~S_ISGID);
+  if (atimeNs !== undefined) inode.atimeNs = atimeNs === 'now' ? nowNs : atimeNs;
+  if (mtimeNs !== undefined) inode.mtimeNs = mtimeNs === 'now' ? nowNs : mtimeNs;
 }

@@ -24,6 +24,8 @@ export interface NewNode {
   readonly credentials: Credentials;
   /** Of a symbolic link. */
   readonly target?: Uint8Array;
+  /** Of a device. */
+  readonly rdev?: number;
   readonly options?: OpOptions | undefined;
   /** In the turn in which it came to be, with its tokens pinned. */
   readonly onCreated?: (inode: Inode) => void;
@@ -80,6 +82,9 @@ async function insertNode(
     if (found !== null) return found;
     checkAccess(directoryInode, node.credentials, WRITE | EXECUTE, node.op, node.path);
     const isDirectory = node.type === FileType.directory;
+    const isDevice = node.type === FileType.characterDevice || node.type === FileType.blockDevice;
+    if (isDevice && node.credentials.uid !== 0)
+      throw new FsError('notPermitted', { op: node.op, object: node.path, detail: 'only root makes devices' });
     if (isDirectory && directoryInode.nlink >= LINK_COUNT_MAX)
       throw new FsError('linkCountLimit', { op: node.op, object: node.path });
     const transaction = new MetadataTransaction(volume);
@@ -109,7 +114,8 @@ function initialise(
   generation: number,
   nowNs: bigint,
 ): void {
-  const { mode, gid } = inheritedMode(parent, node.type, node.mode, node.credentials);
+  const { mode: asked, gid } = inheritedMode(parent, node.type, node.mode, node.credentials);
+  const mode = node.type === FileType.symlink ? asked : asked & ~node.credentials.umask;
   const isDirectory = node.type === FileType.directory;
   inode.assign({
     type: node.type,
@@ -122,7 +128,7 @@ function initialise(
     mtimeNs: nowNs,
     ctimeNs: nowNs,
     birthtimeNs: nowNs,
-    rdev: 0,
+    rdev: node.rdev ?? 0,
     flags: isDirectory ? 0 : InodeFlag.inline,
     placementClass: parent.placementClass,
     generation,

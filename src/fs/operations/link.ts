@@ -20,8 +20,6 @@ export async function link(
 ): Promise<void> {
   const op = 'link';
   const { target } = await walkToExisting(volume, existing, { op, credentials, followLast: false, options });
-  if (target.type === FileType.directory)
-    throw new FsError('notPermitted', { op, object: existing, detail: 'a directory has one name' });
   const {
     parent,
     name,
@@ -31,6 +29,7 @@ export async function link(
     op,
     credentials,
     followLast: false,
+    nameOnly: true,
     options,
   });
   if (present !== null || parent === null) throw new FsError('exists', { op, object: path });
@@ -52,6 +51,8 @@ export async function link(
       if (inode.type === 0 || inode.generation !== target.generation || inode.nlink === 0)
         throw new FsError('notFound', { op, object: existing });
       checkAccess(directoryInode, credentials, WRITE | EXECUTE, op, path);
+      if (target.type === FileType.directory)
+        throw new FsError('notPermitted', { op, object: existing, detail: 'a directory has one name' });
       if (inode.nlink >= LINK_COUNT_MAX) throw new FsError('linkCountLimit', { op, object: existing });
       const directory = new Directory(volume, directoryInode);
       const found = directory.tryLookup(hashed);

@@ -1,10 +1,31 @@
-/** mkdir and symlink. */
+/** mkdir, mknod and symlink. */
 import { FsError } from '../../common/errors.js';
 import { type Credentials, FileType, type OpOptions } from '../file-system-api.js';
 import { AREA_BYTES } from '../inode-format.js';
 import { walk } from '../path-walk.js';
 import type { Volume } from '../volume.js';
-import { createNode } from './create-node.js';
+import { createNode, type NewNode } from './create-node.js';
+
+/** What mknod makes; directories and links have calls of their own. */
+const NODE_TYPES: ReadonlySet<FileType> = new Set([
+  FileType.regular,
+  FileType.fifo,
+  FileType.characterDevice,
+  FileType.blockDevice,
+  FileType.socket,
+]);
+const isDevice = (type: FileType): boolean => type === FileType.characterDevice || type === FileType.blockDevice;
+const RDEV_MAX = 2 ** 32 - 1;
+
+/** The name must not be there; what was said with a slash behind it can only become a directory. */
+async function makeNode(volume: Volume, node: NewNode): Promise<void> {
+  const { op, path, credentials, options, type } = node;
+  const walked = await walk(volume, path, { op, credentials, followLast: false, nameOnly: true, options });
+  if (walked.target !== null || walked.parent === null) throw new FsError('exists', { op, object: path });
+  if (walked.trailingSlash && type !== FileType.directory) throw new FsError('notFound', { op, object: path });
+  const existing = await createNode(volume, walked.parent, walked.name, node);
+  if (existing !== null) throw new FsError('exists', { op, object: path });
+}
 
 export async function mkdir(
   volume: Volume,
@@ -13,19 +34,25 @@ export async function mkdir(
   credentials: Credentials,
   options: OpOptions | undefined,
 ): Promise<void> {
-  const op = 'mkdir';
-  const { parent, name, target } = await walk(volume, path, { op, credentials, followLast: false, options });
-  if (target !== null || parent === null) throw new FsError('exists', { op, object: path });
-  const type = FileType.directory;
-  const existing = await createNode(volume, parent, name, {
-    op,
-    path,
-    type,
-    mode: mode & 0o1777,
-    credentials,
-    options,
-  });
-  if (existing !== null) throw new FsError('exists', { op, object: path });
+  await makeNode(volume, { op: 'mkdir', path, type: FileType.directory, mode: mode & 0o1777, credentials, options });
+}
+
+export async function mknod(
+  volume: Volume,
+  path: string,
+  type: FileType,
+  mode: number,
+  rdev: number,
+  credentials: Credentials,
+  options: OpOptions | undefined,
+): Promise<void> {
+  const op = 'mknod';
+  if (type === FileType.directory)
+    throw new FsError('notPermitted', { op, object: path, detail: 'directories are made by mkdir' });
+  if (!NODE_TYPES.has(type)) throw new FsError('invalidArgument', { op, object: path, detail: `type ${type}` });
+  if (!Number.isInteger(rdev) || rdev < 0 || rdev > RDEV_MAX)
+    throw new FsError('invalidArgument', { op, object: path, detail: `device ${rdev}` });
+  await makeNode(volume, { op, path, type, mode, rdev: isDevice(type) ? rdev : 0, credentials, options });
 }
 
 /** The target is kept in the inode, so it may be as long as an inode's area. */
@@ -42,17 +69,5 @@ export async function symlink(
   if (bytes.includes(0)) throw new FsError('invalidArgument', { op, object: path, detail: 'a NUL in the target' });
   if (bytes.length > AREA_BYTES)
     throw new FsError('nameTooLong', { op, object: path, detail: `a target of more than ${AREA_BYTES} bytes` });
-  const walked = await walk(volume, path, { op, credentials, followLast: false, options });
-  if (walked.target !== null || walked.parent === null) throw new FsError('exists', { op, object: path });
-  if (walked.trailingSlash) throw new FsError('notFound', { op, object: path });
-  const existing = await createNode(volume, walked.parent, walked.name, {
-    op,
-    path,
-    type: FileType.symlink,
-    mode: 0o777,
-    credentials,
-    target: bytes,
-    options,
-  });
-  if (existing !== null) throw new FsError('exists', { op, object: path });
+  await makeNode(volume, { op, path, type: FileType.symlink, mode: 0o777, credentials, target: bytes, options });
 }

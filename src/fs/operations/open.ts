@@ -28,10 +28,16 @@ export async function open(
   options: OpOptions | undefined,
 ): Promise<OpenFile> {
   if ((flags & 3) === 3) throw new FsError('invalidArgument', { op, object: path, detail: 'no access mode' });
+  if ((flags & O_CREAT) !== 0 && (flags & O_DIRECTORY) !== 0)
+    throw new FsError('invalidArgument', { op, object: path, detail: 'O_CREAT with O_DIRECTORY' });
   const exclusive = (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0;
   const followLast = (flags & O_NOFOLLOW) === 0 && !exclusive;
+  const nameOnly = (flags & O_CREAT) !== 0;
+  const request = { op, credentials, followLast, nameOnly, options };
   for (let attempt = 1; ; attempt++) {
-    const { parent, name, target, trailingSlash } = await walk(volume, path, { op, credentials, followLast, options });
+    const { parent, name, target, trailingSlash } = await walk(volume, path, request);
+    // What open makes is a file.
+    if (nameOnly && trailingSlash && parent !== null) throw new FsError('isDirectory', { op, object: path });
     if (target !== null) {
       if (exclusive) throw new FsError('exists', { op, object: path });
       try {
@@ -42,9 +48,6 @@ export async function open(
       }
     }
     if ((flags & O_CREAT) === 0 || parent === null) throw new FsError('notFound', { op, object: path });
-    if (trailingSlash) throw new FsError('isDirectory', { op, object: path });
-    if ((flags & O_DIRECTORY) !== 0)
-      throw new FsError('invalidArgument', { op, object: path, detail: 'O_CREAT with O_DIRECTORY' });
     let opened: OpenFile | null = null;
     const onCreated = (inode: Inode): void => {
       opened = new FsOpenFile(volume, inode, flags, credentials);
@@ -81,11 +84,18 @@ export async function openInode(
     if (inode.isDirectory && writes) throw new FsError('isDirectory', { op, object });
     if (inode.type === FileType.symlink) throw new FsError('tooManyLinks', { op, object });
     checkAccess(inode, credentials, ((flags & 3) !== O_WRONLY ? READ : 0) | (writes ? WRITE : 0), op, object);
+    checkOpenable(inode, op, object);
     volume.inodes.refresh(inode);
     return new FsOpenFile(volume, inode, flags, credentials);
   } finally {
     pins.release();
   }
+}
+
+/** Fifos, sockets and devices are names here; what is behind them is in some kernel, which opens them itself. */
+function checkOpenable(inode: Inode, op: string, object: string): void {
+  if (inode.type === FileType.regular || inode.type === FileType.directory) return;
+  throw new FsError('noDevice', { op, object, detail: 'the library opens files and directories' });
 }
 
 async function openExisting(
@@ -97,9 +107,9 @@ async function openExisting(
   options: OpOptions | undefined,
 ): Promise<OpenFile> {
   const writes = (flags & 3) !== O_RDONLY || (flags & O_TRUNC) !== 0;
-  if (target.type === FileType.symlink) throw new FsError('tooManyLinks', { op, object: path, detail: 'O_NOFOLLOW' });
   if ((flags & O_DIRECTORY) !== 0 && target.type !== FileType.directory)
     throw new FsError('notDirectory', { op, object: path });
+  if (target.type === FileType.symlink) throw new FsError('tooManyLinks', { op, object: path, detail: 'O_NOFOLLOW' });
   if (target.type === FileType.directory && (writes || (flags & O_CREAT) !== 0))
     throw new FsError('isDirectory', { op, object: path });
   const pins = await pinInodes(volume, [{ ino: target.ino, status: TokenMode.shared }], options);
@@ -111,6 +121,7 @@ async function openExisting(
     if (inode.nlink === 0) throw new FsError('staleHandle', { op, object: path });
     const mask = ((flags & 3) !== O_WRONLY ? READ : 0) | (writes ? WRITE : 0);
     checkAccess(inode, credentials, mask, op, path);
+    checkOpenable(inode, op, path);
     volume.inodes.refresh(inode);
     file = new FsOpenFile(volume, inode, flags, credentials);
     if (!writes && inode.type === FileType.regular) volume.neighbours.opened(inode.ino);

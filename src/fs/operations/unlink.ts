@@ -23,7 +23,7 @@ export async function remove(
   options: OpOptions | undefined,
 ): Promise<void> {
   for (;;) {
-    const walked = await walkToExisting(volume, path, { op, credentials, followLast: false, options });
+    const walked = await walkToExisting(volume, path, { op, credentials, followLast: false, nameOnly: true, options });
     const { parent, name, target } = walked;
     if (parent === null) {
       if (op === 'unlink') throw new FsError('isDirectory', { op, object: path });
@@ -31,7 +31,8 @@ export async function remove(
       if (walked.dots) throw new FsError('invalidArgument', { op, object: path });
       throw new FsError('busy', { op, object: path, detail: 'the root of the file system stays' });
     }
-    if (op === 'unlink' && walked.trailingSlash) throw new FsError('isDirectory', { op, object: path });
+    if (op === 'unlink' && walked.trailingSlash)
+      throw new FsError(target.type === FileType.directory ? 'isDirectory' : 'notDirectory', { op, object: path });
     const pins = await pinInodes(
       volume,
       [
