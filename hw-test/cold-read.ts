@@ -8,7 +8,7 @@ import { SECTOR_BYTES } from '../src/common/units.js';
 import type { TransportAddress } from '../src/fabric/link.js';
 import { realClock } from '../src/fabric/test-support.js';
 import { SegmentArena } from '../src/native/buffer-arena.js';
-import { crc32cSectors } from '../src/native/core.js';
+import { crc32c, crc32cSectors } from '../src/native/core.js';
 import { type BlockEngineDevice, PoolEngine } from '../src/nsd/block-engine-device.js';
 import type { Checksums } from '../src/nsd/checksums.js';
 import { NsdClient } from '../src/nsd/nsd-client.js';
@@ -42,6 +42,7 @@ const LOCAL = { offsetBytes: 6 << 20, lengthBytes: MIB };
 const checksums: Checksums = {
   sectors: (bytes, offsetBytes, sectorCount, out, outIndex) =>
     crc32cSectors(bytes, offsetBytes, sectorCount, out, outIndex),
+  bytes: (bytes) => crc32c(bytes),
 };
 
 const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1]!;

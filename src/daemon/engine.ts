@@ -18,7 +18,7 @@ import { RungTest } from '../fabric/rung-test.js';
 import { TcpTransport } from '../fabric/tcp-link.js';
 import type { OpenVerbsPort } from '../fabric/verbs-port.js';
 import type { FileSystem } from '../fs/file-system-api.js';
-import { crc32cSectors, createPagePool } from '../native/core.js';
+import { crc32c, crc32cSectors, createPagePool } from '../native/core.js';
 import type { Checksums } from '../nsd/checksums.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
 import { LazyFileSystem } from './lazy-file-system.js';
@@ -101,6 +101,7 @@ const IDENTITY_WAIT_LEASES = 3;
 const checksums: Checksums = {
   sectors: (bytes, offsetBytes, sectorCount, out, outIndex) =>
     crc32cSectors(bytes, offsetBytes, sectorCount, out, outIndex),
+  bytes: (bytes) => crc32c(bytes),
 };
 
 /**

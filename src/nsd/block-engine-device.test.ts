@@ -3,7 +3,7 @@ import path from 'node:path';
 import { BlockEngine } from 'napi-nvme';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { SECTOR_BYTES } from '../common/units.js';
-import { crc32cSectors, createPagePool, type NativePagePool } from '../native/core.js';
+import { crc32c, crc32cSectors, createPagePool, type NativePagePool } from '../native/core.js';
 import { PoolEngine } from './block-engine-device.js';
 import { checksumsJs } from './checksum-js.js';
 import { NsdStore } from './nsd-store.js';
@@ -55,10 +55,13 @@ describe('an NSD on a device of this machine', () => {
     const parts = { pool, staging: segment(0, 32) };
     const device = await devices.open(file);
     await NsdStore.format(
-      { ...parts, device, checksums: { sectors: crc32cSectors } },
+      { ...parts, device, checksums: { sectors: crc32cSectors, bytes: crc32c } },
       { uuid: UUID, clusterId: 'c', failureGroup: 1, name: 'n' },
     );
-    const store = await NsdStore.open({ ...parts, device, checksums: { sectors: crc32cSectors } }, { uuid: UUID });
+    const store = await NsdStore.open(
+      { ...parts, device, checksums: { sectors: crc32cSectors, bytes: crc32c } },
+      { uuid: UUID },
+    );
     const memory = segment(64, 500);
     for (let i = 0; i < memory.lengthBytes; i += 4)
       new DataView(pool.buffer).setUint32(memory.offsetBytes + i, i, true);

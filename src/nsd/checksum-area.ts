@@ -11,7 +11,6 @@ import {
   ENTRIES_PER_CHECKSUM_SECTOR,
   encodeChecksumSector,
   isLost,
-  LOST_WORD,
   newEntries,
 } from './nsd-layout.js';
 
@@ -27,14 +26,13 @@ import {
  * Grouping: a commit waits for the data writes to the same checksum sector that were under way when it came, then one write carries
  * all of them. Writes that come later don't hold it up.
  *
- * Fault model: a checksum sector that can't be believed (torn, corrupt, misdirected), read twice to be sure, counts its entries as lost:
- * reads report checksumMismatch, writes heal sector by sector. A failing device read is not cached. After a failed write the
+ * Fault model: a torn checksum sector has each of its pieces old or new (nsd-layout.ts). A piece that can't be believed (corrupt,
+ * misdirected), read twice to be sure, counts its entries as lost: reads report checksumMismatch, writes heal sector by sector. A failing device read is not cached. After a failed write the
  * entries stay as they are (they match the data on the device), and the next write of the sector carries them.
  */
 interface Group {
   readonly index: number;
   entries: ChecksumEntries;
-  generation: number;
   /** Operations that use the group now; it stays in memory while there are any. */
   users: number;
   loading: Promise<void> | null;
@@ -64,7 +62,8 @@ export class ChecksumArea {
       readonly pool: PagePool;
       readonly checksums: Checksums;
       readonly counters: Counters;
-      readonly uuidPrefix: Uint8Array;
+      /** Of the NSD. */
+      readonly uuid: Uint8Array;
       /** This area's own piece of the pool: waiting for a buffer then never waits for anyone's request. */
       readonly staging: PoolSegment;
       readonly cachedSectorsMax: number;
@@ -145,7 +144,6 @@ export class ChecksumArea {
     const group: Group = {
       index,
       entries: newEntries(),
-      generation: 0,
       users: 0,
       loading: null,
       dataWrites: new Set(),
@@ -169,21 +167,18 @@ export class ChecksumArea {
   }
 
   async #load(group: Group): Promise<void> {
-    const { device, pool, checksums, counters, uuidPrefix } = this.parts;
+    const { device, pool, checksums, counters, uuid } = this.parts;
     const buffer = await this.#takeBuffer();
     try {
       for (let attempt = 0; attempt < 2; attempt++) {
         await device.read((1 + group.index) * SECTOR_BYTES, buffer);
         counters.add('nsd.checksumSectorReads');
-        const found = decodeChecksumSector(pool.bytes, buffer.offsetBytes, uuidPrefix, group.index, checksums);
-        if (found !== null) {
-          group.entries = found.entries;
-          group.generation = found.generation;
-          return;
-        }
+        const place = { nsd: uuid, index: group.index };
+        const { entries, lostPieces } = decodeChecksumSector(place, checksums, pool.bytes, buffer.offsetBytes);
+        group.entries = entries;
+        if (lostPieces === 0) return;
+        if (attempt > 0) counters.add('nsd.checksumPiecesLost', lostPieces);
       }
-      counters.add('nsd.checksumSectorsLost');
-      for (let i = 1; i < group.entries.length; i += 2) group.entries[i] = LOST_WORD;
     } finally {
       this.#giveBuffer(buffer);
     }
@@ -198,14 +193,14 @@ export class ChecksumArea {
   }
 
   async #write(group: Group): Promise<void> {
-    const { device, pool, checksums, counters, uuidPrefix } = this.parts;
+    const { device, pool, checksums, counters, uuid } = this.parts;
     const buffer = await this.#takeBuffer();
     const batch = group.waiters;
     group.waiters = [];
-    group.generation++;
     let failure: { readonly error: unknown } | null = null;
     try {
-      encodeChecksumSector({ ...group, uuidPrefix }, checksums, pool.bytes, buffer.offsetBytes);
+      const place = { nsd: uuid, index: group.index };
+      encodeChecksumSector(place, group.entries, checksums, pool.bytes, buffer.offsetBytes);
       await device.write((1 + group.index) * SECTOR_BYTES, buffer);
       counters.add('nsd.checksumSectorWrites');
     } catch (error) {

@@ -10,4 +10,5 @@ export const checksumsJs: Checksums = {
       out[outIndex + i] = crc32cJs(bytes.subarray(at, at + SECTOR_BYTES));
     }
   },
+  bytes: (bytes) => crc32cJs(bytes),
 };

@@ -2,4 +2,6 @@
 export interface Checksums {
   /** CRC32C (Castagnoli) of `sectorCount` sectors from `offsetBytes` on, into `out` from `outIndex` on. */
   sectors(bytes: Uint8Array, offsetBytes: number, sectorCount: number, out: Uint32Array, outIndex: number): void;
+  /** CRC32C of all the bytes, whatever their number. */
+  bytes(bytes: Uint8Array): number;
 }

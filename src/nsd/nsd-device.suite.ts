@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { BlockEngine } from 'napi-nvme';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { SECTOR_BYTES } from '../common/units.js';
-import { crc32cSectors, createPagePool, type NativePagePool } from '../native/core.js';
+import { crc32c, crc32cSectors, createPagePool, type NativePagePool } from '../native/core.js';
 import type { PoolSegment } from '../native/page-pool.js';
 import { type BlockEngineDevice, PoolEngine } from './block-engine-device.js';
 import { checksumsJs } from './checksum-js.js';
@@ -19,7 +19,7 @@ export interface NsdDeviceUnderTest {
 const UUID = '11111111-2222-4333-8444-555555555555';
 const POOL_BYTES = 8 << 20;
 const STAGING_SECTORS = 32;
-const native = { sectors: crc32cSectors };
+const native = { sectors: crc32cSectors, bytes: crc32c };
 const segment = (sector: number, count: number): PoolSegment => ({
   offsetBytes: sector * SECTOR_BYTES,
   lengthBytes: count * SECTOR_BYTES,

@@ -4,10 +4,14 @@ import { fuzzRuns } from '../common/testing/fuzz.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { checksumsJs } from './checksum-js.js';
 import {
+  DEVICE_SECTORS_MIN,
   decodeChecksumSector,
   decodeHeader,
+  ENTRIES_PER_CHECKSUM_SECTOR,
   encodeChecksumSector,
   encodeHeader,
+  geometryOfDevice,
+  LOST_WORD,
   type NsdHeader,
   newEntries,
 } from './nsd-layout.js';
@@ -21,9 +25,10 @@ const header: NsdHeader = {
   failureGroup: 1,
   name: 'nsd-1',
   dataSectorCount: 16_000,
+  intentSectorCount: 64,
   generation: 1,
 };
-const uuidPrefix = new Uint8Array(8).fill(5);
+const place = { nsd: Uint8Array.from({ length: 16 }, (_, i) => i + 5), index: 3 };
 
 /** Puts the checksum right at `fieldAt`, as whoever wrote nonsense on purpose would. */
 function seal(bytes: Uint8Array, fieldAt: number): void {
@@ -48,9 +53,6 @@ function checksumAt(encode: (into: Uint8Array) => void, changedAt: number): numb
   throw new Error('no checksum found');
 }
 const encodeGoodHeader = (into: Uint8Array): void => encodeHeader(header, checksumsJs, into, 0);
-const encodeGoodEntries = (into: Uint8Array): void =>
-  encodeChecksumSector({ uuidPrefix, index: 3, generation: 1, entries: newEntries() }, checksumsJs, into, 0);
-
 const hurt = fc.array(fc.record({ at: fc.nat(400), value: fc.nat(255) }), { minLength: 1, maxLength: 6 });
 const sector = fc.uint8Array({ minLength: SECTOR_BYTES, maxLength: SECTOR_BYTES });
 
@@ -76,22 +78,72 @@ test("an NSD's header of any bytes is refused with a reason, or within the devic
   expect(decodeHeader(bytes, 0, DEVICE_BYTES, checksumsJs)).toEqual({ ok: true, header });
 });
 
-test("an NSD's sector of checksums of any bytes is refused, or is of its place", () => {
-  const crcAt = checksumAt(encodeGoodEntries, 100);
+test("an NSD's sector of checksums of any bytes has its pieces refused, or they are of their place", () => {
   fc.assert(
-    fc.property(fc.oneof({ weight: 1, arbitrary: sector }, { weight: 5, arbitrary: hurt }), (input) => {
-      const bytes = new Uint8Array(SECTOR_BYTES);
-      if (input instanceof Uint8Array) bytes.set(input);
-      else {
-        encodeGoodEntries(bytes);
-        for (const { at, value } of input) bytes[at] = value;
-        seal(bytes, crcAt);
-      }
-      const decoded = decodeChecksumSector(bytes, 0, uuidPrefix, 3, checksumsJs);
-      if (decoded === null) return;
-      expect(decoded.generation).toBeGreaterThanOrEqual(1);
-      expect(bytes.subarray(8, 16)).toEqual(uuidPrefix);
+    fc.property(sector, (bytes) => {
+      const { entries, lostPieces } = decodeChecksumSector(place, checksumsJs, bytes, 0);
+      expect(lostPieces).toBe(8);
+      for (let i = 1; i < entries.length; i += 2) expect(entries[i]).toBe(LOST_WORD);
     }),
     fuzzRuns(300, 2),
+  );
+});
+
+test('a sector of checksums that is torn between blocks of 512 bytes has each of its entries old or new', () => {
+  const words = fc.uint32Array({ minLength: 1008, maxLength: 1008 });
+  const blocks = fc.array(fc.boolean(), { minLength: 8, maxLength: 8 });
+  fc.assert(
+    fc.property(words, words, blocks, (before, after, arrived) => {
+      const [torn, whole] = [new Uint8Array(SECTOR_BYTES), new Uint8Array(SECTOR_BYTES)];
+      encodeChecksumSector(place, before, checksumsJs, torn, 0);
+      encodeChecksumSector(place, after, checksumsJs, whole, 0);
+      for (const [i, came] of arrived.entries()) if (came) torn.set(whole.subarray(i * 512, i * 512 + 512), i * 512);
+      const { entries, lostPieces } = decodeChecksumSector(place, checksumsJs, torn, 0);
+      expect(lostPieces).toBe(0);
+      for (let i = 0; i < 1008; i++) expect(entries[i]).toBe((arrived[Math.floor(i / 126)] ? after : before)[i]);
+    }),
+    { numRuns: 50 },
+  );
+});
+
+test('any changed byte of a sector of checksums loses its piece and no other', () => {
+  fc.assert(
+    fc.property(fc.nat(SECTOR_BYTES - 1), fc.integer({ min: 1, max: 255 }), (at, mask) => {
+      const bytes = new Uint8Array(SECTOR_BYTES);
+      encodeChecksumSector(place, newEntries().fill(7), checksumsJs, bytes, 0);
+      const good = bytes.slice();
+      bytes[at]! ^= mask;
+      const { entries, lostPieces } = decodeChecksumSector(place, checksumsJs, bytes, 0);
+      expect(lostPieces).toBe(1);
+      const piece = Math.floor(at / 512);
+      for (let i = 0; i < 1008; i++)
+        if (Math.floor(i / 126) !== piece) expect(entries[i]).toBe(7);
+        else if (i % 2 === 1) expect(entries[i]).toBe(LOST_WORD);
+      bytes[at]! ^= mask;
+      expect(bytes).toEqual(good);
+    }),
+    fuzzRuns(100, 2),
+  );
+});
+
+test('a sector of checksums of another place or another NSD is not believed', () => {
+  const bytes = new Uint8Array(SECTOR_BYTES);
+  encodeChecksumSector(place, newEntries(), checksumsJs, bytes, 0);
+  expect(decodeChecksumSector(place, checksumsJs, bytes, 0).lostPieces).toBe(0);
+  expect(decodeChecksumSector({ ...place, index: 4 }, checksumsJs, bytes, 0).lostPieces).toBe(8);
+  const other = Uint8Array.from(place.nsd, (byte) => byte ^ 1);
+  expect(decodeChecksumSector({ ...place, nsd: other }, checksumsJs, bytes, 0).lostPieces).toBe(8);
+});
+
+test('a device is divided without a sector left over or used twice, whatever its length', () => {
+  fc.assert(
+    fc.property(fc.integer({ min: DEVICE_SECTORS_MIN, max: 2 ** 40 }), (sectors) => {
+      const g = geometryOfDevice(sectors * SECTOR_BYTES + 511);
+      expect(g.headerCopy).toBe(sectors - 1);
+      expect(g.checksumSectorCount * ENTRIES_PER_CHECKSUM_SECTOR).toBeGreaterThanOrEqual(g.dataSectorCount);
+      expect(g.intentStart).toBe(1 + g.checksumSectorCount);
+      expect(g.dataStart).toBe(g.intentStart + g.intentSectorCount);
+      expect(g.headerCopy).toBe(g.dataStart + g.dataSectorCount);
+    }),
   );
 });

@@ -10,55 +10,65 @@ import type { Checksums } from './checksums.js';
  *
  *   device sector            holds
  *   0                        header
- *   1 .. C                   checksum area: C = ceil(D / 504) checksum sectors
- *   C+1 .. C+D               data sectors 0 .. D-1
- *   C+D+1                    copy of the header (the device's last whole sector when the NSD was formatted)
+ *   1 .. C                   checksum area: C checksum sectors, ceil(D / 504)
+ *   C+1 .. C+I               intent area: I sectors (S1)
+ *   C+I+1 .. C+I+D           data sectors 0 .. D-1
+ *   C+I+D+1                  copy of the header
  *
- * D = N - 2 - ceil((N - 2) / 505) for a device of N whole sectors.
+ * Of a device of N whole sectors I = N / 128, from 2 to 128, and of the M = N - 2 - I that are left C = ceil(M / 505), D = M - C.
  *
- *   header                                       checksum sector k (for data sectors 504k .. 504k+503)
+ *   header                                       checksum sector k (for data sectors 504k .. 504k+503): 8 pieces of 512 bytes
  *   byte  bytes                                  byte  bytes
- *      0  8   magic "HFNSDHDR"                      0  4   magic "HFCS"
- *      8  4   CRC32C of the sector, this            4  4   CRC32C of the sector, this field as zero
- *             field as zero                         8  8   first 8 bytes of the NSD's UUID
- *     12  2   format version, 1                    16  8   k
- *     14  2   zero                                 24  8   generation: counted up by every write of this sector
- *     16  16  UUID of the NSD                      32  32  zero
- *     32  16  UUID of its file system,             64  8   entry of data sector 504k: u32 CRC32C, u32 version word
- *             zero = free                          72  8   entry of data sector 504k+1
- *     48  4   failure group                        ...
+ *      0  8   magic "HFNSDHDR"                      0  8   entry of data sector 504k + 63p (p: the piece, 0 to 7):
+ *      8  4   CRC32C of the sector, this                   u32 CRC32C of its bytes, u32 version word
+ *             field as zero                         8  8   entry of data sector 504k + 63p + 1
+ *     12  2   format version, 1                     ...
+ *     14  2   zero                                504  4   CRC32C of the piece, this field as the first
+ *     16  16  UUID of the NSD                              4 bytes of the NSD's UUID
+ *     32  16  UUID of its file system,            508  4   number of the piece, 8k + p modulo 2^32
+ *             zero = free
+ *     48  4   failure group
  *     52  4   sector bytes, 4096
  *     56  8   D, data sectors
  *     64  8   C, checksum sectors
  *     72  8   generation: counted up by every write of the header
  *     80  2   bytes of the cluster's id (0 to 64)
  *     82  2   bytes of the name (0 to 128)
- *     84  4   intent sectors, 0 in this version (S1's intents: they would lie between checksum area and data)
+ *     84  4   I, intent sectors
  *     88  64  the cluster's id, UTF-8
  *    152  128 name, UTF-8
+ *
+ * A checksum sector is written whole, in place. Devices write blocks of 512 bytes whole or not at all, so a torn write leaves each of its
+ * pieces as before or as after, and each says for itself whether it can be believed: what is out of date then is only what was
+ * being changed. (Two places for each sector, written in turn, would need a third while a flush is under way, and falling back to the
+ * older one would take what rotted for what was torn: sectors that were there would read as zeros.)
  *
  * Version word of an entry: bits 0..30 the version, bit 31 set = hole. Version 0 = never written. A sector that was never
  * written or that is a hole reads as zeros, without touching the device; its CRC field is 0. Every write and every discard counts
  * the version up by 1 (2^31-2 is followed by 1), so that a version once named in a log record doesn't come again after a block was
- * freed and reused (L2); a write may also set it, to the present one or a later one (common/sector-version.ts). The word 0xffffffff = lost: the checksum sector was found unreadable, the entry went with it; the
- * sector reads as checksumMismatch until it is written (then from VERSION_AFTER_LOSS on) or discarded.
+ * freed and reused (L2); a write may also set it, to the present one or a later one (common/sector-version.ts). The word 0xffffffff = lost:
+ * the piece was found unreadable, the entry went with it; the sector reads as checksumMismatch until it is written (then from VERSION_AFTER_LOSS on) or discarded.
  *
  * The two headers are written one after the other with a flush between; of two valid ones the higher generation counts.
- * A valid header or checksum sector that carries another UUID, index or place is as bad as a broken one: it was misdirected.
+ * A header or piece that is intact but carries another UUID or number is as bad as a broken one: it was misdirected.
  */
 export const ENTRIES_PER_CHECKSUM_SECTOR = 504;
 export const NSD_FORMAT_VERSION = 1;
 export const CLUSTER_ID_BYTES_MAX = 64;
 export const NSD_NAME_BYTES_MAX = 128;
-/** Header, one checksum sector, one data sector, copy. */
-export const DEVICE_SECTORS_MIN = 4;
+export const INTENT_SECTORS_MIN = 2;
+export const INTENT_SECTORS_MAX = 128;
+/** Header, one checksum sector, the intents, one data sector, copy. */
+export const DEVICE_SECTORS_MIN = 4 + INTENT_SECTORS_MIN;
 
 const HEADER_MAGIC = Buffer.from('HFNSDHDR', 'latin1');
 const HEADER_CRC_AT = 8;
 const HEADER_END = 280;
-const CHECKSUM_MAGIC = 0x53434648; // "HFCS"
-const CHECKSUM_CRC_AT = 4;
-const CHECKSUM_HEADER_BYTES = 64;
+const PIECES = 8;
+const PIECE_BYTES = 512;
+const PIECE_CRC_AT = 504;
+const PIECE_NUMBER_AT = 508;
+const WORDS_PER_PIECE = PIECE_CRC_AT / 4;
 
 export const HOLE_FLAG = 0x80000000;
 export const VERSION_MASK = 0x7fffffff;
@@ -95,33 +105,44 @@ export interface NsdHeader {
   readonly failureGroup: number;
   readonly name: string;
   readonly dataSectorCount: number;
+  readonly intentSectorCount: number;
   readonly generation: number;
 }
 
 export interface NsdGeometry {
   readonly checksumSectorCount: number;
+  readonly intentSectorCount: number;
   readonly dataSectorCount: number;
+  /** Device sector of the first intent sector. */
+  readonly intentStart: number;
   /** Device sector of data sector 0. */
   readonly dataStart: number;
   /** Device sector of the header's copy. */
   readonly headerCopy: number;
 }
 
-export function geometryOf(dataSectorCount: number): NsdGeometry {
+/** Where things are, by what the header says. */
+export function geometryOf(header: Pick<NsdHeader, 'dataSectorCount' | 'intentSectorCount'>): NsdGeometry {
+  const { dataSectorCount, intentSectorCount } = header;
   const checksumSectorCount = Math.ceil(dataSectorCount / ENTRIES_PER_CHECKSUM_SECTOR);
-  const dataStart = 1 + checksumSectorCount;
-  return { checksumSectorCount, dataSectorCount, dataStart, headerCopy: dataStart + dataSectorCount };
+  const intentStart = 1 + checksumSectorCount;
+  const dataStart = intentStart + intentSectorCount;
+  const headerCopy = dataStart + dataSectorCount;
+  return { checksumSectorCount, intentSectorCount, dataSectorCount, intentStart, dataStart, headerCopy };
 }
 
-/** How many data sectors fit on a device. @throws {FsError} invalidArgument when it is too small. */
-export function dataSectorsOfDevice(lengthBytes: number): number {
+/** How a device is divided. @throws {FsError} invalidArgument when it is too small. */
+export function geometryOfDevice(lengthBytes: number): NsdGeometry {
   const sectors = Math.floor(lengthBytes / SECTOR_BYTES);
   if (sectors < DEVICE_SECTORS_MIN)
     throw new FsError('invalidArgument', {
       op: 'nsd.format',
       detail: `a device of ${lengthBytes} bytes is too small for an NSD`,
     });
-  return sectors - 2 - Math.ceil((sectors - 2) / (ENTRIES_PER_CHECKSUM_SECTOR + 1));
+  const intentSectorCount = Math.min(INTENT_SECTORS_MAX, Math.max(INTENT_SECTORS_MIN, Math.floor(sectors / 128)));
+  const rest = sectors - 2 - intentSectorCount;
+  const dataSectorCount = rest - Math.ceil(rest / (ENTRIES_PER_CHECKSUM_SECTOR + 1));
+  return geometryOf({ dataSectorCount, intentSectorCount });
 }
 
 const one = new Uint32Array(1);
@@ -166,7 +187,8 @@ export function encodeHeader(header: NsdHeader, checksums: Checksums, into: Uint
   view.setUint32(48, header.failureGroup, true);
   view.setUint32(52, SECTOR_BYTES, true);
   setU64(view, 56, header.dataSectorCount);
-  setU64(view, 64, geometryOf(header.dataSectorCount).checksumSectorCount);
+  setU64(view, 64, geometryOf(header).checksumSectorCount);
+  view.setUint32(84, header.intentSectorCount, true);
   setU64(view, 72, header.generation);
   view.setUint16(80, clusterId.length, true);
   view.setUint16(82, name.length, true);
@@ -199,10 +221,12 @@ export function decodeHeader(
   if (version !== NSD_FORMAT_VERSION) return { ok: false, kind: 'foreign', why: `format version ${version}` };
   const sectorBytes = view.getUint32(52, true);
   if (sectorBytes !== SECTOR_BYTES) return { ok: false, kind: 'foreign', why: `sectors of ${sectorBytes} bytes` };
-  if (view.getUint32(84, true) !== 0) return { ok: false, kind: 'foreign', why: 'has an intent area' };
   const dataSectorCount = getU64(view, 56);
   if (!(dataSectorCount >= 1)) return broken('no data sectors');
-  const geometry = geometryOf(dataSectorCount);
+  const intentSectorCount = view.getUint32(84, true);
+  if (intentSectorCount < INTENT_SECTORS_MIN || intentSectorCount > INTENT_SECTORS_MAX)
+    return broken(`an intent area of ${intentSectorCount} sectors`);
+  const geometry = geometryOf({ dataSectorCount, intentSectorCount });
   if (getU64(view, 64) !== geometry.checksumSectorCount) return broken('checksum area of another size');
   if (!((geometry.headerCopy + 1) * SECTOR_BYTES <= deviceLengthBytes))
     return broken(`${dataSectorCount} data sectors don't fit on ${deviceLengthBytes} bytes`);
@@ -224,6 +248,7 @@ export function decodeHeader(
       failureGroup: view.getUint32(48, true),
       name: Buffer.from(sector.subarray(152, 152 + nameBytes)).toString('utf8'),
       dataSectorCount,
+      intentSectorCount,
       generation,
     },
   };
@@ -233,44 +258,63 @@ export function decodeHeader(
 export type ChecksumEntries = Uint32Array;
 export const newEntries = (): ChecksumEntries => new Uint32Array(ENTRIES_PER_CHECKSUM_SECTOR * 2);
 
+interface ChecksumSectorPlace {
+  readonly nsd: Uint8Array;
+  /** k: among the checksum sectors. */
+  readonly index: number;
+}
+
+/** @param place `nsd`: the NSD's UUID, or its first bytes. */
 export function encodeChecksumSector(
-  sector: {
-    readonly uuidPrefix: Uint8Array;
-    readonly index: number;
-    readonly generation: number;
-    readonly entries: ChecksumEntries;
-  },
+  place: ChecksumSectorPlace,
+  entries: ChecksumEntries,
   checksums: Checksums,
   into: Uint8Array,
   offsetBytes: number,
 ): void {
   const view = viewOf(into, offsetBytes);
-  into.fill(0, offsetBytes, offsetBytes + CHECKSUM_HEADER_BYTES);
-  view.setUint32(0, CHECKSUM_MAGIC, true);
-  into.set(sector.uuidPrefix, offsetBytes + 8);
-  setU64(view, 16, sector.index);
-  setU64(view, 24, sector.generation);
-  const { entries } = sector;
-  copyWordsTo(entries, into, offsetBytes + CHECKSUM_HEADER_BYTES);
-  view.setUint32(CHECKSUM_CRC_AT, selfChecksum(checksums, into, offsetBytes, CHECKSUM_CRC_AT), true);
+  for (let piece = 0; piece < PIECES; piece++) {
+    const at = piece * PIECE_BYTES;
+    copyWordsTo(entries.subarray(piece * WORDS_PER_PIECE, (piece + 1) * WORDS_PER_PIECE), into, offsetBytes + at);
+    view.setUint32(at + PIECE_NUMBER_AT, pieceNumber(place, piece), true);
+    view.setUint32(at + PIECE_CRC_AT, pieceChecksum(place, checksums, into, offsetBytes + at), true);
+  }
 }
 
-/** Null when the sector can't be believed, whatever the reason. */
+/** Entries of pieces that can't be believed, whatever the reason, are lost; their number is told. */
 export function decodeChecksumSector(
+  place: ChecksumSectorPlace,
+  checksums: Checksums,
   bytes: Uint8Array,
   offsetBytes: number,
-  uuidPrefix: Uint8Array,
-  index: number,
-  checksums: Checksums,
-): { readonly generation: number; readonly entries: ChecksumEntries } | null {
+): { readonly entries: ChecksumEntries; readonly lostPieces: number } {
   const view = viewOf(bytes, offsetBytes);
-  if (view.getUint32(0, true) !== CHECKSUM_MAGIC) return null;
-  if (view.getUint32(CHECKSUM_CRC_AT, true) !== selfChecksum(checksums, bytes, offsetBytes, CHECKSUM_CRC_AT))
-    return null;
-  for (let i = 0; i < 8; i++) if (bytes[offsetBytes + 8 + i] !== uuidPrefix[i]) return null;
-  const generation = getU64(view, 24);
-  if (getU64(view, 16) !== index || !(generation >= 1)) return null;
-  if (!isZero(bytes.subarray(offsetBytes + 32, offsetBytes + CHECKSUM_HEADER_BYTES))) return null;
-  const entries = copyWordsFrom(bytes, offsetBytes + CHECKSUM_HEADER_BYTES, ENTRIES_PER_CHECKSUM_SECTOR * 2);
-  return { generation, entries };
+  const entries = newEntries();
+  let lostPieces = 0;
+  for (let piece = 0; piece < PIECES; piece++) {
+    const at = piece * PIECE_BYTES;
+    const stored = view.getUint32(at + PIECE_CRC_AT, true);
+    const good =
+      view.getUint32(at + PIECE_NUMBER_AT, true) === pieceNumber(place, piece) &&
+      pieceChecksum(place, checksums, bytes, offsetBytes + at) === stored;
+    view.setUint32(at + PIECE_CRC_AT, stored, true);
+    if (good) entries.set(copyWordsFrom(bytes, offsetBytes + at, WORDS_PER_PIECE), piece * WORDS_PER_PIECE);
+    else {
+      lostPieces++;
+      for (let i = 1; i < WORDS_PER_PIECE; i += 2) entries[piece * WORDS_PER_PIECE + i] = LOST_WORD;
+    }
+  }
+  return { entries, lostPieces };
+}
+
+const pieceNumber = ({ index }: ChecksumSectorPlace, piece: number): number => (index * PIECES + piece) % 2 ** 32;
+/** Leaves the NSD's bytes in the checksum's field. */
+function pieceChecksum(
+  place: ChecksumSectorPlace,
+  checksums: Checksums,
+  bytes: Uint8Array,
+  offsetBytes: number,
+): number {
+  bytes.set(place.nsd.subarray(0, 4), offsetBytes + PIECE_CRC_AT);
+  return checksums.bytes(bytes.subarray(offsetBytes, offsetBytes + PIECE_BYTES));
 }

@@ -8,12 +8,12 @@ import { ChecksumArea, type ChecksumGroup, forEachRun, setEntry, wordOf } from '
 import type { Checksums } from './checksums.js';
 import type { BlockDevice } from './nsd-api.js';
 import {
-  dataSectorsOfDevice,
   decodeHeader,
   ENTRIES_PER_CHECKSUM_SECTOR,
   encodeChecksumSector,
   encodeHeader,
   geometryOf,
+  geometryOfDevice,
   type HeaderVerdict,
   holeWord,
   isLost,
@@ -112,7 +112,7 @@ export class NsdStore {
     header: NsdHeader,
   ) {
     this.#header = header;
-    this.geometry = geometryOf(header.dataSectorCount);
+    this.geometry = geometryOf(header);
     this.counters = parts.counters ?? new Counters();
     // The first sector of the staging space is the headers'.
     const { staging, pool, checksums } = parts;
@@ -125,7 +125,7 @@ export class NsdStore {
       pool,
       checksums,
       counters: this.counters,
-      uuidPrefix: uuidToBytes(header.uuid).subarray(0, 8),
+      uuid: uuidToBytes(header.uuid),
       staging: { offsetBytes: staging.offsetBytes + SECTOR_BYTES, lengthBytes: staging.lengthBytes - SECTOR_BYTES },
       cachedSectorsMax: parts.cachedChecksumSectorsMax ?? CACHED_CHECKSUM_SECTORS_DEFAULT,
     });
@@ -138,16 +138,18 @@ export class NsdStore {
   static async format(parts: NsdStoreParts, options: NsdFormatOptions): Promise<NsdHeader> {
     const { device, pool, checksums } = parts;
     const staging = checkedStaging(parts);
+    const { dataSectorCount, intentSectorCount } = geometryOfDevice(device.lengthBytes);
     const header: NsdHeader = {
       uuid: options.uuid,
       fsUuid: options.fsUuid ?? null,
       clusterId: options.clusterId,
       failureGroup: options.failureGroup,
       name: options.name,
-      dataSectorCount: dataSectorsOfDevice(device.lengthBytes),
+      dataSectorCount,
+      intentSectorCount,
       generation: 1,
     };
-    const geometry = geometryOf(header.dataSectorCount);
+    const geometry = geometryOf(header);
     const first: PoolSegment = { offsetBytes: staging.offsetBytes, lengthBytes: SECTOR_BYTES };
     // Checks the options before anything is overwritten.
     encodeHeader(header, checksums, pool.bytes, first.offsetBytes);
@@ -155,14 +157,14 @@ export class NsdStore {
     await device.write(0, first);
     await device.write(geometry.headerCopy * SECTOR_BYTES, first);
     await device.flush();
-    const uuidPrefix = uuidToBytes(header.uuid).subarray(0, 8);
+    const nsd = uuidToBytes(header.uuid);
     const entries = newEntries();
     const sectorsAtOnce = Math.floor(staging.lengthBytes / SECTOR_BYTES);
     for (let index = 0; index < geometry.checksumSectorCount; index += sectorsAtOnce) {
       const count = Math.min(sectorsAtOnce, geometry.checksumSectorCount - index);
       for (let i = 0; i < count; i++) {
-        const sector = { uuidPrefix, index: index + i, generation: 1, entries };
-        encodeChecksumSector(sector, checksums, pool.bytes, staging.offsetBytes + i * SECTOR_BYTES);
+        const place = { nsd, index: index + i };
+        encodeChecksumSector(place, entries, checksums, pool.bytes, staging.offsetBytes + i * SECTOR_BYTES);
       }
       const memory = { offsetBytes: staging.offsetBytes, lengthBytes: count * SECTOR_BYTES };
       await device.write((1 + index) * SECTOR_BYTES, memory);
@@ -295,7 +297,7 @@ export class NsdStore {
     if (mismatches > 0) this.counters.add('nsd.checksumMismatches', mismatches);
     if (bad < 0) return;
     const detail = isLost(wordOf(groups, sector + bad))
-      ? 'its checksum sector is unreadable'
+      ? 'its stored checksum is unreadable'
       : 'bytes on the device have another checksum than was stored with them';
     throw new FsError('checksumMismatch', { op: 'nsd.read', object: this.#name(sector + bad), detail });
   }
@@ -587,7 +589,7 @@ async function readHeaders(parts: NsdStoreParts): Promise<NsdHeader> {
   const first = await readAt(0);
   // Where the copy is follows from the header; without one it can only be at the end.
   const lastSector = Math.floor(device.lengthBytes / SECTOR_BYTES) - 1;
-  const copyAt = first.ok ? geometryOf(first.header.dataSectorCount).headerCopy : lastSector;
+  const copyAt = first.ok ? geometryOf(first.header).headerCopy : lastSector;
   const second = await readAt(copyAt);
   const valid = [first, second].filter((verdict) => verdict.ok).map((verdict) => verdict.header);
   const [a, b] = valid;
@@ -603,7 +605,7 @@ async function readHeaders(parts: NsdStoreParts): Promise<NsdHeader> {
   if (a !== undefined) {
     parts.counters?.add('nsd.headersBroken');
     // A copy found at the end of the device must be one that belongs there.
-    if (!first.ok && geometryOf(a.dataSectorCount).headerCopy !== lastSector)
+    if (!first.ok && geometryOf(a).headerCopy !== lastSector)
       throw new FsError('wrongNsd', {
         op: 'nsd.open',
         object: `nsd ${a.uuid}`,
@@ -625,7 +627,7 @@ async function writeHeaders(parts: NsdStoreParts, header: NsdHeader): Promise<vo
   const { device, pool, checksums, staging } = parts;
   const memory: PoolSegment = { offsetBytes: staging.offsetBytes, lengthBytes: SECTOR_BYTES };
   encodeHeader(header, checksums, pool.bytes, memory.offsetBytes);
-  await device.write(geometryOf(header.dataSectorCount).headerCopy * SECTOR_BYTES, memory);
+  await device.write(geometryOf(header).headerCopy * SECTOR_BYTES, memory);
   await device.flush();
   await device.write(0, memory);
   await device.flush();

@@ -7,10 +7,9 @@ import { SegmentArena } from '../native/buffer-arena.js';
 import { createPagePool } from '../native/core.js';
 import { checksumsJs } from './checksum-js.js';
 import { NsdClient } from './nsd-client.js';
-import { geometryOf } from './nsd-layout.js';
 import { NsdServer } from './nsd-server.js';
 import { NsdStore } from './nsd-store.js';
-import { mustAllocate, RamDevice } from './testing.js';
+import { deviceBytesFor, mustAllocate, RamDevice } from './testing.js';
 
 const UUID = '11111111-2222-4333-8444-555555555555';
 const NSD = nsdIndex(3);
@@ -26,7 +25,7 @@ describe('an NSD over TCP', () => {
       addresses.set(2, await two.fabric.listen({ host: '127.0.0.1', port: 0 }));
 
       const arena = new SegmentArena({ offsetBytes: 0, lengthBytes: serverPool.lengthBytes });
-      const device = new RamDevice((geometryOf(1500).headerCopy + 1) * SECTOR_BYTES, serverPool);
+      const device = new RamDevice(deviceBytesFor(1500), serverPool);
       const parts = { device, pool: serverPool, checksums: checksumsJs, staging: mustAllocate(arena, 16) };
       await NsdStore.format(parts, { uuid: UUID, clusterId: 'test-cluster', failureGroup: 1, name: 'n' });
       const freeBytes = arena.freeBytes;

@@ -12,10 +12,10 @@ import { checksumsJs } from './checksum-js.js';
 import { FaultDevice } from './fault-device.js';
 import type { SectorIo } from './nsd-api.js';
 import { NsdClient, type NsdLocation } from './nsd-client.js';
-import { geometryOf } from './nsd-layout.js';
 import { NsdServer } from './nsd-server.js';
 import { NsdStore } from './nsd-store.js';
 import {
+  deviceBytesFor,
   ManualClock,
   mustAllocate,
   RamDevice,
@@ -64,7 +64,7 @@ async function serverNode(
   shared?: RamDevice,
 ): Promise<ServerNode> {
   const { pool, arena: all } = testMemory(24 << 20);
-  const ram = new RamDevice((geometryOf(SECTORS).headerCopy + 1) * SECTOR_BYTES, pool);
+  const ram = new RamDevice(deviceBytesFor(SECTORS), pool);
   if (shared !== undefined) ram.bytes.set(shared.bytes);
   const device = new FaultDevice(ram, pool, mustAllocate(all, 1));
   const parts = { device, pool, checksums: checksumsJs, staging: mustAllocate(all, 16) };

@@ -15,6 +15,7 @@ import { SegmentArena } from '../native/buffer-arena.js';
 import { type BufferArena, heapPagePool, type PagePool, type PoolSegment } from '../native/page-pool.js';
 import type { MessageType } from '../protocol/message-types.js';
 import type { BlockDevice } from './nsd-api.js';
+import { DEVICE_SECTORS_MIN, geometryOfDevice } from './nsd-layout.js';
 
 /**
  * What the tests of this folder stand on: a device in memory, a clock that is moved by hand, and a fabric in one
@@ -60,6 +61,12 @@ export class RamDevice implements BlockDevice {
   async close(): Promise<void> {
     this.closed = true;
   }
+}
+
+/** The length of a device that has room for so many data sectors. */
+export function deviceBytesFor(dataSectorCount: number): number {
+  for (let sectors = dataSectorCount + DEVICE_SECTORS_MIN - 1; ; sectors++)
+    if (geometryOfDevice(sectors * SECTOR_BYTES).dataSectorCount >= dataSectorCount) return sectors * SECTOR_BYTES;
 }
 
 /** The next turn of the event loop: everything that was ready before has run. */

@@ -6,10 +6,9 @@ import { INODE_FILE } from '../fs/layout.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from '../fs/superblock.js';
 import type { Checksums } from '../nsd/checksums.js';
 import {
-  dataSectorsOfDevice,
   decodeChecksumSector,
   ENTRIES_PER_CHECKSUM_SECTOR,
-  geometryOf,
+  geometryOfDevice,
   isLost,
   readsAsZeros,
 } from '../nsd/nsd-layout.js';
@@ -72,11 +71,11 @@ export class DiskReader {
   /** @throws InvariantError when the bytes are not what their writer said they are. */
   #sector(nsd: number, sector: number): Uint8Array {
     const { disk, uuid } = this.disks[nsd]!;
-    const geometry = geometryOf(dataSectorsOfDevice(disk.lengthBytes));
+    const geometry = geometryOfDevice(disk.lengthBytes);
     const group = Math.floor(sector / ENTRIES_PER_CHECKSUM_SECTOR);
-    const prefix = uuidToBytes(uuid).subarray(0, 8);
-    const sums = decodeChecksumSector(disk.peek((1 + group) * SECTOR_BYTES), 0, prefix, group, this.checksums);
-    invariant(sums !== null, `checksum sector ${group} of NSD ${nsd} is readable`);
+    const place = { nsd: uuidToBytes(uuid), index: group };
+    const sums = decodeChecksumSector(place, this.checksums, disk.peek((1 + group) * SECTOR_BYTES), 0);
+    invariant(sums.lostPieces === 0, `checksum sector ${group} of NSD ${nsd} is readable`);
     const at = (sector - group * ENTRIES_PER_CHECKSUM_SECTOR) * 2;
     const word = sums.entries[at + 1]!;
     if (readsAsZeros(word)) return new Uint8Array(SECTOR_BYTES);

@@ -6,7 +6,7 @@ import { below, type Random, SeededRandom } from '../../common/random.js';
 import { checkFileSystem } from '../../fs/check.js';
 import { type OpenFile, ROOT } from '../../fs/file-system-api.js';
 import { SegmentArena } from '../../native/buffer-arena.js';
-import { crc32cSectors, openPagePool } from '../../native/core.js';
+import { crc32c, crc32cSectors, openPagePool } from '../../native/core.js';
 import {
   CELLS_MAX,
   type CellLayout,
@@ -199,6 +199,7 @@ async function check({ node, fileSystems }: NodeEngine): Promise<Checked> {
     checksums: {
       sectors: (bytes, offsetBytes, sectorCount, out, outIndex) =>
         crc32cSectors(bytes, offsetBytes, sectorCount, out, outIndex),
+      bytes: (bytes) => crc32c(bytes),
     },
   });
   const { problems, lostSubBlocks, lostInodes, inodes } = report;
