@@ -11,6 +11,8 @@ export function addFabricCommands(program: Command): void {
     .addHelpText('after', '\nExamples:\n  holdfast fabric test 2\n  holdfast fabric test 2 --node 3 --json\n')
     .action(async (peer: number, options: TargetOptions) => {
       const results = await withAdmin(options, (admin) => admin.call('fabricTest', { node: peer }));
+      // The lines say why; to a script nothing was measured.
+      if (results.every(({ error }) => error !== null)) process.exitCode = 1;
       if (options.json === true) {
         printJson(results);
         return;

@@ -328,3 +328,24 @@ test('a test of the rungs measures each of them, refuses a second one, and ends 
   expect(await asked(1)).toMatchObject({ code: 'EINVAL' });
   expect(await asked(9)).toMatchObject({ code: 'EINVAL' });
 });
+
+test('a peer that dies in the midst of a test of the rungs: each says so by its deadline, and another can be begun', async () => {
+  const world = new World();
+  const [one, two] = [await world.node(1), await world.node(2)];
+  const [first] = [one, two].map(
+    ({ fabric, pool }) => new RungTest(fabric, pool, { offsetBytes: 1 << 20, lengthBytes: 1 << 18 }, world.clock),
+  ) as [RungTest];
+  const running = first.run(2, ['rdma', 'tcp']);
+  await world.run(60_000, () => one.fabric.traffic.transfersOut > 2);
+  world.verbs.setReachable('node-1', 'node-2', false);
+  world.tcp.setReachable('node-1', 'node-2', false);
+  const startMs = world.clock.nowMs();
+  const results = await world.finish(running);
+  expect(results.map(({ transport, error }) => [transport, error === null])).toEqual([
+    ['rdma', false],
+    ['tcp', false],
+  ]);
+  // The transfer's deadline, and that of the goodbye, with what dialling takes.
+  expect(world.clock.nowMs() - startMs).toBeLessThan(60_000);
+  await expect(world.finish(first.run(2, ['tcp']))).rejects.toMatchObject({ code: 'ETIMEDOUT' });
+});

@@ -285,6 +285,20 @@ describe('bulk', () => {
 });
 
 describe('messages', () => {
+  test('a link that fails and is closed before the news has come says nothing: another may have taken its place', async () => {
+    const world = new World();
+    const [one, two] = await world.pair();
+    const window = two.transport.openWindow(1, [{ offsetBytes: 0, lengthBytes: 64 * KIB }], 'write');
+    one.link.write(1, window, 0, [{ offsetBytes: 0, lengthBytes: 64 * KIB }]);
+    one.link.flush();
+    one.link.cancel(1);
+    expect(one.link.closed).toBe(true);
+    one.link.close();
+    await world.run(1000);
+    expect(one.seen.closed).toEqual([]);
+    expect(two.seen.closed).toHaveLength(1);
+  });
+
   test('two sides that flood each other with few receives never meet an empty receive queue, and lose nothing', async () => {
     const world = new World();
     const [one, two] = await world.pair({ receives: 4, unitBytes: 1024, sendSlots: 3, inlineBytes: 128, sendsMax: 64 });

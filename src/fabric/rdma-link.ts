@@ -1,4 +1,4 @@
-import type { Clock } from '../common/clock.js';
+import type { Clock, Timer } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import { incarnation, nodeId } from '../common/ids.js';
@@ -544,8 +544,10 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
     if (this.closed) return;
     this.failure = counter;
     this.#end();
-    this.#host.clock.after(0, () => this.events.onClosed(error, counter));
+    this.#news = this.#host.clock.after(0, () => this.events.onClosed(error, counter));
   }
+  /** Of its end, under way to whoever uses it. */
+  #news: Timer | null = null;
 
   #later(run: () => void): void {
     this.#host.clock.after(0, () => {
@@ -554,6 +556,8 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
   }
 
   close(): void {
+    // It may have failed a moment ago, and be replaced already: whoever closes it hears nothing of it any more.
+    this.#news?.cancel();
     if (!this.closed && this.#peerNode === 0 && (this.#work?.outstanding ?? 0) > 0) this.#linger();
     else this.#end();
   }

@@ -33,8 +33,6 @@ const WARM_UP = 100;
 const TRANSFERS = 64;
 const TRANSFERS_AT_ONCE = 4;
 const RUNG_TIME_MS = 4000;
-/** Of a rung, when its link did not stay. */
-const ATTEMPTS_MAX = 3;
 const TIMEOUT_MS = 10_000;
 /** Both rungs at their slowest. */
 const TEST_MS = 120_000;
@@ -155,20 +153,15 @@ export class RungTest {
       readBytesPerSecond: 0,
       writeBytesPerSecond: 0,
     };
-    for (let attempt = 1; ; attempt++) {
-      try {
-        await this.#fabric.relink(node, transport);
-        const trips = await this.#roundTrips(node);
-        await this.#mustBe(node, transport);
-        const bulk = await this.#bulk(node);
-        await this.#mustBe(node, transport);
-        return { ...none, ...trips, ...bulk };
-      } catch (error) {
-        // A link may go for reasons of its own, and the next one be another: what was measured then was not this rung.
-        const replaced = FsError.is(error) && error.reason === 'connectionLost';
-        if (replaced && attempt < ATTEMPTS_MAX) continue;
-        return { ...none, error: FsError.from(error, 'fabric.test').message };
-      }
+    try {
+      await this.#fabric.relink(node, transport);
+      const trips = await this.#roundTrips(node);
+      await this.#mustBe(node, transport);
+      const bulk = await this.#bulk(node);
+      await this.#mustBe(node, transport);
+      return { ...none, ...trips, ...bulk };
+    } catch (error) {
+      return { ...none, error: FsError.from(error, 'fabric.test').message };
     }
   }
 
