@@ -34,6 +34,8 @@ const TRANSFERS = 64;
 const TRANSFERS_AT_ONCE = 4;
 const RUNG_TIME_MS = 4000;
 const TIMEOUT_MS = 10_000;
+/** To tell the peer that it is over; whom it does not reach finds out by himself. */
+const GOODBYE_MS = 2000;
 /** Both rungs at their slowest. */
 const TEST_MS = 120_000;
 const OPEN = 1;
@@ -135,7 +137,9 @@ export class RungTest {
       if (begun) {
         // Back to the best there is, before the other side may look for it.
         await this.#fabric.relink(nodeId(node), 'rdma').catch(() => undefined);
-        await peer.request(MessageType.fabricTest, Uint8Array.of(CLOSE), options).catch(() => undefined);
+        await peer
+          .request(MessageType.fabricTest, Uint8Array.of(CLOSE), { timeoutMs: GOODBYE_MS })
+          .catch(() => undefined);
       }
       this.#fabric.holdLink(nodeId(node), null);
       this.#testing = false;
