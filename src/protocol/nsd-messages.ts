@@ -89,14 +89,38 @@ export interface NsdFenceRequest {
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
 
-/** @throws {FsError} invalidArgument unless it is the lower-case form with hyphens. */
+/** Every request names one of a few NSDs: those last named, both ways. Bounded; what was forgotten is made anew. */
+const NAMED_MAX = 1024;
+const bytesOf = new Map<string, Uint8Array>();
+const namedBy = new Map<number, string>();
+
+/** Shared: not to be written to. @throws {FsError} invalidArgument unless it is the lower-case form with hyphens. */
 export function uuidToBytes(uuid: string): Uint8Array {
+  const known = bytesOf.get(uuid);
+  if (known !== undefined) return known;
   if (!UUID.test(uuid)) throw new FsError('invalidArgument', { op: 'encode', object: uuid, detail: 'not a UUID' });
-  return Uint8Array.from(Buffer.from(uuid.replaceAll('-', ''), 'hex'));
+  const bytes = new Uint8Array(Buffer.from(uuid.replaceAll('-', ''), 'hex'));
+  if (bytesOf.size >= NAMED_MAX) bytesOf.clear();
+  bytesOf.set(uuid, bytes);
+  return bytes;
 }
+
 export function uuidFromBytes(bytes: Uint8Array): string {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, 16);
+  const key = view.getUint32(0) ^ view.getUint32(12);
+  const known = namedBy.get(key);
+  if (known !== undefined && isNamed(bytes, known)) return known;
   const hex = Buffer.from(bytes.buffer, bytes.byteOffset, 16).toString('hex');
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
+  const uuid = `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
+  if (namedBy.size >= NAMED_MAX) namedBy.clear();
+  namedBy.set(key, uuid);
+  return uuid;
+}
+
+function isNamed(bytes: Uint8Array, uuid: string): boolean {
+  const of = uuidToBytes(uuid);
+  for (let i = 0; i < of.length; i++) if (of[i] !== bytes[i]) return false;
+  return true;
 }
 
 export const sectorsOf = (extents: readonly SectorExtent[]): number =>
@@ -143,11 +167,11 @@ function readWindow(reader: ByteReader): Uint8Array {
   if (window.length === 0) throw reader.bad('empty window');
   return window.slice();
 }
-/** Bytes of the message itself, copied: the message's memory is the fabric's again after the handler's first await. */
+/** Bytes of the message itself, a view. */
 function readInline(reader: ByteReader, sectorCount: number): Uint8Array {
   const data = reader.bytes(NSD_INLINE_BYTES_MAX);
   if (data.length !== sectorCount * SECTOR_BYTES) throw reader.bad(`${data.length} bytes for ${sectorCount} sectors`);
-  return data.slice();
+  return data;
 }
 const INLINE = 0;
 const WINDOW = 1;
@@ -185,7 +209,7 @@ export function encodeNsdReadReply(reply: NsdReadReply): Uint8Array {
   else writer.u8(INLINE).bytes(reply.data);
   return writer.finish();
 }
-/** @param sectorCount what was asked for; anything else is refused. */
+/** @param sectorCount what was asked for; anything else is refused. @returns views of the body where there are bytes. */
 export function decodeNsdReadReply(body: Uint8Array, sectorCount: number, inline: boolean): NsdReadReply {
   const reader = new ByteReader(body, 'nsdRead reply');
   const crcs = readWords(reader, 'checksums', sectorCount);
@@ -223,7 +247,8 @@ export function decodeNsdWrite(body: Uint8Array): NsdWriteRequest {
   const versions = (flags & WRITE_NAMES_VERSIONS) === 0 ? null : readWords(reader, 'versions', sectorCount);
   if (versions?.every(isSectorVersion) === false) throw reader.bad('a version that no write has');
   const inline = readPlace(reader) === 'inline';
-  const data = inline ? readInline(reader, sectorCount) : null;
+  // Copied: the message's memory is the fabric's again after the handler's first await.
+  const data = inline ? readInline(reader, sectorCount).slice() : null;
   const window = inline ? null : readWindow(reader);
   reader.end();
   return { nsd, extents, crcs, versions, logged: (flags & WRITE_IS_LOGGED) !== 0, window, data };
