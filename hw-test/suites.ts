@@ -85,10 +85,18 @@ export const suites: readonly Suite[] = [
   {
     name: 'nvme',
     short: true,
-    shows: 'NVMe commands passed through to namespaces, checked by dd and nvme-cli; identify, logs, errors in words',
+    shows:
+      'NVMe commands passed through to namespaces, checked by dd and nvme-cli; identify, logs, reservations of two hosts, errors in words',
     guests: 1,
-    commands: [vitest('native/napi-nvme/test/passthrough.hw.test.ts', 'src/daemon/same-storage.hw.test.ts')],
-    deadlineS: 240,
+    commands: [
+      vitest(
+        'native/napi-nvme/test/passthrough.hw.test.ts',
+        'native/napi-nvme/test/reservations.hw.test.ts',
+        'native/napi-nvme/test/target-faults.hw.test.ts',
+        'src/daemon/same-storage.hw.test.ts',
+      ),
+    ],
+    deadlineS: 360,
   },
   {
     name: 'nvme-fabrics',
@@ -203,6 +211,8 @@ export const suites: readonly Suite[] = [
     commands: [
       sanitizedVitest(
         'native/napi-nvme/test/passthrough.hw.test.ts',
+        'native/napi-nvme/test/reservations.hw.test.ts',
+        'native/napi-nvme/test/target-faults.hw.test.ts',
         'native/napi-nvme/test/fabrics.hw.test.ts',
         'native/node-rdma-cm/test/verbs.hw.test.ts',
         'native/node-rdma-cm/test/peer.hw.test.ts',

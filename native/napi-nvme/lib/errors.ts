@@ -40,8 +40,19 @@ export class NvmeCommandError extends Error {
   }
 }
 
-/** As Linux calls them: libuv has one name for two of them, and not the one that the kernel means. */
+/** As Linux calls them: libuv has one name for two of them, not the one that the kernel means, and none for some of the block layer's. */
 export function errnoName(errno: number): string {
-  const name = getSystemErrorName(-errno);
+  const name = BLOCK_LAYER.get(errno)?.name ?? getSystemErrorName(-errno);
   return name === 'ENOTSUP' ? 'EOPNOTSUPP' : name;
 }
+
+/** What Linux's block layer means by errnos that it uses for something else than they are called; null for the others. */
+export const blockLayerWords = (errno: number): string | null => BLOCK_LAYER.get(errno)?.words ?? null;
+
+const BLOCK_LAYER: ReadonlyMap<number, { readonly name: string; readonly words: string }> = new Map([
+  [52, { name: 'EBADE', words: 'another host has reserved it' }],
+  [61, { name: 'ENODATA', words: 'its medium is faulty there' }],
+  [67, { name: 'ENOLINK', words: 'its transport failed' }],
+  [84, { name: 'EILSEQ', words: 'its protection information is wrong' }],
+  [121, { name: 'EREMOTEIO', words: 'it refused the command' }],
+]);

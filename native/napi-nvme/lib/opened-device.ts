@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs';
 import { type AccessChoice, type BlockAccess, currentSizeBytes, type NamespaceInfo } from './block-access.js';
-import { BlockIoError, errnoName } from './errors.js';
+import { BlockIoError, blockLayerWords, errnoName } from './errors.js';
 import type { NativeTarget } from './native.js';
 import { decodeStatus, errnoOfStatus, isPassing, STATUS, statusKey } from './nvme-status.js';
 
@@ -90,7 +90,8 @@ export function failureOf(operation: Operation, errno: number, doneBytes: number
   }
   if (errno === EFAULT && operation.buffer?.buffer.byteLength === 0)
     return failed('EFAULT', false, 'the buffer was detached behind our back');
-  return failed(errnoName(errno), false, `the device failed${after}`);
+  const words = device.access === 'block' ? blockLayerWords(errno) : null;
+  return failed(errnoName(errno), false, `the device failed${after}${words === null ? '' : `: ${words}`}`);
 }
 
 /**

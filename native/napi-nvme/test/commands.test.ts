@@ -421,6 +421,8 @@ describe('what a completion means', () => {
     expect(failed('read', 110, 0, 0)).toMatchObject({ code: 'ETIMEDOUT' });
     expect(failed('read', 95, 0, 0)).toMatchObject({ code: 'EOPNOTSUPP', nvmeStatus: null });
     expect(failed('read', 5, 0, 0, 'block')).toMatchObject({ code: 'EIO', nvmeStatus: null });
+    const reserved = failed('write', 52, 0, 0, 'block');
+    expect(reserved.message).toMatch(/^EBADE: the device failed: another host has reserved it, write of/);
   });
 });
 
