@@ -11,6 +11,9 @@ export const NAMESPACES = [
   { device: '/dev/nvme0n3', options: 'logical_block_size=512,physical_block_size=512,ms=8,pi=1' },
 ] as const;
 
+/** One more, for nobody's data: its metadata is no protection information, which NVMe commands of the engine don't fill. */
+const WITH_METADATA = 'logical_block_size=512,physical_block_size=512,ms=16';
+
 export interface GuestMachine {
   readonly guest: number;
   readonly guests: number;
@@ -95,7 +98,7 @@ function networkArguments(guest: number, guests: number, directory: string): str
 
 function namespaceArguments({ guest, runDirectory, namespaceMiB }: GuestMachine): string[] {
   const args = ['-device', `nvme,id=nvme0,serial=holdfast${guest}`];
-  for (const [index, { options }] of NAMESPACES.entries()) {
+  for (const [index, options] of [...NAMESPACES.map((one) => one.options), WITH_METADATA].entries()) {
     const file = path.join(runDirectory, `namespace${guest}-${index + 1}`);
     const descriptor = openSync(file, 'a+');
     ftruncateSync(descriptor, namespaceMiB * 2 ** 20);

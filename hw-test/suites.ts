@@ -91,6 +91,7 @@ export const suites: readonly Suite[] = [
     commands: [
       vitest(
         'native/napi-nvme/test/passthrough.hw.test.ts',
+        'native/napi-nvme/test/access-choice.hw.test.ts',
         'native/napi-nvme/test/reservations.hw.test.ts',
         'native/napi-nvme/test/target-faults.hw.test.ts',
         'src/daemon/same-storage.hw.test.ts',
