@@ -88,6 +88,12 @@ export interface TransferOptions {
    * of its own for the way. Where they land is guarded all the same.
    */
   readonly verifiedByUser?: boolean;
+  /**
+   * Of a write: from this call on a message to the peer arrives behind the bytes, unless the connection breaks before they have landed, when it
+   * may be ahead of them. So only for bytes that whoever reads the message verifies. Not called where that is so only when they have
+   * landed. Comes from inside the fabric: note it, no more.
+   */
+  readonly onOrdered?: () => void;
 }
 
 export interface IncomingMessage {

@@ -370,7 +370,7 @@ export class LadderTransport implements Transport {
   openWindow(peerNode: number, segments: readonly PoolSegment[], access: 'read' | 'write'): RemoteWindow {
     const name = this.#options.tcp.openWindow(peerNode, segments, access);
     if (this.#options.mode === 'off') return name;
-    if (this.#rdma !== null) return this.#rdma.openNamed(name, peerNode, segments, access);
+    if (this.#rdma !== null) return this.#rdma.openNamed(name, peerNode, segments, access, true);
     return this.#windows.open(name, peerNode, segments, access, null);
   }
 

@@ -446,7 +446,7 @@ export class MemoryQueue implements VerbsQueue {
       return 'success';
     }
     if (request.op === 'invalidate') {
-      if (!this.port.bound.delete(request.key)) return 'memoryWindowOperationError';
+      if (!this.port.bound.delete(request.key)) return 'windowBindError';
       window!.bound = null;
       return 'success';
     }

@@ -15,6 +15,7 @@ import { RdmaTransport } from './rdma-transport.js';
 import {
   encodeName,
   PREFIX_BYTES,
+  RDMA_VERSION,
   readKeys,
   UNIT_AT,
   UNIT_HEADER_BYTES,
@@ -244,6 +245,31 @@ describe('bulk', () => {
     expect(two.port.bound.size).toBe(0);
     two.transport.openWindow(1, [bulk], 'write');
     expect(two.port.windowCount).toBe(1);
+  });
+
+  test('what is sent behind a write that is in order arrives behind its bytes, though nobody has waited for these', async () => {
+    const world = new World();
+    const [one, two] = await world.pair();
+    world.network.policy = ({ op }) => ({ delayMs: op === 'write' ? 20 : 0 });
+    one.pool.bytes.fill(5);
+    const window = two.transport.openWindow(1, [bulk], 'write');
+    const before: string[] = [];
+    const { events } = two.link;
+    two.link.events = {
+      ...events,
+      onFrames: (batch) => {
+        before.push(`${two.pool.bytes.lastIndexOf(5)}`);
+        events.onFrames(batch);
+      },
+    };
+    const onOrdered = () => before.push('ordered');
+    one.link.write(1, window, 0, [bulk], { onOrdered });
+    one.link.flush();
+    expect([before, one.seen.done]).toEqual([['ordered'], []]);
+    send(one, 'it is there');
+    await world.run(100);
+    expect(before).toEqual(['ordered', `${64 * KIB - 1}`]);
+    expect(one.seen.done).toEqual([[1, TransferStatus.landed]]);
   });
 
   test('S3: when the link ends first, its end closes the window', async () => {
@@ -476,7 +502,7 @@ describe('keys', () => {
 describe('greetings', () => {
   test('private data of another version are rejected, with the reason on both sides', async () => {
     const world = new World();
-    const [one, two] = [world.end(1, {}, {}, 2), world.end(2)];
+    const [one, two] = [world.end(1, {}, {}, RDMA_VERSION + 1), world.end(2)];
     await two.transport.listen({ host: 'host-2', port: 1 }, () => {
       throw new Error('accepted');
     });

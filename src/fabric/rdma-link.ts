@@ -4,7 +4,7 @@ import { FsError } from '../common/errors.js';
 import { incarnation, nodeId } from '../common/ids.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { TransferStatus } from '../protocol/frame.js';
-import type { NodeIdentity, RemoteWindow } from './fabric.js';
+import type { NodeIdentity, RemoteWindow, TransferOptions } from './fabric.js';
 import type { FrameBatch, Link, LinkEvents } from './link.js';
 import { BindWork, InvalidateWork, OneSided } from './rdma-one-sided.js';
 import { donePayload, Pieces, remove, type Transfer } from './rdma-pieces.js';
@@ -80,6 +80,8 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
   readonly #bulk: OneSided[] = [];
   #bulkBytes = 0;
   readonly #pieces: Pieces;
+  /** Of writes that have been added to the work whole. */
+  readonly #ordered: (() => void)[] = [];
   readonly #invalidates: { windows: readonly VerbsWindow[]; done: () => void }[] = [];
   #queue: VerbsQueue | null = null;
   #work: WorkQueue | null = null;
@@ -192,10 +194,13 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
     this.#pieces.pump(sender, this.#peerNode);
     sender.tellCredit(this.#host.settings.receives >> 1);
     this.#post();
+    // Whatever is sent from here on is behind them.
+    for (const onOrdered of this.#ordered.splice(0)) if (!this.closed) onOrdered();
   }
 
-  #post(): void {
+  #post(later = false): void {
     try {
+      if (later && this.#work!.stage()) return;
       this.#work!.flush();
       this.#sender!.posted();
     } catch (error) {
@@ -205,12 +210,18 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
 
   // --- transfers ---
 
-  write(id: number, window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): void {
-    this.#begin(id, true, window, windowOffsetBytes, local);
+  write(
+    id: number,
+    window: RemoteWindow,
+    windowOffsetBytes: number,
+    local: readonly PoolSegment[],
+    options?: TransferOptions,
+  ): void {
+    this.#begin(id, true, window, windowOffsetBytes, local, options);
   }
 
   read(id: number, window: RemoteWindow, windowOffsetBytes: number, local: readonly PoolSegment[]): void {
-    this.#begin(id, false, window, windowOffsetBytes, local);
+    this.#begin(id, false, window, windowOffsetBytes, local, undefined);
   }
 
   #begin(
@@ -219,6 +230,7 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
     name: RemoteWindow,
     windowOffsetBytes: number,
     local: readonly PoolSegment[],
+    options: TransferOptions | undefined,
   ): void {
     if (this.closed) return;
     const lengthBytes = local.reduce((sum, segment) => sum + segment.lengthBytes, 0);
@@ -229,6 +241,7 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
       windowOffsetBytes,
       local: [...local],
       lengthBytes,
+      options,
       oneSided: null,
       movedBytes: 0,
     };
@@ -298,8 +311,16 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
       const piece = head.next(settings.pieceBytes, port.limits.segmentsMax, (bytes) => this.#moved(head, bytes));
       this.#bulkBytes += piece.bytes;
       work.add(piece);
-      if (head.finished) this.#bulk.shift();
+      if (!head.finished) continue;
+      this.#bulk.shift();
+      this.#inOrder(head);
     }
+  }
+
+  /** The queue pair carries out its work in order: what is sent behind a write arrives behind it (IBTA 9.5, transaction ordering). */
+  #inOrder({ id, writing }: OneSided): void {
+    const onOrdered = writing ? this.#transfers.get(id)?.options?.onOrdered : undefined;
+    if (onOrdered !== undefined) this.#ordered.push(onOrdered);
   }
 
   #moved(of: OneSided, bytes: number): void {
@@ -330,13 +351,18 @@ export class RdmaLink implements Link, VerbsEvents, BindingLink {
 
   // --- windows of ours, for the table ---
 
-  bindRuns(windows: readonly VerbsWindow[], runs: readonly PoolSegment[], access: 'read' | 'write'): Run[] | null {
+  bindRuns(
+    windows: readonly VerbsWindow[],
+    runs: readonly PoolSegment[],
+    access: 'read' | 'write',
+    withNextMessage: boolean,
+  ): Run[] | null {
     if (this.closed || this.#work === null || this.#work.free < windows.length) return null;
     for (let i = 0; i < windows.length; i++) {
       const { offsetBytes, lengthBytes } = runs[i]!;
       this.#work.add(new BindWork(windows[i]!, offsetBytes, lengthBytes, access));
     }
-    this.#post();
+    this.#post(withNextMessage);
     if (this.closed) return null;
     this.#host.counters.add('fabric.rdma.windowsBound', windows.length);
     const { poolAddress } = this.#host.port;

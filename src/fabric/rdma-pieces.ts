@@ -1,7 +1,7 @@
 import type { Counters } from '../common/counters.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { TransferStatus } from '../protocol/frame.js';
-import type { RemoteWindow } from './fabric.js';
+import type { RemoteWindow, TransferOptions } from './fabric.js';
 import type { OneSided } from './rdma-one-sided.js';
 import type { UnitSender } from './rdma-sender.js';
 import type { WindowTable } from './rdma-windows.js';
@@ -22,6 +22,7 @@ export interface Transfer {
   readonly windowOffsetBytes: number;
   readonly local: readonly PoolSegment[];
   readonly lengthBytes: number;
+  readonly options: TransferOptions | undefined;
   /** Set while it runs one-sided. */
   oneSided: OneSided | null;
   /** Moved by messages: sent, or received. */

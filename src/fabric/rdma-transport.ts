@@ -209,20 +209,31 @@ export class RdmaTransport implements Transport, RdmaLinkHost {
     const identity = new Uint8Array(IDENTITY_BYTES);
     new DataView(identity.buffer).setFloat64(0, this.#nextWindow++, true);
     identity.set(this.#randomBytes(8), 8);
-    return this.openNamed(identity, peerNode, segments, access);
+    return this.openNamed(identity, peerNode, segments, access, false);
   }
 
-  /** Under an identity that another transport gave it. */
+  /**
+   * Under an identity that another transport gave it.
+   * @param inNextMessage The peer learns its name by a message over the link that it has now: it is good from then on, and costs no call of its own.
+   */
   openNamed(
     identity: Uint8Array,
     peerNode: number,
     segments: readonly PoolSegment[],
     access: 'read' | 'write',
+    inNextMessage: boolean,
   ): RemoteWindow {
     let lengthBytes = 0;
     for (const segment of segments) lengthBytes += segment.lengthBytes;
     const pays = lengthBytes > this.settings.oneSidedAboveBytes && this.port.limits.windows;
-    return this.windows.open(identity, peerNode, segments, access, pays ? this.#linkWith(peerNode) : null);
+    return this.windows.open(
+      identity,
+      peerNode,
+      segments,
+      access,
+      pays ? this.#linkWith(peerNode) : null,
+      inNextMessage,
+    );
   }
 
   closeWindow(window: RemoteWindow): Promise<void> {

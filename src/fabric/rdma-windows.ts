@@ -16,8 +16,13 @@ import type { VerbsPort, VerbsWindow } from './verbs-port.js';
 export interface BindingLink {
   readonly linkNumber: number;
   readonly pool: WindowPool;
-  /** Posts the binds at once and returns the runs with their keys; null when there is no room for them now. */
-  bindRuns(windows: readonly VerbsWindow[], runs: readonly PoolSegment[], access: 'read' | 'write'): Run[] | null;
+  /** Posts the binds at once, or with the next message, and returns the runs with their keys; null when there is no room for them now. */
+  bindRuns(
+    windows: readonly VerbsWindow[],
+    runs: readonly PoolSegment[],
+    access: 'read' | 'write',
+    withNextMessage: boolean,
+  ): Run[] | null;
   /** `done` when all are invalid. If the link ends first, the table hears it by `linkGone`. */
   invalidate(windows: readonly VerbsWindow[], done: () => void): void;
 }
@@ -50,7 +55,7 @@ export class WindowTable {
 
   /**
    * @param identity 16 bytes that nobody can guess.
-   * @param link The present one with that peer, on which the window is bound at once; null: on demand.
+   * @param link The present one with that peer, on which the window is bound at once, or with the next message; null: on demand.
    */
   open(
     identity: Uint8Array,
@@ -58,6 +63,7 @@ export class WindowTable {
     segments: readonly PoolSegment[],
     access: 'read' | 'write',
     link: BindingLink | null,
+    withNextMessage = false,
   ): RemoteWindow {
     const runs = merge(segments);
     const window: OpenWindow = {
@@ -70,7 +76,7 @@ export class WindowTable {
       bindings: new Map(),
     };
     this.#open.set(window.key, window);
-    const bound = link === null || runs.length > NAME_RUNS_MAX ? null : this.#bind(window, link);
+    const bound = link === null || runs.length > NAME_RUNS_MAX ? null : this.#bind(window, link, withNextMessage);
     return encodeName(identity, bound === null ? null : { linkNumber: link!.linkNumber, runs: bound });
   }
 
@@ -85,7 +91,7 @@ export class WindowTable {
     const window = this.#judge(identity, peerNode, access);
     if (typeof window === 'number') return window;
     if (window.runs.length > runsMax) return null;
-    return this.#bind(window, link);
+    return this.#bind(window, link, true);
   }
 
   /** The segments of a part of a window, for messages. */
@@ -109,12 +115,12 @@ export class WindowTable {
     return window;
   }
 
-  #bind(window: OpenWindow, link: BindingLink): readonly Run[] | null {
+  #bind(window: OpenWindow, link: BindingLink, withNextMessage: boolean): readonly Run[] | null {
     const present = window.bindings.get(link);
     if (present !== undefined) return present.runs;
     const windows = link.pool.take(window.runs.length);
     if (windows === null) return null;
-    const runs = link.bindRuns(windows, window.runs, window.access);
+    const runs = link.bindRuns(windows, window.runs, window.access, withNextMessage);
     if (runs === null) {
       link.pool.give(windows);
       return null;

@@ -28,6 +28,7 @@ export class WorkQueue {
   #head = 0;
   #firstId = 1;
   #unsignalled = 0;
+  #staged = false;
   /** Ids of signalled requests with the times they were posted at. */
   #watched: { id: number; atMs: number }[] = [];
   #timer: Timer | null = null;
@@ -51,10 +52,32 @@ export class WorkQueue {
     this.#batch.push(work);
   }
 
+  /**
+   * Queues what was added, and leaves the posting to the next flush, together with what is added until then: one call of the device instead
+   * of two. False: somebody waits for some of it, so nothing was done.
+   */
+  stage(): boolean {
+    const batch = this.#batch;
+    if (batch.some(({ awaited }) => awaited)) return false;
+    for (const work of batch) {
+      work.queue(this.#queue, this.#firstId + this.outstanding, false);
+      this.#posted.push(work);
+    }
+    this.#unsignalled += batch.length;
+    this.#staged ||= batch.length > 0;
+    batch.length = 0;
+    return true;
+  }
+
   /** @throws {FsError} what the queue pair says. */
   flush(): void {
     const batch = this.#batch;
-    if (batch.length === 0) return;
+    if (batch.length === 0) {
+      if (this.#staged) this.#queue.post();
+      this.#staged = false;
+      return;
+    }
+    this.#staged = false;
     let awaited = false;
     for (const work of batch) awaited ||= work.awaited;
     const signalled = awaited || this.#unsignalled + batch.length > UNSIGNALLED_MAX;

@@ -52,7 +52,7 @@ export interface VerbsMemory {
 }
 
 export interface VerbsWindow {
-  /** Of the latest bind, once that was posted. */
+  /** Of the latest bind, once that was queued. */
   readonly key: number;
   close(): void;
 }

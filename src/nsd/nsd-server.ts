@@ -210,11 +210,15 @@ export class NsdServer {
     const { window } = request;
     const data = window === null ? new Uint8Array(sectorCount * SECTOR_BYTES) : null;
     await this.#inPieces(request.extents, async (piece) => {
-      await this.#staged(piece, async (staging) => {
+      await this.#staged(piece, async (staging, keepUntil) => {
         await this.#atDevice(message, () => readPiece(store, piece, staging, states));
         const offsetBytes = piece.index * SECTOR_BYTES;
-        if (window !== null) await message.peer.writeRemote(window, offsetBytes, [staging], BY_SECTOR_CHECKSUMS);
-        else data?.set(bytesOf(this.parts.pool, staging), offsetBytes);
+        if (window === null) data?.set(bytesOf(this.parts.pool, staging), offsetBytes);
+        else {
+          const { ordered, landed } = push(message.peer, window, offsetBytes, staging);
+          keepUntil(landed);
+          await ordered;
+        }
       });
     });
     this.counters.add('nsd.servedReadBytes', sectorCount * SECTOR_BYTES);
@@ -340,14 +344,25 @@ export class NsdServer {
     await settleAll(Array.from({ length: Math.min(PIECES_AT_ONCE, pieces.length) }, lane));
   }
 
-  async #staged(piece: Piece, use: (staging: PoolSegment) => Promise<void>): Promise<void> {
+  /** @param use May hand in what the space is kept for after it has ended (S3). */
+  async #staged(
+    piece: Piece,
+    use: (staging: PoolSegment, keepUntil: (over: Promise<void>) => void) => Promise<void>,
+  ): Promise<void> {
     const lengthBytes = piece.sectorCount * SECTOR_BYTES;
     const { arena } = this.parts;
     const staging = arena.tryAllocate(lengthBytes) ?? (await arena.allocate(lengthBytes));
+    let kept: Promise<void> | null = null;
+    const keepUntil = (over: Promise<void>): void => {
+      kept = over;
+    };
+    const free = () => arena.free(staging);
     try {
-      await use(staging.lengthBytes === lengthBytes ? staging : { offsetBytes: staging.offsetBytes, lengthBytes });
+      const whole = staging.lengthBytes === lengthBytes;
+      await use(whole ? staging : { offsetBytes: staging.offsetBytes, lengthBytes }, keepUntil);
     } finally {
-      arena.free(staging);
+      if (kept === null) free();
+      else (kept as Promise<void>).then(free, free);
     }
   }
 
@@ -358,6 +373,24 @@ export class NsdServer {
       this.#logger.warn({ from: message.from, reason: error.reason }, `NSD request failed: ${error.message}`);
     return error;
   }
+}
+
+/**
+ * Our bytes into a peer's window. `ordered`: the reply may go, it arrives behind the bytes. Should the connection break before they have landed, so that it
+ * doesn't, the client sees it by the checksums in the reply, and reads again. `landed`: our memory is free (S3).
+ */
+function push(
+  peer: Peer,
+  window: Uint8Array,
+  offsetBytes: number,
+  staging: PoolSegment,
+): { readonly ordered: Promise<void>; readonly landed: Promise<void> } {
+  let onOrdered: () => void = () => undefined;
+  const inOrder = new Promise<void>((resolve) => {
+    onOrdered = resolve;
+  });
+  const landed = peer.writeRemote(window, offsetBytes, [staging], { verifiedByUser: true, onOrdered });
+  return { ordered: Promise.race([inOrder, landed]), landed };
 }
 
 /** The checksums of the sectors go in messages; the client looks after landing, we look before writing. */
