@@ -63,6 +63,27 @@ describe('another process', () => {
     expect(new DataView(setup.memory).getBigUint64(8200, true)).toBe(7n);
   });
 
+  it('is told by immediate data, in a message and behind a write; fences, inline pieces; its receives come from a shared queue', async () => {
+    const other = await PeerClient.connect(setup, PORT, {
+      ...options,
+      privateData: new Uint8Array([1]),
+      maxInlineBytes: 64,
+    });
+    const at = (offset: number) => ({ address: other.address + offset, key: other.key });
+    const { pair } = other.end;
+    expect(await other.ask({ op: 'echo', text: 'a' }, { immediate: 99 })).toMatchObject({ text: 'a', immediate: 99 });
+    expect(await other.ask({ op: 'echo', text: 'b' }, { pieces: true })).toMatchObject({ text: 'b', immediate: null });
+    setup.bytes.set(Buffer.from('behind a fence'), 8192);
+    pair.writeWithImmediate(setup.region.segment(8192, 14), at(4096), 4711, { id: 1, signalled: false });
+    pair.read(setup.region.segment(12_288, 14), at(4096), { id: 2, signalled: false });
+    pair.write(setup.region.segment(12_288, 14), at(20_480), { id: 3, fence: true });
+    expect((await other.end.post(3)).status).toBe('success');
+    expect(await other.ask({ op: 'look', offset: 20_480, length: 14 })).toEqual({ text: 'behind a fence' });
+    for (let i = 0; i < 40; i++) await other.ask({ op: 'echo', text: `${i}` });
+    expect(await other.ask({ op: 'noted' })).toEqual({ immediates: [4711] });
+    other.end.close();
+  });
+
   it('opens a window for a transfer, and closes it, from either side', async () => {
     const bound = await peer.ask({ op: 'bind', offset: 65_536, length: 4096, access: { remoteWrite: true } });
     expect(bound).toMatchObject({ status: 'success' });
@@ -71,7 +92,7 @@ describe('another process', () => {
     peer.end.pair.write(setup.region.segment(8192, 4096), window, { id: 1 });
     expect((await peer.end.post(1)).status).toBe('success');
     // It is for writing.
-    const invalidated = await peer.ask({ op: 'echo', text: 'done' }, window.key);
+    const invalidated = await peer.ask({ op: 'echo', text: 'done' }, { invalidateKey: window.key });
     // Soft-RoCE invalidates without saying so in the completion.
     expect([window.key, null]).toContain(invalidated['invalidatedKey']);
     const refused = await PeerClient.connect(setup, PORT, options);

@@ -17,16 +17,21 @@ const channel = new EventChannel();
 
 class Session {
   stalled = false;
+  /** Immediate data of writes. */
+  noted = [];
   window = domain.allocateWindow();
   waiting = new Map();
 
-  constructor(id) {
+  /** @param common Its receives come from a shared queue. */
+  constructor(id, common) {
+    this.common = common ? domain.createSharedReceiveQueue({ maxReceive: RECEIVES }) : null;
     this.queue = device.createCompletionQueue({ depth: 512, onCompletions: (batch) => this.completed(batch) });
     this.messages = domain.registerMemory(allocateMemory((RECEIVES + 1) * MESSAGE_BYTES), { localWrite: true });
     this.id = id;
-    this.pair = id.createQueuePair({ protectionDomain: domain, sendCompletions: this.queue });
+    const sharing = common ? { sharedReceiveQueue: this.common } : {};
+    this.pair = id.createQueuePair({ protectionDomain: domain, sendCompletions: this.queue, ...sharing });
     for (let slot = 0; slot < RECEIVES; slot++) this.receive(slot);
-    this.pair.post();
+    this.post();
     id.onEvent = (event) => {
       if (event.type === 'disconnected') this.close();
     };
@@ -35,13 +40,23 @@ class Session {
     this.id.close();
     this.window.close();
     this.queue.close();
+    this.common?.close();
     this.messages.close();
   }
+  post() {
+    this.common?.post();
+    this.pair.post();
+  }
   receive(slot) {
-    this.pair.receive(this.messages.segment(slot * MESSAGE_BYTES, MESSAGE_BYTES), slot);
+    (this.common ?? this.pair).receive(this.messages.segment(slot * MESSAGE_BYTES, MESSAGE_BYTES), slot);
   }
   completed(batch) {
-    for (const { id, operation, status, lengthBytes, invalidatedKey } of batch) {
+    for (const { id, operation, status, lengthBytes, invalidatedKey, immediate } of batch) {
+      if (operation === 'receiveWriteWithImmediate') {
+        this.noted.push(immediate);
+        this.receive(id);
+        continue;
+      }
       if (operation !== 'receive') {
         this.waiting.get(id)?.(status);
         continue;
@@ -49,9 +64,9 @@ class Session {
       if (status !== 'success') continue;
       const text = Buffer.from(this.messages.buffer, id * MESSAGE_BYTES, lengthBytes).toString();
       if (!this.stalled) this.receive(id);
-      void this.answer(JSON.parse(text), invalidatedKey);
+      void this.answer(JSON.parse(text), invalidatedKey, immediate);
     }
-    if (!this.pair.closed && this.pair.state !== 'error') this.pair.post();
+    if (!this.pair.closed && this.pair.state !== 'error') this.post();
   }
   done(queueRequest) {
     return new Promise((resolve) => {
@@ -61,7 +76,7 @@ class Session {
       this.pair.post();
     });
   }
-  async answer(question, invalidatedKey) {
+  async answer(question, invalidatedKey, immediate) {
     const reply = (object) => {
       const bytes = Buffer.from(JSON.stringify(object));
       new Uint8Array(this.messages.buffer).set(bytes, RECEIVES * MESSAGE_BYTES);
@@ -70,7 +85,9 @@ class Session {
     };
     switch (question.op) {
       case 'echo':
-        return reply({ text: question.text, invalidatedKey });
+        return reply({ text: question.text, invalidatedKey, immediate });
+      case 'noted':
+        return reply({ immediates: this.noted });
       case 'bind': {
         const { offset, length, access } = question;
         let key;
@@ -126,7 +143,7 @@ listener.onEvent = (event) => {
     id.close();
     return;
   }
-  const session = new Session(id);
+  const session = new Session(id, privateData[0] === 1);
   const location = new DataView(new ArrayBuffer(16));
   location.setFloat64(0, shared.address, true);
   location.setUint32(8, shared.remoteKey, true);

@@ -168,7 +168,10 @@ export class PeerClient {
   }
 
   /** The first 2 KiB of the memory are its message buffers. */
-  async ask(question: Record<string, unknown>, invalidateKey?: number): Promise<Record<string, unknown>> {
+  async ask(
+    question: Record<string, unknown>,
+    { invalidateKey, immediate, pieces = false }: { invalidateKey?: number; immediate?: number; pieces?: boolean } = {},
+  ): Promise<Record<string, unknown>> {
     const { pair } = this.end;
     const { region, bytes, memory } = this.setup;
     const id = this.#nextId++;
@@ -176,8 +179,11 @@ export class PeerClient {
     const message = Buffer.from(JSON.stringify(question));
     bytes.set(message, 0);
     const segment = region.segment(0, message.length);
-    if (invalidateKey === undefined) pair.send(segment, { signalled: false });
-    else pair.sendWithInvalidate(segment, invalidateKey, { signalled: false });
+    if (invalidateKey !== undefined) pair.sendWithInvalidate(segment, invalidateKey, { signalled: false });
+    else if (immediate !== undefined) pair.sendWithImmediate(segment, immediate, { signalled: false });
+    else if (pieces)
+      pair.send([region.segment(0, 5), region.segment(5, message.length - 5)], { signalled: false, inline: true });
+    else pair.send(segment, { signalled: false });
     pair.post();
     const answer = await this.end.completion(id);
     if (answer.status !== 'success') throw new Error(`no answer: ${answer.status}`);
