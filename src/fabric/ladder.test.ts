@@ -34,7 +34,10 @@ class World {
   readonly verbs = new VerbsNetwork(this.clock);
   readonly addresses = new Map<number, TransportAddress>();
 
-  async node(id: number, options: { mode?: 'auto' | 'off' | 'required'; device?: boolean } = {}): Promise<LadderNode> {
+  async node(
+    id: number,
+    options: { mode?: 'auto' | 'off' | 'required'; device?: boolean; windows?: boolean } = {},
+  ): Promise<LadderNode> {
     const device = { present: options.device ?? true, ports: [] as MemoryVerbs[] };
     const host = `node-${id}`;
     const base = testNode({ node: 9, transport: (pool) => this.tcp.transport('unused', pool) });
@@ -53,7 +56,7 @@ class World {
         openPort: (memory: PagePool) => {
           if (!device.present)
             throw new FsError('notSupported', { op: 'fabric.rdma', detail: 'there is no RDMA device' });
-          const port = this.verbs.port(host, memory);
+          const port = this.verbs.port(host, memory, { windows: options.windows ?? true });
           device.ports.push(port);
           return port;
         },
@@ -121,6 +124,24 @@ test('a device whose self-test fails is not used', async () => {
   const one = await world.node(1);
   expect(one.ladder.local.device).toBe(null);
   expect(one.ladder.local.reason).toMatch(/remoteOperationError/);
+});
+
+test('a device without windows carries messages, moves bulk in them, and says so', async () => {
+  const world = new World();
+  const [one, two] = [await world.node(1), await world.node(2, { windows: false })];
+  expect(two.ladder.local).toEqual({
+    device: 'memory0',
+    windows: false,
+    reason: 'no memory windows: bulk goes in messages',
+  });
+  one.pool.bytes.fill(6, 0, 65_536);
+  const local = [{ offsetBytes: 0, lengthBytes: 65_536 }];
+  await world.ask(one, 2, 'up');
+  const window = two.fabric.expose(nodeId(1), local, 'write');
+  await world.finish(one.fabric.peer(nodeId(2)).writeRemote(window.remote, 0, local));
+  expect(two.pool.bytes.subarray(0, 65_536).every((byte) => byte === 6)).toBe(true);
+  expect([transportOf(one, 2), one.counters.get('fabric.rdma.bytesCopied')]).toEqual(['rdma', 65_536]);
+  await world.finish(window.close());
 });
 
 test('switched off, no device is touched', async () => {
