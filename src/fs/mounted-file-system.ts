@@ -135,7 +135,11 @@ export class MountedFs implements MountedFileSystem {
     );
   }
   async truncate(path: string, sizeBytes: number, credentials: Credentials, options?: OpOptions): Promise<void> {
-    const file = await open(this.#volume, path, 1, 0, credentials, options);
+    const file = await open(this.#volume, path, 1, 0, credentials, options).catch((error: unknown) => {
+      // Here that says no more than that there is no size to be set.
+      if (!FsError.is(error) || error.reason !== 'noDevice') throw error;
+      throw new FsError('invalidArgument', { op: 'truncate', object: path, detail: 'not a file' });
+    });
     try {
       await file.truncate(sizeBytes, options);
     } finally {

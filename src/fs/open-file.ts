@@ -111,7 +111,8 @@ export class FsOpenFile implements OpenFile {
   #checkWritable(op: string): void {
     this.#check(op);
     const object = `inode ${this.ino}`;
-    if (!this.#writable) throw new FsError('badHandle', { op, object, detail: 'read only' });
+    if (!this.#writable)
+      throw new FsError(op === 'truncate' ? 'invalidArgument' : 'badHandle', { op, object, detail: 'read only' });
     if (this.#type !== FileType.regular) throw new FsError('invalidArgument', { op, object, detail: 'not a file' });
   }
 
