@@ -61,6 +61,7 @@ const request = (requestId: number, object: number, mode: TokenMode, at: number)
     object,
     parts: [{ mode, required, desired: WHOLE }],
     nowait: false,
+    prompt: false,
     deadlineMs: 30_000,
   };
 };

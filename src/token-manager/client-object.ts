@@ -80,6 +80,8 @@ export interface Revoking {
   /** What is given up: at least `required`. Decided when it begins. */
   give: ByteRange;
   readonly keep: TokenMode;
+  /** Not waited for with: what is pinned is kept, and that is the answer. */
+  readonly prompt: boolean;
   /** Pieces of newer grants are not meant. */
   upToSeq: number;
   /** held: the minimum time; draining: waiting for pins and older revocations; running: the handler has it. */
@@ -148,6 +150,14 @@ export class ObjectState {
       if (pin.serial < revoking.handle && overlaps(pin, revoking.give) && !covers(revoking.keep, pin.mode)) return true;
     }
     return false;
+  }
+
+  /** Whether what is wanted waits for a file to be closed, on this node or another one. */
+  heldUp(parts: readonly RequestPart[]): boolean {
+    const isWanted = (r: ByteRange): boolean => parts.some((part) => overlaps(part.required, r));
+    if (this.requests.some((r) => r.waiter?.op.patient === true && r.group.parts.some((p) => isWanted(p.required))))
+      return true;
+    return this.revokes.some((r) => r.phase === 'draining' && isWanted(r.give) && this.pinnedAgainst(r));
   }
 
   /** The hull of the pieces that the revocation takes something from, or null if there are none. */

@@ -9,6 +9,7 @@ import type { Reason } from '../common/errors.js';
 import { type ObjectState, PinSet, type SentRequest, type WaitingOp } from './client-object.js';
 import { ClientState, NEVER } from './client-state.js';
 import type { AcquireOp, TokenGroup } from './token-client-events.js';
+import { TokenClass } from './token.js';
 import type { Blocker } from './token-messages.js';
 
 export abstract class ClientOperations extends ClientState {
@@ -38,8 +39,19 @@ export abstract class ClientOperations extends ClientState {
       return;
     }
     const group = groups[waiting.next]!;
-    this.waitOn(waiting, this.state(group.class, group.object));
+    const state = this.state(group.class, group.object);
+    if (this.isPrompt(waiting, group) && state.heldUp(group.parts)) {
+      this.fired('refusedInUse');
+      this.fail(waiting, 'tokenRefused', []);
+      return;
+    }
+    this.waitOn(waiting, state);
     for (let i = waiting.next; i < groups.length; i++) this.ask(waiting, i);
+  }
+
+  /** An open file may stay open for hours: whoever finds one in its way is told so, unless it said that it would wait. */
+  protected isPrompt(waiting: WaitingOp, group: TokenGroup): boolean {
+    return group.class === TokenClass.open && !waiting.op.patient;
   }
 
   protected pinGroup(waiting: WaitingOp, state: ObjectState, group: TokenGroup): void {
@@ -105,6 +117,7 @@ export abstract class ClientOperations extends ClientState {
       object: group.object,
       parts: group.parts,
       nowait: op.nowait,
+      prompt: this.isPrompt(waiting, group),
       deadlineMs: op.deadlineAtMs === NEVER ? 0 : Math.max(1, op.deadlineAtMs - this.nowMs),
     });
   }

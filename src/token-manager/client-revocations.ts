@@ -40,6 +40,7 @@ export abstract class ClientRevocations extends ClientGrants {
       desired: item.desired,
       give: required,
       keep,
+      prompt: item.prompt,
       upToSeq: item.upToSeq,
       phase: 'held',
       beginsAtMs: heldUntilMs,
@@ -81,6 +82,10 @@ export abstract class ClientRevocations extends ClientGrants {
       if (revoking.phase !== 'draining') continue;
       const isOlder = (r: Revoking): boolean =>
         r.phase !== 'held' && r.handle < revoking.handle && overlaps(r.give, revoking.give);
+      if (revoking.prompt && this.isInUse(state, revoking, isOlder)) {
+        this.keepInUse(revoking);
+        continue;
+      }
       if (state.revokes.some(isOlder)) {
         this.fired('revokeWaitsInLine');
         continue;
@@ -100,6 +105,26 @@ export abstract class ClientRevocations extends ClientGrants {
       const revocation = { class: state.tokenClass, object: state.object, range: affected, keep: revoking.keep };
       this.effects.push({ type: 'revoke', handle: revoking.handle, revocation });
     }
+  }
+
+  private isInUse(state: ObjectState, revoking: Revoking, isOlder: (r: Revoking) => boolean): boolean {
+    if (state.pinnedAgainst(revoking)) return true;
+    return state.revokes.some((r) => isOlder(r) && r.phase === 'draining' && state.pinnedAgainst(r));
+  }
+
+  /** Nothing is given up, and that is the answer. */
+  private keepInUse(revoking: Revoking): void {
+    this.fired('revokeOfOpenFile');
+    const { object: state, revokeId, keep } = revoking;
+    this.revokes.delete(revoking.handle);
+    state.revokes = state.revokes.filter((r) => r !== revoking);
+    const link = this.linkOf(state);
+    if (link !== undefined && sameServer(revoking.server ?? undefined, link.identity)) {
+      const { tokenClass, object } = state;
+      const asOfSeq = link.seenSeq;
+      this.tell(link, { kind: 'answer', revokeId, class: tokenClass, object, asOfSeq, mode: keep, ranges: [] });
+    }
+    this.reconsider(state);
   }
 
   protected finishRevoke(revoking: Revoking): void {
@@ -148,6 +173,7 @@ export abstract class ClientRevocations extends ClientGrants {
         desired: give,
         give,
         keep: TokenMode.none,
+        prompt: false,
         upToSeq,
         phase: 'draining',
         beginsAtMs: this.nowMs,

@@ -8,6 +8,7 @@
 import type { ByteRange } from '../common/byte-range.js';
 import type { FileSystemNumber } from '../common/ids.js';
 import {
+  isBySegment,
   OBJECTS_PER_FILE_SYSTEM,
   type Revocation,
   SEGMENTS_PER_FILE_SYSTEM,
@@ -21,9 +22,9 @@ import type { AcquireOptions, RevokeHandler, TokenClientApi } from './token-clie
 
 /** How many objects of this class a file system has. */
 const objectsOf = (tokenClass: TokenClass): number =>
-  tokenClass === TokenClass.status ? SEGMENTS_PER_FILE_SYSTEM : OBJECTS_PER_FILE_SYSTEM;
+  isBySegment(tokenClass) ? SEGMENTS_PER_FILE_SYSTEM : OBJECTS_PER_FILE_SYSTEM;
 
-/** An object taken apart: the file system's number, and the inode, or for status tokens the segment. */
+/** An object taken apart: the file system's number, and the inode, or for status and open tokens the segment. */
 export function placeOf(tokenClass: TokenClass, object: TokenObject): { fileSystem: number; id: number } {
   const fileSystem = Math.floor(object / objectsOf(tokenClass));
   return { fileSystem, id: object - fileSystem * objectsOf(tokenClass) };

@@ -6,7 +6,7 @@
  * server that returned as a new incarnation has forgotten everything.
  */
 import type { Incarnation, NodeId } from '../common/ids.js';
-import { INODES_PER_SEGMENT, TokenClass, type TokenObject } from './token.js';
+import { INODES_PER_SEGMENT, isBySegment, type TokenClass, type TokenObject } from './token.js';
 
 export interface ServerIdentity {
   readonly nodeId: NodeId;
@@ -14,7 +14,7 @@ export interface ServerIdentity {
 }
 
 export const segmentOf = (tokenClass: TokenClass, object: TokenObject): number =>
-  tokenClass === TokenClass.status ? object : Math.floor(object / INODES_PER_SEGMENT);
+  isBySegment(tokenClass) ? object : Math.floor(object / INODES_PER_SEGMENT);
 
 /** splitmix32's finaliser: every bit of the input moves half the bits of the output. */
 function mix(value: number): number {

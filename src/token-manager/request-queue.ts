@@ -17,6 +17,8 @@ export interface QueuedRequest {
   readonly key: ObjectKey;
   readonly parts: readonly RequestPart[];
   readonly nowait: boolean;
+  /** See RequestItem. */
+  readonly prompt: boolean;
   /** On the server's clock; Infinity is none. */
   readonly deadlineAtMs: number;
   readonly arrivedAtMs: number;
@@ -33,6 +35,7 @@ export interface SentRevoke {
   readonly upToSeq: number;
   readonly sentAtMs: number;
   readonly reclaim: boolean;
+  readonly prompt: boolean;
 }
 
 export interface ObjectQueue {

@@ -8,9 +8,9 @@ import { type ByteRange, overlaps, range } from '../common/byte-range.js';
 import { conflicts, keepBeside } from './compatibility.js';
 import { classOfKey, HIT_STRIDE, type MemberIndex, type ObjectKey, objectOfKey } from './holder-table.js';
 import type { Member } from './members.js';
-import { Ahead, type ObjectQueue, type QueuedRequest } from './request-queue.js';
+import { Ahead, type ObjectQueue, type QueuedRequest, type SentRevoke } from './request-queue.js';
 import { ServerState } from './server-state.js';
-import { TokenMode } from './token.js';
+import { TokenClass, TokenMode } from './token.js';
 import { BLOCKERS_MAX, type Blocker, type GrantedRange, type RequestPart } from './token-messages.js';
 
 /** Ranges asked back in one step when the table is over its bound. */
@@ -31,10 +31,16 @@ export abstract class ServerLine extends ServerState {
     if (queue === undefined) return;
     if (this.ownership.trusts(key)) {
       const ahead = new Ahead();
+      const patient = new Ahead();
       for (const request of queue.requests.slice()) {
+        if (request.prompt && patient.blocks(request)) {
+          this.refuseAsInUse(request);
+          continue;
+        }
         if (this.overtakingForbidden() && ahead.blocks(request)) {
           this.fired('requestWaitsInLine');
           ahead.add(request);
+          if (!request.prompt) patient.add(request);
           continue;
         }
         const bounds = this.bounds(request, queue);
@@ -45,10 +51,35 @@ export abstract class ServerLine extends ServerState {
         } else {
           this.revokeFor(request, queue);
           ahead.add(request);
+          if (!request.prompt) patient.add(request);
         }
       }
     } else if (queue.requests.length > 0) this.fired('requestWaitsForClaims');
     if (queue.requests.length === 0 && queue.revokes.length === 0) this.queues.delete(key);
+  }
+
+  /** A holder was asked for what prompt requests want, and has kept it: somebody has the file open. */
+  protected refuseInUse(revoke: SentRevoke): void {
+    for (const request of this.queues.get(revoke.key)?.requests.slice() ?? []) {
+      if (!request.prompt || request.member.index === revoke.member) continue;
+      const keeps = request.parts.some(({ mode, required }) => {
+        const hits: number[] = [];
+        this.table.collect(revoke.key, required.start, required.end, hits);
+        for (let i = 0; i < hits.length; i += HIT_STRIDE) {
+          const isMeant = hits[i] === revoke.member && hits[i + 4]! <= revoke.upToSeq;
+          const isAsked = hits[i + 2]! < revoke.range.end && revoke.range.start < hits[i + 3]!;
+          if (isMeant && isAsked && conflicts(mode, hits[i + 1]! as TokenMode)) return true;
+        }
+        return false;
+      });
+      if (keeps) this.refuseAsInUse(request);
+    }
+  }
+
+  private refuseAsInUse(request: QueuedRequest): void {
+    this.fired('requestRefusedInUse');
+    this.refuse(request.member, request.requestId, 'tokenRefused', this.blockers(request));
+    this.removeRequest(request);
   }
 
   /** Overridden by a mutation in the tests. */
@@ -152,7 +183,9 @@ export abstract class ServerLine extends ServerState {
             r.range.start <= start &&
             end <= r.range.end &&
             r.upToSeq >= seq &&
-            !conflicts(part.mode, r.keep),
+            !conflicts(part.mode, r.keep) &&
+            // One that waits for files to be closed tells a prompt request nothing.
+            (r.prompt || !request.prompt),
         );
         if (asked) {
           this.fired('revokeSharesOutstanding');
@@ -229,7 +262,8 @@ export abstract class ServerLine extends ServerState {
         continue;
       }
       const key = next.value;
-      if (this.queues.has(key)) continue;
+      // Who has files open keeps their tokens, and whole segments would wait for them.
+      if (this.queues.has(key) || classOfKey(key) === TokenClass.open) continue;
       const queue: ObjectQueue = { requests: [], revokes: [] };
       for (const [holder, at] of this.holdersOf(key)) {
         if (this.members.at(holder).state !== 'live') continue;

@@ -121,6 +121,7 @@ export abstract class ServerState {
       upToSeq: this.seq,
       sentAtMs: this.nowMs,
       reclaim: request === null,
+      prompt: request?.prompt ?? false,
     };
     queue.revokes.push(revoke);
     this.revokes.set(revoke.revokeId, revoke);
@@ -133,6 +134,7 @@ export abstract class ServerState {
       required,
       desired,
       keep,
+      prompt: revoke.prompt,
       requester: request?.member.identity.nodeId ?? nodeId(0),
       upToSeq: revoke.upToSeq,
     });

@@ -4,6 +4,8 @@ import type { Revocation, TokenClass, TokenItem, TokenMode, TokenObject, TokenPi
 export interface AcquireOptions {
   readonly timeoutMs?: number | undefined;
   readonly signal?: AbortSignal | undefined;
+  /** Waits for open files elsewhere; else what an open file stands against is refused as soon as its node says so (tokenRefused). */
+  readonly patient?: boolean | undefined;
 }
 
 /** What the cache and the file system see of tokens. */

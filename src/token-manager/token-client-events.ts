@@ -25,6 +25,8 @@ export interface AcquireOp {
   readonly deadlineAtMs: number;
   /** Refused at once instead of calling anybody back. */
   readonly nowait: boolean;
+  /** Of open tokens: also waits for files to be closed, however long that takes. */
+  readonly patient?: boolean | undefined;
 }
 
 export type ClientEvent =
@@ -131,6 +133,8 @@ export const CLIENT_TRANSITIONS = [
   'resumed',
   'fenced',
 ] as const;
+/** Need a file that is open while somebody else wants to be alone with it. */
+export const CLIENT_RARE_TRANSITIONS = ['revokeOfOpenFile', 'refusedInUse'] as const;
 /** Fire only when a server breaks the protocol. */
 export const CLIENT_FAULT_TRANSITIONS = [
   'grantInvalid',
@@ -138,4 +142,7 @@ export const CLIENT_FAULT_TRANSITIONS = [
   'itemFromOtherServer',
   'contradicted',
 ] as const;
-export type ClientTransition = (typeof CLIENT_TRANSITIONS)[number] | (typeof CLIENT_FAULT_TRANSITIONS)[number];
+export type ClientTransition =
+  | (typeof CLIENT_TRANSITIONS)[number]
+  | (typeof CLIENT_RARE_TRANSITIONS)[number]
+  | (typeof CLIENT_FAULT_TRANSITIONS)[number];

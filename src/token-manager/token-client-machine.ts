@@ -46,7 +46,7 @@ export class TokenClientMachine extends ClientRevocations {
         for (const op of event.ops) {
           const waiting = this.enter(op);
           this.progress(waiting);
-          if (waiting.done) this.fired('pinnedAtOnce');
+          if (waiting.done && waiting.next === op.groups.length) this.fired('pinnedAtOnce');
         }
         break;
       case 'abort': {

@@ -31,6 +31,7 @@ import type { AcquireOptions, RevokeHandler, TokenClientApi } from './token-clie
 import {
   type AcquireOp,
   CLIENT_FAULT_TRANSITIONS,
+  CLIENT_RARE_TRANSITIONS,
   CLIENT_TRANSITIONS,
   type ClientEffect,
   type ClientEvent,
@@ -114,7 +115,7 @@ export class TokenClient implements TokenClientApi {
     this.#acquireTimeoutMs = wiring.settings?.acquireTimeoutMs ?? 30_000;
     this.#sender = new OrderedSender(fabric, MessageType.tokenToServer, clock, counters, logger);
     const names = new Map<string, string>(
-      [...CLIENT_TRANSITIONS, ...CLIENT_FAULT_TRANSITIONS].map((t) => [t, `tokens.client.${t}`]),
+      [...CLIENT_TRANSITIONS, ...CLIENT_RARE_TRANSITIONS, ...CLIENT_FAULT_TRANSITIONS].map((t) => [t, `tokens.client.${t}`]),
     );
     this.machine = new TokenClientMachine({
       self: fabric.self,
@@ -149,7 +150,7 @@ export class TokenClient implements TokenClientApi {
     if (at !== null) return at;
     const opId = ++this.#lastId;
     const deadlineAtMs = this.#wiring.clock.nowMs() + (options?.timeoutMs ?? this.#acquireTimeoutMs);
-    const op = { opId, groups: groupItems(items), deadlineAtMs, nowait: false };
+    const op = { opId, groups: groupItems(items), deadlineAtMs, nowait: false, patient: options?.patient };
     const waiting = deferred<TokenPins>();
     this.#waiting.set(opId, waiting);
     if (this.#fresh.push(op) === 1) queueMicrotask(() => this.#start());
@@ -394,6 +395,10 @@ function answeredTogether(revokes: readonly RevokeEffect[]): RevokeEffect[][] {
     if (tokenClass === TokenClass.status) continue;
     const sector = object * SECTOR_BYTES;
     const segment = segmentOf(tokenClass, object);
+    if (tokenClass !== TokenClass.data) {
+      groups.push([effect]);
+      continue;
+    }
     const status = ofStatus.find((s) => s.object === segment && s.range.start <= sector && sector < s.range.end);
     if (status === undefined) groups.push([effect]);
     else status.group.push(effect);

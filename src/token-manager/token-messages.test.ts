@@ -60,6 +60,7 @@ const toServer = fc.oneof(
     object,
     parts,
     nowait: fc.boolean(),
+    prompt: fc.boolean(),
     deadlineMs: u32,
   }),
   fc.record({ kind: fc.constant('cancel' as const), requestId: id }),
@@ -81,7 +82,7 @@ const toClient = fc.oneof(
   }),
   fc
     .tuple(
-      fc.record({ revokeId: id, class: tokenClass, object, keep, requester: fc.nat(65535).map(nodeId), upToSeq: id }),
+      fc.record({ revokeId: id, class: tokenClass, object, keep, prompt: fc.boolean(), requester: fc.nat(65535).map(nodeId), upToSeq: id }),
       pair,
     )
     .map(([item, ranges]) => ({ kind: 'revoke' as const, ...item, ...ranges })),

@@ -41,6 +41,8 @@ export interface RequestItem {
   readonly object: TokenObject;
   readonly parts: readonly RequestPart[];
   readonly nowait: boolean;
+  /** Refused as soon as a holder says that it has it in use for long: an open file. */
+  readonly prompt: boolean;
   /** Remaining, in milliseconds from arrival; 0 is none. */
   readonly deadlineMs: number;
 }
@@ -111,6 +113,8 @@ export interface RevokeItem {
   /** What the requester would like beyond it; contains `required`. */
   readonly desired: ByteRange;
   readonly keep: TokenMode;
+  /** Answered at once, with nothing given up, when something in the range is pinned. */
+  readonly prompt: boolean;
   /** 0 when the server itself wants ranges back to bound its memory. */
   readonly requester: NodeId;
   /** Grants up to this sequence are meant. */
@@ -192,7 +196,7 @@ function putToServer(w: ByteWriter, item: ToServerItem): void {
   w.u8(ToServerKind[item.kind]);
   switch (item.kind) {
     case 'request':
-      putObject(w.u64(item.requestId), item).u8(item.nowait ? 1 : 0);
+      putObject(w.u64(item.requestId), item).u8((item.nowait ? 1 : 0) | (item.prompt ? 2 : 0));
       w.u32(Math.min(Math.ceil(item.deadlineMs), 0xffffffff)).u8(item.parts.length);
       for (const part of item.parts) putRange(putRange(w.u8(part.mode), part.required), part.desired);
       return;
@@ -235,7 +239,7 @@ function putToClient(w: ByteWriter, item: ToClientItem): void {
       for (const part of item.parts) putRange(w.u8(part.mode), part.range);
       return;
     case 'revoke':
-      putObject(w.u64(item.revokeId), item).u8(item.keep);
+      putObject(w.u64(item.revokeId), item).u8(item.keep).u8(item.prompt ? 1 : 0);
       putRange(putRange(w, item.required), item.desired).u16(item.requester).u64(item.upToSeq);
       return;
     case 'refusal':
@@ -334,7 +338,7 @@ function getRequest(r: ByteReader): RequestItem {
   const tokenClass = getClass(r);
   const object = getObject(r);
   const flags = r.u8();
-  if (flags > 1) throw r.bad(`flags ${flags}`);
+  if (flags > 3) throw r.bad(`flags ${flags}`);
   const deadlineMs = r.u32();
   const count = getCount(r, 1, REQUEST_PARTS_MAX);
   const parts: RequestPart[] = [];
@@ -345,7 +349,7 @@ function getRequest(r: ByteReader): RequestItem {
     if (before !== undefined && required.start < before.required.end) throw r.bad('parts not ascending');
     parts.push({ mode, required, desired });
   }
-  return { kind: 'request', requestId, class: tokenClass, object, parts, nowait: flags === 1, deadlineMs };
+  return { kind: 'request', requestId, class: tokenClass, object, parts, nowait: (flags & 1) !== 0, prompt: (flags & 2) !== 0, deadlineMs };
 }
 
 function getStatement(r: ByteReader): Statement {
@@ -390,6 +394,8 @@ function getToClient(r: ByteReader): ToClientItem {
       const tokenClass = getClass(r);
       const object = getObject(r);
       const keep = getMode(r, TokenMode.none);
+      const promptly = r.u8();
+      if (promptly > 1) throw r.bad(`flags ${promptly}`);
       const { required, desired } = getRangePair(r);
       const requester = nodeId(r.u16());
       return {
@@ -400,6 +406,7 @@ function getToClient(r: ByteReader): ToClientItem {
         required,
         desired,
         keep,
+        prompt: promptly === 1,
         requester,
         upToSeq: r.u64(),
       };

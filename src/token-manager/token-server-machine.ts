@@ -132,6 +132,7 @@ export class TokenServerMachine extends ServerTakeover {
     } else {
       this.fired(stale ? 'answerStale' : 'answerTaken');
       this.forgetRevoke(revoke);
+      if (revoke.prompt) this.refuseInUse(revoke);
     }
     this.advance(key);
   }
@@ -172,6 +173,7 @@ export class TokenServerMachine extends ServerTakeover {
       key,
       parts: item.parts,
       nowait: item.nowait,
+      prompt: item.prompt,
       deadlineAtMs: item.deadlineMs === 0 ? Number.POSITIVE_INFINITY : arrivedAtMs + item.deadlineMs,
       arrivedAtMs,
       waiting: true,

@@ -4,8 +4,9 @@ import type { ByteRange } from '../common/byte-range.js';
  * The vocabulary of tokens, shared by server, client, wire and everyone who asks for one.
  *
  * Objects. `data`: an inode, ranges are its bytes. `status`: a segment of the inode file, ranges are that file's bytes, one
- * sector per inode (so neighbours are asked for and given up in runs); see `statusObject` and `statusRange`. `open` and
- * `lock`: an inode; they come with the POSIX semantics, their numbers are reserved here.
+ * sector per inode (so neighbours are asked for and given up in runs); see `statusObject` and `statusRange`. `open`: the same
+ * segments and sectors; what the bytes of an inode's sector stand for is in src/fs/open-tokens.ts. `lock`: an inode; who holds it
+ * decides about its locks (src/token-manager/locks).
  */
 export const TokenClass = { status: 0, open: 1, lock: 2, data: 3 } as const;
 export type TokenClass = (typeof TokenClass)[keyof typeof TokenClass];
@@ -14,7 +15,7 @@ export type TokenClass = (typeof TokenClass)[keyof typeof TokenClass];
 export const TokenMode = { none: 0, shared: 1, sharedWrite: 2, exclusive: 3 } as const;
 export type TokenMode = (typeof TokenMode)[keyof typeof TokenMode];
 
-/** An inode number (data, open, lock) or a segment number (status), with the file system's number before it: see file-system-scope.ts. */
+/** An inode number (data, lock) or a segment number (status, open), with the file system's number before it: see file-system-scope.ts. */
 export type TokenObject = number;
 
 /** Inodes per status object, and per sector of the inode allocation map. */
@@ -47,6 +48,10 @@ export interface Revocation {
   /** What is kept of the range: shared (flush what is dirty, keep it clean) or none (flush, then drop). */
   readonly keep: TokenMode;
 }
+
+/** Classes whose objects are segments of the inode file. */
+export const isBySegment = (tokenClass: TokenClass): boolean =>
+  tokenClass === TokenClass.status || tokenClass === TokenClass.open;
 
 /** The total order in which an operation takes its tokens (T4): class, object, offset. */
 export function compareItems(a: TokenItem, b: TokenItem): number {
