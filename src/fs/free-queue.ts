@@ -69,6 +69,7 @@ export class FreeQueue {
 
   /** Before "no space" is said: whatever this node has freed goes back now. True when that made room. */
   async reclaim(): Promise<boolean> {
+    await this.#volume.orphans.attempted(this.#volume.settings.regionTimeoutMs);
     await this.#volume.inodes.writeOutFreeing();
     return this.#extents.length > 0 && (await this.drain()) > 0;
   }

@@ -18,6 +18,7 @@ import { InodeTable } from './inode-table.js';
 import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
 import { type MountedFileSystem, MountedFs } from './mounted-file-system.js';
 import { Neighbours } from './neighbours.js';
+import { Orphans } from './orphans.js';
 import { DEFAULT_FS_SETTINGS, type FsSettings } from './settings.js';
 import { NO_PEERS, type SpacePeers } from './space-peers.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
@@ -56,6 +57,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
   volume.frees = new FreeQueue(volume);
   volume.numbers = new InodeNumbers(volume);
   volume.neighbours = new Neighbours(volume);
+  volume.orphans = new Orphans(volume);
   backing.bind(volume);
   await volume.inodes.start();
   for (const ino of [ALLOCATION_MAP, INODE_MAP]) await attachMap(volume, ino);

@@ -174,6 +174,7 @@ export class MountedFs implements MountedFileSystem {
     volume.closed = true;
     this.#timer?.cancel();
     if (this.#working !== null) await this.#working;
+    await volume.orphans.finish(volume.settings.regionTimeoutMs);
     // The first flush also tells of write-behind that failed earlier, and was mended long ago perhaps: what counts is the second.
     await this.#writeEverything().catch(() => this.#writeEverything());
     await volume.frees.drain();
@@ -193,13 +194,17 @@ export class MountedFs implements MountedFileSystem {
       segments.add(Math.floor(inode.ino / 4096));
       if (this.#volume.cache.get(inode.ino) !== undefined) await tokens.release(TokenClass.data, inode.ino, WHOLE);
     }
-    for (const segment of segments) await tokens.release(TokenClass.status, segment, WHOLE);
+    for (const segment of segments) {
+      await tokens.release(TokenClass.open, segment, WHOLE);
+      await tokens.release(TokenClass.status, segment, WHOLE);
+    }
   }
 
   abandon(): InodeNumber[] {
     const volume = this.#volume;
     volume.closed = true;
     volume.fenced = true;
+    volume.orphans.stop();
     this.#timer?.cancel();
     const lost: InodeNumber[] = [];
     for (const inode of volume.inodes.all()) {

@@ -6,7 +6,7 @@ import { constants } from 'node:fs';
 import type { EntryId } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
-import { TokenMode } from '../token-manager/token.js';
+import { TokenMode, type TokenPins } from '../token-manager/token.js';
 import { bringFile, type FileHandle, readFile, truncateFile, writeFile } from './file-io.js';
 import { cutSpace, hasTail } from './file-space.js';
 import {
@@ -18,8 +18,8 @@ import {
   type OpOptions,
 } from './file-system-api.js';
 import type { Inode } from './inode.js';
+import { isWantedAlone } from './open-tokens.js';
 import { setInodeAttributes, statInode } from './operations/attributes.js';
-import { freeOrphan } from './operations/free-inode.js';
 import { publishStatus } from './publishing.js';
 import { syncFile } from './sync-file.js';
 import type { Volume } from './volume.js';
@@ -31,6 +31,7 @@ export class FsOpenFile implements OpenFile {
   readonly #volume: Volume;
   readonly #handle: FileHandle;
   readonly #type: FileType;
+  readonly #open: TokenPins;
   #closed = false;
 
   /** In the turn in which the inode was found or made, its status token pinned: from here on it is open. */
@@ -39,7 +40,10 @@ export class FsOpenFile implements OpenFile {
     inode: Inode,
     readonly flags: number,
     credentials: Credentials,
+    /** Its open token, until it is closed. */
+    open: TokenPins,
   ) {
+    this.#open = open;
     this.ino = inode.ino;
     this.#volume = volume;
     this.#type = inode.type as FileType;
@@ -144,12 +148,24 @@ export class FsOpenFile implements OpenFile {
     this.#closed = true;
     const { inode } = this.#handle;
     this.#volume.openFiles.delete(this);
+    const wanted = isWantedAlone(this.#volume, this.ino);
     inode.openCount--;
+    try {
+      if (inode.openCount > 0) return;
+      await this.#closeLast(inode);
+    } finally {
+      this.#open.release();
+    }
     if (inode.openCount > 0) return;
+    if (inode.orphan) await this.#volume.orphans.take(inode);
+    // Whoever took its last name waits for us, unless it is gone; or we have seen that there is no name.
+    else if (wanted || (inode.valid && inode.nlink === 0)) await this.#volume.orphans.offer(inode);
+  }
+
+  async #closeLast(inode: Inode): Promise<void> {
     // No handle, no hits; what they did is merged.
     inode.file?.setStatusMode(TokenMode.none);
     this.#volume.inodes.refresh(inode);
-    const gone = inode.orphan;
     if (inode.valid && inode.nlink > 0 && this.#writable) await this.#trimTail(inode);
     if (inode.openCount > 0) {
       publishStatus(this.#volume, this.ino);
@@ -157,7 +173,6 @@ export class FsOpenFile implements OpenFile {
     }
     if (this.#type === FileType.regular) this.#volume.inodes.detach(inode);
     if (!inode.valid) this.#volume.inodes.drop(inode);
-    if (gone) await freeOrphan(this.#volume, this.#handle, undefined);
   }
 
   /** What was reserved for growth and not used goes back, if the tokens for that are at hand; it is no reason to ask anybody. */

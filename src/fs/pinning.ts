@@ -3,8 +3,9 @@ import { WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
-import type { OpOptions } from './file-system-api.js';
+import type { AcquireOptions } from '../token-manager/token-client-api.js';
 import type { Inode } from './inode.js';
+import { aloneItem, openItem } from './open-tokens.js';
 import type { Volume } from './volume.js';
 
 export interface Wanted {
@@ -12,6 +13,10 @@ export interface Wanted {
   readonly status: TokenMode;
   /** The whole object; absent: none of it. */
   readonly data?: TokenMode;
+  /** To be opened with these O_* flags. */
+  readonly open?: number;
+  /** Nobody else has it open. */
+  readonly alone?: boolean;
   /** Ask for the whole segment: this node creates here. */
   readonly wide?: boolean;
 }
@@ -26,13 +31,15 @@ export interface InodeRef {
 export async function pinInodes(
   volume: Volume,
   wanted: readonly Wanted[],
-  options: OpOptions | undefined,
+  options: AcquireOptions | undefined,
 ): Promise<TokenPins> {
   const items: TokenItem[] = [];
   const merged = wanted.length === 1 ? wanted : mergeWanted(wanted);
-  for (const { ino, status, data, wide } of merged) {
+  for (const { ino, status, open, alone, data, wide } of merged) {
     if (volume.inodes.get(ino) === undefined && !volume.inodes.locate(ino)) await volume.inodes.find(ino);
     items.push(volume.inodes.statusItem(ino, status, wide));
+    if (open !== undefined) items.push(openItem(volume, ino, open));
+    if (alone === true) items.push(aloneItem(ino, wide));
     if (data !== undefined && data !== TokenMode.none)
       items.push({ class: TokenClass.data, object: ino, mode: data, required: WHOLE, desired: WHOLE });
   }
@@ -51,6 +58,7 @@ function mergeWanted(wanted: readonly Wanted[]): Wanted[] {
       ino: one.ino,
       status: Math.max(one.status, other.status) as TokenMode,
       data: Math.max(one.data ?? 0, other.data ?? 0) as TokenMode,
+      alone: (one.alone ?? false) || (other.alone ?? false),
       wide: (one.wide ?? false) || (other.wide ?? false),
     });
   }

@@ -4,8 +4,9 @@ import { type Settled, Settling } from './space-peers.js';
 import type { Volume } from './volume.js';
 
 export async function settle(volume: Volume, what: Settling): Promise<Settled> {
-  const { frees, numbers, counters } = volume;
+  const { frees, numbers, orphans, counters, settings } = volume;
   volume.checkOpen('settle');
+  await orphans.attempted(settings.regionTimeoutMs);
   await frees.reclaim();
   if (what === Settling.numbers) await numbers.surrender();
   if (what === Settling.counts) {

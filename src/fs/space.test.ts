@@ -273,19 +273,6 @@ test('a file removed while open lives until its last close', async () => {
   expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
 });
 
-test('a handle whose file another node removed answers ESTALE', async () => {
-  const volume = await TestVolume.create();
-  const [one, two] = [await volume.mount(1), await volume.mount(2)];
-  await put(one.fs, '/f', Buffer.alloc(5000, 7));
-  const file = await one.fs.open('/f', O_RDWR, 0, ROOT);
-  await two.fs.unlink('/f', ROOT);
-  await expect(file.read(0, Buffer.alloc(10))).rejects.toMatchObject({ code: 'ESTALE' });
-  await file.close();
-  await one.fs.unmount();
-  await two.fs.unmount();
-  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0 });
-});
-
 test('corrupt sectors are named, and nothing else suffers', async () => {
   const volume = await TestVolume.create({ blocks: [64] });
   const first = await volume.mount();

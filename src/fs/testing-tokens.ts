@@ -3,9 +3,11 @@
  * pinned in the same turn, all of an object together. A test can call everything back on command.
  */
 import { type ByteRange, intersect, overlaps, subtract } from '../common/byte-range.js';
+import { FsError } from '../common/errors.js';
+import { covers } from '../token-manager/compatibility.js';
 import {
   type Revocation,
-  type TokenClass,
+  TokenClass,
   type TokenItem,
   TokenMode,
   type TokenObject,
@@ -23,29 +25,54 @@ interface Held {
 const stronger = (mode: TokenMode, than: TokenMode): boolean => mode >= than;
 const conflicting = (a: TokenMode, b: TokenMode): boolean => a === TokenMode.exclusive || b === TokenMode.exclusive;
 
+interface Grant {
+  readonly key: string;
+  readonly items: readonly TokenItem[];
+  readonly patient: boolean;
+  aborted: boolean;
+  readonly ended: Promise<void>;
+}
+const inUse = ([item]: readonly TokenItem[]): FsError =>
+  new FsError('tokenRefused', { op: 'token.acquire', object: `open ${item!.object}` });
+
 /** Grants to its clients, one request per object at a time; takes from the others what conflicts. */
 export class TestArbiter {
   readonly clients: TestTokens[] = [];
-  readonly #queues = new Map<string, Promise<void>>();
+  readonly #grants = new Set<Grant>();
   messages = 0;
 
   /** All items of one object together, pinned in the turn in which they are granted (T3); see group-items.ts for why. */
-  async grant(client: TestTokens, items: readonly TokenItem[]): Promise<TokenPins | null> {
+  async grant(
+    client: TestTokens,
+    items: readonly TokenItem[],
+    { patient = false, signal }: AcquireOptions,
+  ): Promise<TokenPins | null> {
     const key = keyOf(items[0]!);
-    const before = this.#queues.get(key) ?? Promise.resolve();
+    const prompt = items[0]!.class === TokenClass.open && !patient;
+    const meets = (grant: Grant): boolean =>
+      !grant.aborted &&
+      grant.key === key &&
+      items.some((item) => grant.items.some((other) => overlaps(other.required, item.required)));
+    if (prompt && [...this.#grants].some((grant) => grant.patient && meets(grant))) throw inUse(items);
+    const before = [...this.#grants].filter(meets).map((grant) => grant.ended);
     let leave!: () => void;
-    this.#queues.set(
-      key,
-      new Promise((resolve) => {
-        leave = resolve;
-      }),
-    );
-    await before;
+    const ended = new Promise<void>((resolve) => {
+      leave = resolve;
+    });
+    const grant: Grant = { key, items, patient, aborted: false, ended };
+    this.#grants.add(grant);
+    signal?.addEventListener('abort', () => {
+      grant.aborted = true;
+    });
     try {
+      await Promise.all(before);
+      if (prompt) for (const other of this.clients) if (other !== client && other.hasOpen(items)) throw inUse(items);
       for (const item of items) await this.#callBack(client, item);
+      if (grant.aborted) throw new FsError('aborted', { op: 'token.acquire' });
       for (const item of items) client.take(item, this.#free(client, item));
       return client.tryPin(items);
     } finally {
+      this.#grants.delete(grant);
       leave();
     }
   }
@@ -81,6 +108,7 @@ export class TestTokens implements TokenClientApi {
   readonly #pins = new Set<{ items: readonly TokenItem[] }>();
   readonly #revoking: { key: string; range: ByteRange }[] = [];
   #waiters: (() => void)[] = [];
+  #dead = false;
   /** Acquires that were not satisfied by what was held; what is asked for ahead in one call counts once. */
   requests = 0;
 
@@ -120,6 +148,16 @@ export class TestTokens implements TokenClientApi {
       },
     };
   }
+  /** What it had pinned stands in nobody's way any more. */
+  die(): void {
+    this.#dead = true;
+    this.#wake();
+  }
+  hasOpen(items: readonly TokenItem[]): boolean {
+    const isAgainst = (held: TokenItem, wanted: TokenItem): boolean =>
+      keyOf(held) === keyOf(wanted) && overlaps(held.required, wanted.required) && conflicting(held.mode, wanted.mode);
+    return [...this.#pins].some((pin) => pin.items.some((held) => items.some((wanted) => isAgainst(held, wanted))));
+  }
   #wake(): void {
     const waiters = this.#waiters;
     this.#waiters = [];
@@ -129,16 +167,31 @@ export class TestTokens implements TokenClientApi {
     return new Promise((resolve) => this.#waiters.push(resolve));
   }
 
-  async acquire(items: readonly TokenItem[], _options?: AcquireOptions): Promise<TokenPins> {
-    return this.#acquire(items, false);
+  async acquire(items: readonly TokenItem[], options?: AcquireOptions): Promise<TokenPins> {
+    const { signal } = options ?? {};
+    const pins = this.#acquire(items, false, options);
+    if (signal === undefined) return pins;
+    return new Promise((resolve, reject) => {
+      let over = false;
+      const abort = (): void => {
+        over = true;
+        reject(new FsError('aborted', { op: 'token.acquire' }));
+      };
+      signal.addEventListener('abort', abort, { once: true });
+      pins.then((granted) => (over ? granted.release() : resolve(granted)), reject);
+    });
   }
   ask(items: readonly TokenItem[]): void {
     const missing = items.filter((item) => !this.#covers(item));
     if (missing.length > 0) this.requests++;
-    for (const item of missing) void this.#acquire([item], true).then((pins) => pins.release());
+    for (const item of missing)
+      void this.#acquire([item], true).then(
+        (pins) => pins.release(),
+        () => undefined,
+      );
   }
 
-  async #acquire(items: readonly TokenItem[], counted: boolean): Promise<TokenPins> {
+  async #acquire(items: readonly TokenItem[], counted: boolean, options?: AcquireOptions): Promise<TokenPins> {
     const pins: TokenPins[] = [];
     let asked = counted;
     for (const group of groupBy(items, keyOf).values()) {
@@ -149,15 +202,26 @@ export class TestTokens implements TokenClientApi {
           break;
         }
         if (group.some((item) => this.#isRevoking(item))) {
+          // Of open tokens: until a file is closed.
+          const isPinned = group.some((item) => this.hasOpen([{ ...item, mode: TokenMode.exclusive }]));
+          if (group[0]!.class === TokenClass.open && options?.patient !== true && isPinned) {
+            for (const pin of pins) pin.release();
+            throw inUse(group);
+          }
           await this.#wait();
           continue;
         }
         if (!asked) this.requests++;
         asked = true;
-        const granted = await this.#arbiter.grant(this, group);
-        if (granted === null) continue;
-        pins.push(granted);
-        break;
+        try {
+          const granted = await this.#arbiter.grant(this, group, options ?? {});
+          if (granted === null) continue;
+          pins.push(granted);
+          break;
+        } catch (error) {
+          for (const pin of pins) pin.release();
+          throw error;
+        }
       }
     }
     return { release: () => pins.forEach((pin) => void pin.release()) };
@@ -205,9 +269,12 @@ export class TestTokens implements TokenClientApi {
     try {
       const pinned = (): boolean =>
         [...this.#pins].some(({ items }) =>
-          items.some((item) => `${item.class}/${item.object}` === key && overlaps(item.required, revocation.range)),
+          items.some(
+            (item) =>
+              keyOf(item) === key && overlaps(item.required, revocation.range) && !covers(revocation.keep, item.mode),
+          ),
         );
-      while (pinned()) await this.#wait();
+      while (pinned() && !this.#dead) await this.#wait();
       await this.#handlers.get(revocation.class)?.revoke(revocation);
       const rest: Held[] = [];
       for (const held of this.#held.get(key) ?? []) {
@@ -226,6 +293,8 @@ export class TestTokens implements TokenClientApi {
   async revokeAll(): Promise<void> {
     for (const [key, held] of [...this.#held]) {
       const [tokenClass, object] = key.split('/').map(Number) as [TokenClass, number];
+      // Until every file is closed.
+      if (tokenClass === TokenClass.open) continue;
       for (const { range } of [...held]) await this.revoke({ class: tokenClass, object, range, keep: TokenMode.none });
     }
   }

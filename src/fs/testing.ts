@@ -266,6 +266,7 @@ export class TestVolume {
 
   /** It answers nothing any more and takes what it had in memory with it; what it held falls, in a new epoch. */
   bury(node: TestNode): void {
+    node.tokens.die();
     this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
     for (const [number, fs] of this.#mounted) if (fs === node.fs) this.#mounted.delete(number);
     this.epoch = epoch(this.epoch + 1);

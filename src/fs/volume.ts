@@ -13,15 +13,16 @@ import type { BufferArena, PagePool, PoolSegment } from '../native/page-pool.js'
 import type { Checksums } from '../nsd/checksums.js';
 import type { NsdClientApi } from '../nsd/nsd-api.js';
 import { compareItems, TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
-import type { TokenClientApi } from '../token-manager/token-client-api.js';
+import type { AcquireOptions, TokenClientApi } from '../token-manager/token-client-api.js';
 import type { Allocator } from './allocator.js';
-import type { OpenFile, OpOptions } from './file-system-api.js';
+import type { OpenFile } from './file-system-api.js';
 import type { FreeQueue } from './free-queue.js';
 import type { Inode } from './inode.js';
 import type { InodeNumbers } from './inode-numbers.js';
 import type { InodeTable } from './inode-table.js';
 import type { Geometry } from './layout.js';
 import type { Neighbours } from './neighbours.js';
+import type { Orphans } from './orphans.js';
 import type { FsSettings } from './settings.js';
 import type { SpacePeers } from './space-peers.js';
 import type { Superblock } from './superblock.js';
@@ -50,6 +51,8 @@ export class Volume {
   frees!: FreeQueue;
   numbers!: InodeNumbers;
   neighbours!: Neighbours;
+  /** Inodes without names that this node is to free. */
+  orphans!: Orphans;
   /** The two maps: their blocks never move, so they need no status token. */
   readonly systemFiles = new Map<InodeNumber, Inode>();
   readonly geometry: Geometry;
@@ -104,11 +107,15 @@ export class Volume {
    * Pins all items in the total order (T4), one request per token server when not all is held. Status items of inodes never
    * met get their place in the inode file looked up first: that may need the status token of the inode file itself.
    */
-  async pin(items: TokenItem[], options: OpOptions | undefined): Promise<TokenPins> {
+  async pin(items: TokenItem[], options: AcquireOptions | undefined): Promise<TokenPins> {
     if (items.length > 1) items.sort(compareItems);
     const pins = this.parts.tokens.tryPin(items);
     if (pins !== null) return pins;
-    return this.parts.tokens.acquire(items, { timeoutMs: options?.timeoutMs, signal: options?.signal });
+    return this.parts.tokens.acquire(items, {
+      timeoutMs: options?.timeoutMs,
+      signal: options?.signal,
+      patient: options?.patient,
+    });
   }
 
   /** A data token on a system object, no more than named: regions and segments are handed over one by one. */

@@ -8,8 +8,8 @@ import { type ByteRange, overlaps } from '../common/byte-range.js';
 import type { Reason } from '../common/errors.js';
 import { type ObjectState, PinSet, type SentRequest, type WaitingOp } from './client-object.js';
 import { ClientState, NEVER } from './client-state.js';
-import type { AcquireOp, TokenGroup } from './token-client-events.js';
 import { TokenClass } from './token.js';
+import type { AcquireOp, TokenGroup } from './token-client-events.js';
 import type { Blocker } from './token-messages.js';
 
 export abstract class ClientOperations extends ClientState {

@@ -72,7 +72,16 @@ describe('class x mode x overlap, as the server grants it', () => {
   const request = (tokenClass: TokenClass, mode: TokenMode, from: number, to: number): ToServerItem => {
     const required = range(from * SECTOR_BYTES, to * SECTOR_BYTES);
     const parts = [{ mode, required, desired: required }];
-    return { kind: 'request', requestId: 1, class: tokenClass, object: 5, parts, nowait: true, prompt: false, deadlineMs: 0 };
+    return {
+      kind: 'request',
+      requestId: 1,
+      class: tokenClass,
+      object: 5,
+      parts,
+      nowait: true,
+      prompt: false,
+      deadlineMs: 0,
+    };
   };
   const outcome = (effects: ServerEffect[]): string => {
     const [effect] = effects;

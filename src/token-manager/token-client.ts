@@ -115,7 +115,10 @@ export class TokenClient implements TokenClientApi {
     this.#acquireTimeoutMs = wiring.settings?.acquireTimeoutMs ?? 30_000;
     this.#sender = new OrderedSender(fabric, MessageType.tokenToServer, clock, counters, logger);
     const names = new Map<string, string>(
-      [...CLIENT_TRANSITIONS, ...CLIENT_RARE_TRANSITIONS, ...CLIENT_FAULT_TRANSITIONS].map((t) => [t, `tokens.client.${t}`]),
+      [...CLIENT_TRANSITIONS, ...CLIENT_RARE_TRANSITIONS, ...CLIENT_FAULT_TRANSITIONS].map((t) => [
+        t,
+        `tokens.client.${t}`,
+      ]),
     );
     this.machine = new TokenClientMachine({
       self: fabric.self,

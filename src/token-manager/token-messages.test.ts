@@ -82,7 +82,15 @@ const toClient = fc.oneof(
   }),
   fc
     .tuple(
-      fc.record({ revokeId: id, class: tokenClass, object, keep, prompt: fc.boolean(), requester: fc.nat(65535).map(nodeId), upToSeq: id }),
+      fc.record({
+        revokeId: id,
+        class: tokenClass,
+        object,
+        keep,
+        prompt: fc.boolean(),
+        requester: fc.nat(65535).map(nodeId),
+        upToSeq: id,
+      }),
       pair,
     )
     .map(([item, ranges]) => ({ kind: 'revoke' as const, ...item, ...ranges })),

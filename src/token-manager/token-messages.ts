@@ -239,7 +239,9 @@ function putToClient(w: ByteWriter, item: ToClientItem): void {
       for (const part of item.parts) putRange(w.u8(part.mode), part.range);
       return;
     case 'revoke':
-      putObject(w.u64(item.revokeId), item).u8(item.keep).u8(item.prompt ? 1 : 0);
+      putObject(w.u64(item.revokeId), item)
+        .u8(item.keep)
+        .u8(item.prompt ? 1 : 0);
       putRange(putRange(w, item.required), item.desired).u16(item.requester).u64(item.upToSeq);
       return;
     case 'refusal':
@@ -349,7 +351,16 @@ function getRequest(r: ByteReader): RequestItem {
     if (before !== undefined && required.start < before.required.end) throw r.bad('parts not ascending');
     parts.push({ mode, required, desired });
   }
-  return { kind: 'request', requestId, class: tokenClass, object, parts, nowait: (flags & 1) !== 0, prompt: (flags & 2) !== 0, deadlineMs };
+  return {
+    kind: 'request',
+    requestId,
+    class: tokenClass,
+    object,
+    parts,
+    nowait: (flags & 1) !== 0,
+    prompt: (flags & 2) !== 0,
+    deadlineMs,
+  };
 }
 
 function getStatement(r: ByteReader): Statement {

@@ -45,9 +45,10 @@ export async function createNode(
       volume,
       [
         { ino: parent.ino, status: TokenMode.exclusive, data: TokenMode.exclusive },
-        { ino: ticket.ino, status: TokenMode.exclusive, wide: true },
+        { ino: ticket.ino, status: TokenMode.exclusive, alone: true, wide: true },
       ],
-      node.options,
+      // Nobody keeps a free number open; one who came too late for its former life looks, and goes.
+      { ...node.options, patient: true },
     );
     try {
       const existing = await insertNode(volume, parent, name, node, ticket);

@@ -1,10 +1,11 @@
-/** The end of an inode: nobody names it, nobody on this node has it open. */
+/** The end of an inode: nobody names it, nobody has it open on any node. */
 import { WHOLE } from '../../common/byte-range.js';
 import { TokenMode } from '../../token-manager/token.js';
 import { cutPointers, loadForCut } from '../block-map.js';
 import type { OpOptions } from '../file-system-api.js';
 import type { Inode } from '../inode.js';
 import { EMPTY_AREA, FREE_INODE } from '../inode-format.js';
+import { aloneItem } from '../open-tokens.js';
 import { type InodeRef, pinInodes } from '../pinning.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
@@ -16,6 +17,20 @@ export async function freeIfUnused(volume: Volume, inode: Inode): Promise<void> 
     inode.orphan = true;
     return;
   }
+  // Somebody else may have it open: that is asked without holding anything.
+  const alone = volume.parts.tokens.tryPin([aloneItem(inode.ino)]);
+  if (alone === null) {
+    void volume.orphans.take(inode);
+    return;
+  }
+  try {
+    await freeAlone(volume, inode);
+  } finally {
+    alone.release();
+  }
+}
+
+async function freeAlone(volume: Volume, inode: Inode): Promise<void> {
   inode.file?.setStatusMode(TokenMode.none);
   // Its pages go without being written.
   const file = inode.file ?? volume.cache.get(inode.ino);
@@ -48,11 +63,11 @@ export async function freeIfUnused(volume: Volume, inode: Inode): Promise<void> 
   volume.inodes.drop(inode);
 }
 
-/** At the last close of a file that has no name any more. */
+/** An inode that had no name, or may have none, when it was last looked at. @throws {FsError} tokenRefused: it is open elsewhere. */
 export async function freeOrphan(volume: Volume, ref: InodeRef, options: OpOptions | undefined): Promise<void> {
   const pins = await pinInodes(
     volume,
-    [{ ino: ref.ino, status: TokenMode.exclusive, data: TokenMode.exclusive }],
+    [{ ino: ref.ino, status: TokenMode.exclusive, alone: true, data: TokenMode.exclusive }],
     options,
   );
   try {

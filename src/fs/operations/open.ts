@@ -1,13 +1,15 @@
 /** open, with everything that O_* asks for. */
 import { constants } from 'node:fs';
 import { FsError } from '../../common/errors.js';
-import { TokenMode } from '../../token-manager/token.js';
+import type { InodeNumber } from '../../common/ids.js';
+import { TokenMode, type TokenPins } from '../../token-manager/token.js';
 import { truncateFile } from '../file-io.js';
 import { type Credentials, FileType, type OpenFile, type OpOptions } from '../file-system-api.js';
 import type { Inode } from '../inode.js';
 import { FIRST_USER_INODE, ROOT_DIRECTORY } from '../layout.js';
 import type { LeafEntry } from '../leaf-format.js';
 import { FsOpenFile } from '../open-file.js';
+import { tryHoldOpen } from '../open-tokens.js';
 import { walk } from '../path-walk.js';
 import { checkAccess, READ, WRITE } from '../permissions.js';
 import { type InodeRef, loadRef, pinInodes } from '../pinning.js';
@@ -34,6 +36,7 @@ export async function open(
   const followLast = (flags & O_NOFOLLOW) === 0 && !exclusive;
   const nameOnly = (flags & O_CREAT) !== 0;
   const request = { op, credentials, followLast, nameOnly, options };
+  let refused: InodeNumber | null = null;
   for (let attempt = 1; ; attempt++) {
     const { parent, name, target, trailingSlash } = await walk(volume, path, request);
     // What open makes is a file.
@@ -43,14 +46,19 @@ export async function open(
       try {
         return await openExisting(volume, target, path, flags, credentials, options);
       } catch (error) {
-        if (!FsError.is(error) || error.reason !== 'staleHandle' || attempt >= TRIES) throw error;
+        if (!FsError.is(error) || attempt >= TRIES) throw error;
+        // Refused: somebody is alone with it, since its last name went, which a second look shows; or denies what we want.
+        if (error.reason === 'tokenRefused') {
+          if (refused === target.ino) throw new FsError('busy', { op, object: path, detail: 'denied', cause: error });
+          refused = target.ino;
+        } else if (error.reason !== 'staleHandle') throw error;
         continue;
       }
     }
     if ((flags & O_CREAT) === 0 || parent === null) throw new FsError('notFound', { op, object: path });
     let opened: OpenFile | null = null;
     const onCreated = (inode: Inode): void => {
-      opened = new FsOpenFile(volume, inode, flags, credentials);
+      opened = new FsOpenFile(volume, inode, flags, credentials, held(volume, inode.ino, flags));
     };
     const type = FileType.regular;
     const existing = await createNode(volume, parent, name, { op, path, type, mode, credentials, options, onCreated });
@@ -76,7 +84,7 @@ export async function openInode(
   if ((flags & 3) === 3) throw new FsError('invalidArgument', { op, object, detail: 'no access mode' });
   // The maps and the inode file are nobody's to open.
   if (ref.ino < FIRST_USER_INODE && ref.ino !== ROOT_DIRECTORY) throw new FsError('notPermitted', { op, object });
-  const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.shared }], options);
+  const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.shared, open: flags }], options);
   try {
     const inode = await loadRef(volume, ref, op);
     if (inode.nlink === 0) throw new FsError('staleHandle', { op, object, detail: 'has been removed' });
@@ -86,7 +94,7 @@ export async function openInode(
     checkAccess(inode, credentials, ((flags & 3) !== O_WRONLY ? READ : 0) | (writes ? WRITE : 0), op, object);
     checkOpenable(inode, op, object);
     volume.inodes.refresh(inode);
-    return new FsOpenFile(volume, inode, flags, credentials);
+    return new FsOpenFile(volume, inode, flags, credentials, held(volume, ref.ino, flags));
   } finally {
     pins.release();
   }
@@ -96,6 +104,13 @@ export async function openInode(
 function checkOpenable(inode: Inode, op: string, object: string): void {
   if (inode.type === FileType.regular || inode.type === FileType.directory) return;
   throw new FsError('noDevice', { op, object, detail: 'the library opens files and directories' });
+}
+
+/** With its open token pinned already. @throws {FsError} staleHandle when somebody is about to free it. */
+function held(volume: Volume, ino: InodeNumber, flags: number): TokenPins {
+  const open = tryHoldOpen(volume, ino, flags);
+  if (open === null) throw new FsError('staleHandle', { op, object: `inode ${ino}`, detail: 'is about to be freed' });
+  return open;
 }
 
 async function openExisting(
@@ -112,7 +127,7 @@ async function openExisting(
   if (target.type === FileType.symlink) throw new FsError('tooManyLinks', { op, object: path, detail: 'O_NOFOLLOW' });
   if (target.type === FileType.directory && (writes || (flags & O_CREAT) !== 0))
     throw new FsError('isDirectory', { op, object: path });
-  const pins = await pinInodes(volume, [{ ino: target.ino, status: TokenMode.shared }], options);
+  const pins = await pinInodes(volume, [{ ino: target.ino, status: TokenMode.shared, open: flags }], options);
   let file: FsOpenFile;
   let truncates = false;
   try {
@@ -123,7 +138,7 @@ async function openExisting(
     checkAccess(inode, credentials, mask, op, path);
     checkOpenable(inode, op, path);
     volume.inodes.refresh(inode);
-    file = new FsOpenFile(volume, inode, flags, credentials);
+    file = new FsOpenFile(volume, inode, flags, credentials, held(volume, target.ino, flags));
     if (!writes && inode.type === FileType.regular) volume.neighbours.opened(inode.ino);
     truncates = (flags & O_TRUNC) !== 0 && inode.type === FileType.regular;
     if (truncates) {

@@ -3,7 +3,7 @@
  * sectors ("0-4", "8-end"). Nodes A to E are clients; S and T are servers. Nothing is delivered that the file doesn't say.
  *
  *     nodes A B | servers S T          what the first view has; T may also join later
- *     A acquire one: data 7 exclusive 0-1 want 0-end, status 3 shared 5-6 [deadline 100] [nowait]
+ *     A acquire one: data 7 exclusive 0-1 want 0-end, status 3 shared 5-6 [deadline 100] [nowait] [patient]
  *     A tryPin two: data 7 shared 0-1
  *     A unpin one | A abort one | A flushed (the oldest running revocation) | A giveback data 7 0-end
  *     A working 4-end | A working nowhere
@@ -217,11 +217,14 @@ export class Player {
   }
 
   #acquire(actor: Actor, text: string): void {
-    const { name, items, deadlineMs, nowait } = parseItems(text);
+    const { name, items, deadlineMs, nowait, patient } = parseItems(text);
     const opId = ++this.#lastId;
     this.#opNames.set(opId, name);
     const deadlineAtMs = deadlineMs === null ? Number.POSITIVE_INFINITY : this.#nowMs + deadlineMs;
-    this.#stepClient(actor, { type: 'acquire', ops: [{ opId, groups: groupItems(items), deadlineAtMs, nowait }] });
+    this.#stepClient(actor, {
+      type: 'acquire',
+      ops: [{ opId, groups: groupItems(items), deadlineAtMs, nowait, patient }],
+    });
   }
 
   #stepClient(actor: Actor, event: ClientEvent): void {
@@ -293,11 +296,17 @@ function parseRange(text: string): ByteRange {
   return range(Number(from) * SECTOR_BYTES, to === 'end' ? RANGE_END : Number(to) * SECTOR_BYTES);
 }
 
-function parseItems(text: string): { name: string; items: TokenItem[]; deadlineMs: number | null; nowait: boolean } {
+function parseItems(text: string): {
+  name: string;
+  items: TokenItem[];
+  deadlineMs: number | null;
+  nowait: boolean;
+  patient: boolean;
+} {
   const [name, rest] = text.split(': ') as [string, string];
   const deadline = /deadline (\d+)/.exec(rest)?.[1];
   const items = rest
-    .replace(/ deadline \d+| nowait/g, '')
+    .replace(/ deadline \d+| nowait| patient/g, '')
     .split(', ')
     .map((item): TokenItem => {
       const [tokenClass, object, mode, required, , desired] = item.split(' ') as [
@@ -316,7 +325,8 @@ function parseItems(text: string): { name: string; items: TokenItem[]; deadlineM
         desired: parseRange(desired ?? required),
       };
     });
-  return { name, items, deadlineMs: deadline === undefined ? null : Number(deadline), nowait: rest.includes('nowait') };
+  const [nowait, patient] = [rest.includes(' nowait'), rest.includes(' patient')];
+  return { name, items, deadlineMs: deadline === undefined ? null : Number(deadline), nowait, patient };
 }
 
 const show = (r: ByteRange): string =>
@@ -327,7 +337,7 @@ function describe(item: ToServerItem | ToClientItem): string {
   switch (item.kind) {
     case 'request': {
       const parts = item.parts.map((p) => `${MODE_NAMES[p.mode]} ${show(p.required)} want ${show(p.desired)}`);
-      return `request ${item.requestId} ${what} ${parts.join(' + ')}${item.nowait ? ' nowait' : ''}`;
+      return `request ${item.requestId} ${what} ${parts.join(' + ')}${item.nowait ? ' nowait' : ''}${item.prompt ? ' prompt' : ''}`;
     }
     case 'cancel':
       return `cancel ${item.requestId}`;
@@ -345,7 +355,7 @@ function describe(item: ToServerItem | ToClientItem): string {
     case 'grant':
       return `grant ${item.requestId} ${what} ${item.parts.map((p) => `${MODE_NAMES[p.mode]} ${show(p.range)}`).join(' + ')} (seq ${item.seq})`;
     case 'revoke':
-      return `revoke ${item.revokeId} ${what} ${show(item.required)} want ${show(item.desired)}, keep ${MODE_NAMES[item.keep]}, for ${nameOf(item.requester)} (up to ${item.upToSeq})`;
+      return `revoke ${item.revokeId} ${what} ${show(item.required)} want ${show(item.desired)}, keep ${MODE_NAMES[item.keep]}, for ${nameOf(item.requester)} (up to ${item.upToSeq})${item.prompt ? ' prompt' : ''}`;
     case 'refusal':
       return `refuse ${item.requestId}: ${item.reason}`;
     case 'ask':
