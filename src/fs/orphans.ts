@@ -115,21 +115,39 @@ export class Orphans {
     });
   }
 
+  /**
+   * Nobody has it open any more. Asked for even when this node is about to leave: those who have it open know then that somebody wants
+   * to be alone with it, which makes the last of them look (`offer`).
+   */
+  async #alone(ino: InodeNumber): Promise<void> {
+    const { signal } = this.#stop;
+    const wait = new AbortController();
+    const items = [aloneItem(ino)];
+    const { tokens } = this.#volume.parts;
+    const alone = tokens.acquire(items, {
+      patient: true,
+      timeoutMs: Number.POSITIVE_INFINITY,
+      signal: wait.signal,
+    });
+    const stop = (): void => wait.abort();
+    signal.addEventListener('abort', stop);
+    if (signal.aborted) stop();
+    try {
+      (await alone).release();
+    } finally {
+      signal.removeEventListener('abort', stop);
+    }
+  }
+
   async #pursue(ref: InodeRef, first: Promise<boolean>): Promise<void> {
     const { signal } = this.#stop;
     let retryMs = RETRY_MIN_MS;
     let running = first;
-    while (!signal.aborted) {
+    for (;;) {
       try {
         if (await running) break;
         this.#volume.counters.add('fs.orphansWait');
-        const items = [aloneItem(ref.ino)];
-        const alone = await this.#volume.parts.tokens.acquire(items, {
-          patient: true,
-          timeoutMs: Number.POSITIVE_INFINITY,
-          signal,
-        });
-        alone.release();
+        await this.#alone(ref.ino);
         retryMs = RETRY_MIN_MS;
       } catch (error) {
         if (signal.aborted || this.#volume.fenced) break;
