@@ -61,9 +61,12 @@ export class NsdPath {
     return this.config.target ?? null;
   }
 
-  /** As it is, or opened anew, with everything read again that another server may have changed. */
+  /** To serve it. As it is, or opened anew, with everything read again that another server may have changed. */
   async open(): Promise<NsdStore> {
-    if (this.#store !== null) return this.#store;
+    if (this.#store !== null) {
+      await this.#store.recover();
+      return this.#store;
+    }
     const store = await this.#reopen();
     if (store.uuid !== this.uuid) {
       await store.close();
@@ -74,6 +77,7 @@ export class NsdPath {
       });
     }
     this.#store = store;
+    await store.recover();
     return store;
   }
   /** Waits for what is under way, flushes, closes the device. */
@@ -182,7 +186,8 @@ async function openOne(
         name: config.name,
       });
     }
-    const store = await NsdStore.open(storeParts);
+    // What was left half written is settled when this node serves it; until then another server may be at work.
+    const store = await NsdStore.open(storeParts, { lookOnly: true });
     const { header } = store;
     if (header.clusterId !== clusterId || header.name !== config.name) {
       throw new FsError('wrongNsd', {

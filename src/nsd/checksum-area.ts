@@ -244,6 +244,10 @@ export function wordOf(groups: readonly ChecksumGroup[], sector: number): number
   const [entries, at] = locate(groups, sector);
   return entries[at + 1]!;
 }
+export function entryOf(groups: readonly ChecksumGroup[], sector: number): { crc: number; word: number } {
+  const [entries, at] = locate(groups, sector);
+  return { crc: entries[at]!, word: entries[at + 1]! };
+}
 export function setEntry(groups: readonly ChecksumGroup[], sector: number, crc: number, word: number): void {
   invariant(!isLost(word), 'a lost entry is never written on purpose');
   const [entries, at] = locate(groups, sector);

@@ -25,7 +25,7 @@ import {
 import type { Checksums } from './checksums.js';
 import type { NsdClientApi, NsdExtent, NsdIoOptions, SectorIo, SectorVersions } from './nsd-api.js';
 import { isLost, readsAsZeros, versionOf } from './nsd-layout.js';
-import { type NsdStore, newSectorStates, settleAll } from './nsd-store.js';
+import { type NsdStore, newSectorStates } from './nsd-store.js';
 import {
   type Batch,
   batchesOf,
@@ -38,6 +38,7 @@ import {
   versionsNamed,
 } from './sector-batches.js';
 import { Semaphore } from './semaphore.js';
+import { settleAll } from './settle-all.js';
 
 /**
  * Reads and writes sectors of NSDs wherever they are served: groups what is asked for into requests, opens a window for each, verifies

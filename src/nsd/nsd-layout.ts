@@ -11,7 +11,7 @@ import type { Checksums } from './checksums.js';
  *   device sector            holds
  *   0                        header
  *   1 .. C                   checksum area: C checksum sectors, ceil(D / 504)
- *   C+1 .. C+I               intent area: I sectors (S1)
+ *   C+1 .. C+I               intent area: I sectors (intent-layout.ts)
  *   C+I+1 .. C+I+D           data sectors 0 .. D-1
  *   C+I+D+1                  copy of the header
  *
@@ -147,7 +147,7 @@ export function geometryOfDevice(lengthBytes: number): NsdGeometry {
 
 const one = new Uint32Array(1);
 /** CRC of the sector at `offsetBytes` with the u32 at `fieldAt` as zero; leaves the bytes as they were. */
-function selfChecksum(checksums: Checksums, bytes: Uint8Array, offsetBytes: number, fieldAt: number): number {
+export function selfChecksum(checksums: Checksums, bytes: Uint8Array, offsetBytes: number, fieldAt: number): number {
   const field = bytes.slice(offsetBytes + fieldAt, offsetBytes + fieldAt + 4);
   bytes.fill(0, offsetBytes + fieldAt, offsetBytes + fieldAt + 4);
   checksums.sectors(bytes, offsetBytes, 1, one, 0);

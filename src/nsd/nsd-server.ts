@@ -27,7 +27,8 @@ import {
   sectorsOf,
 } from '../protocol/nsd-messages.js';
 import type { Checksums } from './checksums.js';
-import { type NsdStore, newSectorStates, type SectorStates, type SectorWrite, settleAll } from './nsd-store.js';
+import { type NsdStore, newSectorStates, type SectorStates, type SectorWrite } from './nsd-store.js';
+import { settleAll } from './settle-all.js';
 
 /**
  * Serves this node's NSDs to the others. Owns the list of exported stores, the fence, and the way of bytes between a store and a peer's
@@ -234,6 +235,7 @@ export class NsdServer {
     const sectorCount = sectorsOf(request.extents);
     const write = {
       crcs: request.crcs,
+      logged: request.logged,
       versions: request.versions ?? undefined,
       versionsOut: new Uint32Array(sectorCount),
     };

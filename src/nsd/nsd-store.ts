@@ -1,3 +1,4 @@
+import { invariant } from '../common/assert.js';
 import { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import { isSectorVersion } from '../common/sector-version.js';
@@ -6,26 +7,28 @@ import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { type SectorExtent, uuidToBytes } from '../protocol/nsd-messages.js';
 import { ChecksumArea, type ChecksumGroup, forEachRun, setEntry, wordOf } from './checksum-area.js';
 import type { Checksums } from './checksums.js';
+import { FlushLine } from './flush-line.js';
+import { FreshHoles } from './fresh-holes.js';
+import { readHeaders, writeHeaders } from './header-pair.js';
+import { IntentArea } from './intent-area.js';
+import type { Intent } from './intent-layout.js';
+import { settleIntents } from './intent-recovery.js';
 import type { BlockDevice } from './nsd-api.js';
+import { formatNsd, type NsdFormatOptions } from './nsd-format.js';
 import {
-  decodeHeader,
   ENTRIES_PER_CHECKSUM_SECTOR,
-  encodeChecksumSector,
-  encodeHeader,
   geometryOf,
-  geometryOfDevice,
-  type HeaderVerdict,
   holeWord,
   isLost,
   type NsdGeometry,
   type NsdHeader,
-  newEntries,
   nextVersion,
   readsAsZeros,
   takesVersion,
   versionOf,
 } from './nsd-layout.js';
 import { SectorLocks } from './sector-locks.js';
+import { settleAll } from './settle-all.js';
 
 /**
  * One open NSD over a block device: data sectors with a checksum and a version each (S1). The layout is in nsd-layout.ts.
@@ -37,20 +40,12 @@ import { SectorLocks } from './sector-locks.js';
  * - What a read returns has the checksum that was given when it was written, or is the zeros of a sector never written.
  *
  * Fault model: the device may fail, fall short, return other bytes than were written, and at a power cut lose or tear whatever
- * was not flushed. Every sector then reads as before the write, as after it, or as checksumMismatch. A write that failed leaves the sector old or
- * reporting checksumMismatch, whatever the device did; the same for power cuts between data and checksum: S1's intents, which
- * turn that into old or new, come with the log, and go in front of the device write in `write`.
+ * was not flushed. A write over what was there then leaves the sector as before or as after it, thanks to its intent (S1); only what is
+ * torn in itself reports checksumMismatch, and so may the write of a sector that was zeros or whose intent is a log record. A write
+ * that failed leaves the sector old or reporting checksumMismatch, whatever the device did.
  *
  * All memory is the page pool's. Nothing here retries; that is the client's, who knows the deadline.
  */
-export interface NsdFormatOptions {
-  readonly uuid: string;
-  readonly fsUuid?: string | null;
-  readonly clusterId: string;
-  readonly failureGroup: number;
-  readonly name: string;
-}
-
 /** What a store works with. */
 export interface NsdStoreParts {
   readonly device: BlockDevice;
@@ -66,6 +61,8 @@ export const NSD_STAGING_BYTES_MIN = 4 * SECTOR_BYTES;
 export const CACHED_CHECKSUM_SECTORS_DEFAULT = 4096;
 
 export interface NsdOpenOptions {
+  /** To see what it is, while another server may be at work on it: nothing is changed, nor read or written before `recover`. */
+  readonly lookOnly?: boolean;
   /** Refused with wrongNsd if the device holds another one. */
   readonly uuid?: string;
   /** Refused with wrongNsd if it belongs to another file system, or to none; null: it must belong to none. */
@@ -91,7 +88,14 @@ export interface SectorWrite {
   /** Gets the versions that the sectors have now. */
   readonly versionsOut?: Uint32Array | undefined;
   readonly index?: number;
+  /** A durable log record holds the same bytes, and is the intent. */
+  readonly logged?: boolean;
 }
+
+/** An operation that also an NSD that was only looked at can do. */
+const LOOKING = 'looking';
+/** More of them are not remembered: a flush makes them durable. */
+const FRESH_HOLES_MAX = 1024;
 
 const DISCARD_SECTORS_AT_ONCE = 16 * ENTRIES_PER_CHECKSUM_SECTOR;
 
@@ -106,6 +110,12 @@ export class NsdStore {
   #closed = false;
   #idle: (() => void) | null = null;
   #headerWrite: Promise<void> = Promise.resolve();
+  readonly #line: FlushLine;
+  readonly #intents: IntentArea;
+  readonly #intentStaging: PoolSegment;
+  #recovery: Promise<void> | null = null;
+  #recovered = false;
+  readonly #freshHoles = new FreshHoles();
 
   private constructor(
     private readonly parts: NsdStoreParts,
@@ -114,19 +124,34 @@ export class NsdStore {
     this.#header = header;
     this.geometry = geometryOf(header);
     this.counters = parts.counters ?? new Counters();
-    // The first sector of the staging space is the headers'.
-    const { staging, pool, checksums } = parts;
+    // The first sector of the staging space is the headers', then come the intents'.
+    const { staging, pool, checksums, device } = parts;
+    const uuid = uuidToBytes(header.uuid);
+    const intentBytes = SECTOR_BYTES * Math.min(16, Math.max(1, Math.floor(staging.lengthBytes / SECTOR_BYTES / 4)));
+    const restAt = SECTOR_BYTES + intentBytes;
+    this.#intentStaging = { offsetBytes: staging.offsetBytes + SECTOR_BYTES, lengthBytes: intentBytes };
+    this.#line = new FlushLine(device, (number) => this.#flushed(number));
+    this.#intents = new IntentArea({
+      device,
+      pool,
+      checksums,
+      counters: this.counters,
+      line: this.#line,
+      geometry: this.geometry,
+      uuid,
+      staging: this.#intentStaging,
+    });
     pool.bytes.fill(0, staging.offsetBytes, staging.offsetBytes + SECTOR_BYTES);
     const zero = new Uint32Array(1);
     checksums.sectors(pool.bytes, staging.offsetBytes, 1, zero, 0);
     this.#zeroCrc = zero[0]!;
     this.#area = new ChecksumArea({
-      device: parts.device,
+      device,
       pool,
       checksums,
       counters: this.counters,
-      uuid: uuidToBytes(header.uuid),
-      staging: { offsetBytes: staging.offsetBytes + SECTOR_BYTES, lengthBytes: staging.lengthBytes - SECTOR_BYTES },
+      uuid,
+      staging: { offsetBytes: staging.offsetBytes + restAt, lengthBytes: staging.lengthBytes - restAt },
       cachedSectorsMax: parts.cachedChecksumSectorsMax ?? CACHED_CHECKSUM_SECTORS_DEFAULT,
     });
   }
@@ -135,43 +160,9 @@ export class NsdStore {
    * Makes an empty NSD of the device: every checksum sector is written (stale ones of an earlier life would be indistinguishable from
    * corrupt ones), headers last, so that a device half formatted is not an NSD.
    */
-  static async format(parts: NsdStoreParts, options: NsdFormatOptions): Promise<NsdHeader> {
-    const { device, pool, checksums } = parts;
-    const staging = checkedStaging(parts);
-    const { dataSectorCount, intentSectorCount } = geometryOfDevice(device.lengthBytes);
-    const header: NsdHeader = {
-      uuid: options.uuid,
-      fsUuid: options.fsUuid ?? null,
-      clusterId: options.clusterId,
-      failureGroup: options.failureGroup,
-      name: options.name,
-      dataSectorCount,
-      intentSectorCount,
-      generation: 1,
-    };
-    const geometry = geometryOf(header);
-    const first: PoolSegment = { offsetBytes: staging.offsetBytes, lengthBytes: SECTOR_BYTES };
-    // Checks the options before anything is overwritten.
-    encodeHeader(header, checksums, pool.bytes, first.offsetBytes);
-    pool.bytes.fill(0, first.offsetBytes, first.offsetBytes + SECTOR_BYTES);
-    await device.write(0, first);
-    await device.write(geometry.headerCopy * SECTOR_BYTES, first);
-    await device.flush();
-    const nsd = uuidToBytes(header.uuid);
-    const entries = newEntries();
-    const sectorsAtOnce = Math.floor(staging.lengthBytes / SECTOR_BYTES);
-    for (let index = 0; index < geometry.checksumSectorCount; index += sectorsAtOnce) {
-      const count = Math.min(sectorsAtOnce, geometry.checksumSectorCount - index);
-      for (let i = 0; i < count; i++) {
-        const place = { nsd, index: index + i };
-        encodeChecksumSector(place, entries, checksums, pool.bytes, staging.offsetBytes + i * SECTOR_BYTES);
-      }
-      const memory = { offsetBytes: staging.offsetBytes, lengthBytes: count * SECTOR_BYTES };
-      await device.write((1 + index) * SECTOR_BYTES, memory);
-    }
-    await device.flush();
-    await writeHeaders(parts, header);
-    return header;
+  static format(parts: NsdStoreParts, options: NsdFormatOptions): Promise<NsdHeader> {
+    checkedStaging(parts);
+    return formatNsd(parts, options);
   }
 
   /** @throws {FsError} wrongNsd (no NSD, or another one, or another file system's), wrongFormat, deviceError. */
@@ -186,7 +177,32 @@ export class NsdStore {
       throw refuse(
         header.fsUuid === null ? 'belongs to no file system' : `belongs to another file system, ${header.fsUuid}`,
       );
-    return new NsdStore(parts, header);
+    const store = new NsdStore(parts, header);
+    if (options.lookOnly !== true) await store.recover();
+    return store;
+  }
+
+  /**
+   * Settles what an earlier life has left half written (S1); from then on the NSD can be read and written. No other server may be at work on
+   * it. Again: nothing, or another try.
+   */
+  recover(): Promise<void> {
+    this.#recovery ??= this.#counted(async () => {
+      await settleIntents({
+        ...this.parts,
+        counters: this.counters,
+        geometry: this.geometry,
+        area: this.#area,
+        intents: this.#intents,
+        flush: () => this.#line.flush(),
+        staging: this.#intentStaging,
+      });
+      this.#recovered = true;
+    }, LOOKING).catch((error: unknown) => {
+      this.#recovery = null;
+      throw error;
+    });
+    return this.#recovery;
   }
 
   get header(): NsdHeader {
@@ -210,7 +226,7 @@ export class NsdStore {
       await writeHeaders(this.parts, header);
       this.#header = header;
     };
-    const done = this.#headerWrite.then(() => this.#counted(change));
+    const done = this.#headerWrite.then(() => this.#counted(change, LOOKING));
     this.#headerWrite = done.catch(() => undefined);
     return done;
   }
@@ -309,36 +325,82 @@ export class NsdStore {
   write(sector: number, memory: PoolSegment, what: SectorWrite): Promise<void> {
     return this.#counted(async () => {
       const sectorCount = this.#checkRange('nsd.write', sector, memory);
-      const { crcs, versions, versionsOut, index = 0 } = what;
+      const { crcs, versions, index = 0 } = what;
       this.#checkStates(sector, index + sectorCount, crcs, versions);
       const end = sector + sectorCount;
       const lock = await this.#locks.acquire(sector, end, true);
       try {
-        await this.#change(
-          sector,
-          end,
-          (groups) => {
-            if (versions !== undefined) this.#checkVersions(groups, sector, end, versions, index);
-            return this.parts.device.write(this.#deviceOffset(sector), memory);
-          },
-          (groups) => {
-            forEachRun(groups, sector, end, (entries, at, count, before) => {
-              for (let i = 0; i < count; i++) {
-                const place = index + before + i;
-                const version = versions?.[place] ?? nextVersion(entries[at + 2 * i + 1]!);
-                entries[at + 2 * i] = crcs[place]!;
-                entries[at + 2 * i + 1] = version;
-                if (versionsOut !== undefined) versionsOut[place] = version;
-              }
-            });
-            return groups;
-          },
-        );
+        const groups = await this.#area.hold(sector, end);
+        try {
+          if (versions !== undefined) this.#checkVersions(groups, sector, end, versions, index);
+          const atOnce = this.#intents.atOnceMax;
+          for (let at = sector; at < end; at += atOnce)
+            await this.#write(
+              groups,
+              at,
+              Math.min(end, at + atOnce),
+              memory.offsetBytes + (at - sector) * SECTOR_BYTES,
+              {
+                ...what,
+                index: index + at - sector,
+              },
+            );
+        } finally {
+          this.#area.drop(groups);
+        }
         this.counters.add('nsd.writtenSectors', sectorCount);
       } finally {
         this.#locks.release(lock);
       }
     });
+  }
+
+  /** Intents, if any are needed, then data, then entries. */
+  async #write(
+    groups: readonly ChecksumGroup[],
+    start: number,
+    end: number,
+    offsetBytes: number,
+    { crcs, versions, versionsOut, logged, index }: SectorWrite & { readonly index: number },
+  ): Promise<void> {
+    const words = new Uint32Array(end - start);
+    const intents: Intent[] = [];
+    forEachRun(groups, start, end, (entries, at, count, before) => {
+      for (let i = 0; i < count; i++) {
+        const [oldCrc, oldWord] = [entries[at + 2 * i]!, entries[at + 2 * i + 1]!];
+        const place = before + i;
+        const newWord = versions?.[index + place] ?? nextVersion(oldWord);
+        words[place] = newWord;
+        if (logged !== true && this.#needsIntent(start + place, oldWord))
+          intents.push({ sector: start + place, oldCrc, oldWord, newCrc: crcs[index + place]!, newWord });
+      }
+    });
+    const ticket = intents.length === 0 ? null : await this.#intents.announce(intents);
+    try {
+      const memory = { offsetBytes, lengthBytes: (end - start) * SECTOR_BYTES };
+      await this.#change(
+        groups,
+        () => this.parts.device.write(this.#deviceOffset(start), memory),
+        () => {
+          forEachRun(groups, start, end, (entries, at, count, before) => {
+            for (let i = 0; i < count; i++) {
+              entries[at + 2 * i] = crcs[index + before + i]!;
+              entries[at + 2 * i + 1] = words[before + i]!;
+            }
+          });
+          versionsOut?.set(words, index);
+          return groups;
+        },
+      );
+    } finally {
+      if (ticket !== null) this.#intents.ended(ticket);
+    }
+  }
+
+  /** Whether a flush may have made durable what is there now, so that half a write would hurt it. What is lost can't be hurt. */
+  #needsIntent(sector: number, word: number): boolean {
+    if (!readsAsZeros(word)) return !isLost(word);
+    return word !== 0 && this.#freshHoles.overlaps(sector, sector + 1);
   }
 
   /**
@@ -424,33 +486,27 @@ export class NsdStore {
 
   /** The device operation, then the entries (`inMemory` says in which groups), then their commit. Under the exclusive lock. */
   async #change(
-    start: number,
-    end: number,
-    onDevice: (groups: readonly ChecksumGroup[]) => Promise<void>,
-    inMemory: (groups: readonly ChecksumGroup[]) => readonly ChecksumGroup[],
+    groups: readonly ChecksumGroup[],
+    onDevice: () => Promise<void>,
+    inMemory: () => readonly ChecksumGroup[],
   ): Promise<void> {
-    const groups = await this.#area.hold(start, end);
+    const sequence = this.#area.beginData(groups);
+    let committed: Promise<void>;
     try {
-      const sequence = this.#area.beginData(groups);
-      let committed: Promise<void>;
-      try {
-        await onDevice(groups);
-        committed = this.#area.commit(inMemory(groups));
-      } finally {
-        this.#area.endData(groups, sequence);
-      }
-      await committed;
+      await onDevice();
+      committed = this.#area.commit(inMemory());
     } finally {
-      this.#area.drop(groups);
+      this.#area.endData(groups, sequence);
     }
+    await committed;
   }
 
   /** Resolves when everything that was written before is durable. */
   flush(): Promise<void> {
     return this.#counted(async () => {
-      await this.parts.device.flush();
+      await this.#line.flush();
       this.counters.add('nsd.flushes');
-    });
+    }, LOOKING);
   }
 
   /** The sectors read as zeros from now on. Like a write, not durable before a flush. */
@@ -466,34 +522,66 @@ export class NsdStore {
   async #discard(start: number, end: number): Promise<void> {
     const lock = await this.#locks.acquire(start, end, true);
     try {
-      await this.#change(
-        start,
-        end,
-        async () => undefined,
-        (groups) => {
-          const changed = new Set<number>();
-          for (let at = start; at < end; at++) {
-            const word = wordOf(groups, at);
-            // What reads as zeros has nothing to forget.
-            if (readsAsZeros(word)) continue;
-            setEntry(groups, at, 0, holeWord(word));
-            changed.add(Math.floor(at / ENTRIES_PER_CHECKSUM_SECTOR));
-          }
-          return groups.filter((group) => changed.has(group.index));
-        },
-      );
+      const groups = await this.#area.hold(start, end);
+      try {
+        await this.#change(
+          groups,
+          async () => undefined,
+          () => {
+            const changed = new Set<number>();
+            for (let at = start; at < end; at++) {
+              const word = wordOf(groups, at);
+              // What reads as zeros has nothing to forget.
+              if (readsAsZeros(word)) continue;
+              setEntry(groups, at, 0, holeWord(word));
+              changed.add(Math.floor(at / ENTRIES_PER_CHECKSUM_SECTOR));
+            }
+            return groups.filter((group) => changed.has(group.index));
+          },
+        );
+      } finally {
+        this.#area.drop(groups);
+      }
       this.counters.add('nsd.discardedSectors', end - start);
-      // After the entries: the bytes are nobody's now, whatever the device makes of them.
-      await this.parts.device
-        .discard(this.#deviceOffset(start), (end - start) * SECTOR_BYTES)
-        .catch((error: unknown) => {
-          // Giving the space back is a favour; a device that can't (or fails to) leaves the sectors zero all the same.
-          this.counters.add('nsd.deviceDiscardsFailed');
-          if (!FsError.is(error)) throw error;
-        });
+      this.#freshHoles.add(start, end, this.#line.begun);
     } finally {
       this.#locks.release(lock);
     }
+    if (this.#freshHoles.size > FRESH_HOLES_MAX) await this.#line.flush();
+  }
+
+  #flushed(number: number): void {
+    this.#intents.flushed(number);
+    for (const { start, end } of this.#freshHoles.takeCovered(number))
+      for (let at = start; at < end; at += DISCARD_SECTORS_AT_ONCE)
+        this.#trim(at, Math.min(end, at + DISCARD_SECTORS_AT_ONCE)).catch(() =>
+          // Giving the space back is a favour; a device that can't (or fails to) leaves the sectors zero all the same.
+          this.counters.add('nsd.deviceDiscardsFailed'),
+        );
+  }
+
+  /** After a flush has covered that they are holes: the bytes are nobody's now, whatever the device makes of them. */
+  #trim(start: number, end: number): Promise<void> {
+    return this.#counted(async () => {
+      const lock = await this.#locks.acquire(start, end, true);
+      try {
+        // Written and discarded again meanwhile: the bytes are needed again, until the next flush.
+        if (this.#freshHoles.overlaps(start, end)) return;
+        const groups = await this.#area.hold(start, end);
+        try {
+          for (let at = start; at < end; ) {
+            let runEnd = at;
+            while (runEnd < end && readsAsZeros(wordOf(groups, runEnd))) runEnd++;
+            if (runEnd > at) await this.parts.device.discard(this.#deviceOffset(at), (runEnd - at) * SECTOR_BYTES);
+            at = runEnd + 1;
+          }
+        } finally {
+          this.#area.drop(groups);
+        }
+      } finally {
+        this.#locks.release(lock);
+      }
+    });
   }
 
   /** Waits for what is under way, then closes the device. A second call does nothing. */
@@ -533,7 +621,8 @@ export class NsdStore {
     return sectorCount;
   }
 
-  async #counted<T>(operation: () => Promise<T>): Promise<T> {
+  async #counted<T>(operation: () => Promise<T>, alsoWhen?: typeof LOOKING): Promise<T> {
+    invariant(this.#recovered || alsoWhen === LOOKING, 'an NSD was used before it was recovered');
     if (this.#closed)
       throw new FsError('closed', { op: 'nsd', object: `nsd ${this.uuid}`, detail: 'the NSD is closed' });
     this.#underWay++;
@@ -558,79 +647,11 @@ export function checkMemory(op: string, memory: PoolSegment, pool: PagePool): vo
     });
 }
 
-/** Waits for every one, then throws the first failure: memory may be reused only when nothing is in flight any more (S3). */
-export async function settleAll(operations: readonly Promise<unknown>[]): Promise<void> {
-  const results = await Promise.allSettled(operations);
-  for (const result of results) if (result.status === 'rejected') throw result.reason;
-}
-
 function checkedStaging(parts: NsdStoreParts): PoolSegment {
   checkMemory('nsd.open', parts.staging, parts.pool);
   if (parts.staging.lengthBytes < NSD_STAGING_BYTES_MIN)
     throw new FsError('invalidArgument', { op: 'nsd.open', detail: 'too little staging space for an NSD' });
   return parts.staging;
-}
-
-async function readHeaders(parts: NsdStoreParts): Promise<NsdHeader> {
-  const { device, pool, checksums, staging } = parts;
-  const memory: PoolSegment = { offsetBytes: staging.offsetBytes, lengthBytes: SECTOR_BYTES };
-  const readAt = async (deviceSector: number): Promise<HeaderVerdict> => {
-    try {
-      await device.read(deviceSector * SECTOR_BYTES, memory);
-    } catch (error) {
-      failures.push(error);
-      return { ok: false, kind: 'broken', why: error instanceof Error ? error.message : String(error) };
-    }
-    return decodeHeader(pool.bytes, memory.offsetBytes, device.lengthBytes, checksums);
-  };
-  const failures: unknown[] = [];
-  if (device.lengthBytes < 2 * SECTOR_BYTES)
-    throw new FsError('wrongNsd', { op: 'nsd.open', detail: 'the device is too small to hold an NSD' });
-  const first = await readAt(0);
-  // Where the copy is follows from the header; without one it can only be at the end.
-  const lastSector = Math.floor(device.lengthBytes / SECTOR_BYTES) - 1;
-  const copyAt = first.ok ? geometryOf(first.header).headerCopy : lastSector;
-  const second = await readAt(copyAt);
-  const valid = [first, second].filter((verdict) => verdict.ok).map((verdict) => verdict.header);
-  const [a, b] = valid;
-  if (a !== undefined && b !== undefined) {
-    if (a.uuid !== b.uuid)
-      throw new FsError('wrongNsd', {
-        op: 'nsd.open',
-        object: `nsd ${a.uuid}`,
-        detail: `the header's copy is of nsd ${b.uuid}`,
-      });
-    return b.generation > a.generation ? b : a;
-  }
-  if (a !== undefined) {
-    parts.counters?.add('nsd.headersBroken');
-    // A copy found at the end of the device must be one that belongs there.
-    if (!first.ok && geometryOf(a).headerCopy !== lastSector)
-      throw new FsError('wrongNsd', {
-        op: 'nsd.open',
-        object: `nsd ${a.uuid}`,
-        detail: "the header's copy is out of place",
-      });
-    return a;
-  }
-  const why = first.ok ? '' : first.why;
-  const foreign = [first, second].some((verdict) => !verdict.ok && verdict.kind === 'foreign');
-  if (failures.length === 2) throw failures[0];
-  throw new FsError(foreign ? 'wrongFormat' : 'wrongNsd', {
-    op: 'nsd.open',
-    detail: foreign ? `an NSD this version can't read: ${why}` : `no NSD on the device: ${why}`,
-    cause: failures[0],
-  });
-}
-
-async function writeHeaders(parts: NsdStoreParts, header: NsdHeader): Promise<void> {
-  const { device, pool, checksums, staging } = parts;
-  const memory: PoolSegment = { offsetBytes: staging.offsetBytes, lengthBytes: SECTOR_BYTES };
-  encodeHeader(header, checksums, pool.bytes, memory.offsetBytes);
-  await device.write(geometryOf(header).headerCopy * SECTOR_BYTES, memory);
-  await device.flush();
-  await device.write(0, memory);
-  await device.flush();
 }
 
 /** How many of the sectors [start, end) read as zeros. */

@@ -14,8 +14,10 @@ import type {
 import { SegmentArena } from '../native/buffer-arena.js';
 import { type BufferArena, heapPagePool, type PagePool, type PoolSegment } from '../native/page-pool.js';
 import type { MessageType } from '../protocol/message-types.js';
+import type { DeviceImage } from './device-record.js';
 import type { BlockDevice } from './nsd-api.js';
 import { DEVICE_SECTORS_MIN, geometryOfDevice } from './nsd-layout.js';
+import { imageOf } from './recording-device.js';
 
 /**
  * What the tests of this folder stand on: a device in memory, a clock that is moved by hand, and a fabric in one
@@ -32,6 +34,14 @@ export class RamDevice implements BlockDevice {
     private readonly pool: PagePool,
   ) {
     this.bytes = new Uint8Array(lengthBytes);
+  }
+  static of(image: DeviceImage, lengthBytes: number, pool: PagePool): RamDevice {
+    const device = new RamDevice(lengthBytes, pool);
+    for (const [at, chunk] of image) device.bytes.set(chunk.subarray(0, lengthBytes - at), at);
+    return device;
+  }
+  image(): DeviceImage {
+    return imageOf(this.bytes);
   }
 
   #check(op: string, offsetBytes: number, lengthBytes: number): void {
