@@ -105,7 +105,7 @@ export const suites: readonly Suite[] = [
     shows:
       'export, discover, connect, disconnect over loop, RDMA and TCP; namespaces that shrink, go read-only or vanish; lost paths',
     guests: 1,
-    commands: [vitest('native/napi-nvme/test/fabrics.hw.test.ts')],
+    commands: [vitest('native/napi-nvme/test/fabrics.hw.test.ts', 'src/cli/nsd-paths.hw.test.ts')],
     deadlineS: 480,
   },
   {
