@@ -99,6 +99,24 @@ const nsd = z.strictObject({
     })
     .optional()
     .describe('Where the path of this node can be shut, when another takes over and this one does not answer.'),
+  fault: z
+    .strictObject({
+      seed: z
+        .int()
+        .min(0)
+        .max(2 ** 32 - 1)
+        .describe('Decides what goes out early, and how.'),
+      early: z
+        .number()
+        .min(0)
+        .max(1)
+        .optional()
+        .describe('How likely an operation sends a held sector out early; 0.05 without it.'),
+    })
+    .optional()
+    .describe(
+      'For tests only, refused unless HOLDFAST_TEST_FAULTS=1 is in the environment: a killed daemon loses or tears a part of what was not flushed.',
+    ),
 });
 
 export const configSchema = z.strictObject({

@@ -1,7 +1,7 @@
 import { linkSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, describe, expect, test, vi } from 'vitest';
 import { loadConfig } from './config.js';
 import { configurationTable } from './config-docs.js';
 import { parseDuration, parseSize } from './config-schema.js';
@@ -51,6 +51,15 @@ describe('a daemon configuration', () => {
       clusterKeyFile: path.join(directory, 'cluster.key'),
       socket: path.join(directory, 'node-1.sock'),
     });
+  });
+
+  test('that loses data on purpose is refused with its line, unless the environment allows it', () => {
+    const text = `${GOOD}nsds:\n  - name: a\n    path: disk-a\n    fault:\n      seed: 7\n`;
+    vi.stubEnv('HOLDFAST_TEST_FAULTS', '');
+    expect(refusal(text)).toMatch(/nsds\[0\]\.fault: is for tests only.* 'node\.yaml:12'/);
+    vi.stubEnv('HOLDFAST_TEST_FAULTS', '1');
+    expect(load(text).nsds[0]?.fault).toEqual({ seed: 7 });
+    vi.unstubAllEnvs();
   });
 
   test('takes sizes and durations with units', () => {

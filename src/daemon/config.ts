@@ -12,6 +12,9 @@ import { configSchema, type DaemonConfig } from './config-schema.js';
  * Invariant: a configuration that is returned can be started as far as this machine tells; one that can't is refused with one
  * sentence that names file, line and key. Fault model: the file may hold anything.
  */
+/** In the environment, set to 1: settings that lose data on purpose are allowed. */
+const TEST_FAULTS = 'HOLDFAST_TEST_FAULTS';
+
 type KeyPath = readonly (string | number)[];
 
 class Located {
@@ -105,6 +108,8 @@ function resolved(config: DaemonConfig, located: Located, directory: string): Da
     const sameName = names.get(nsd.name);
     if (sameName !== undefined) throw located.error(['nsds', index, 'name'], `nsds[${sameName}] has this name`);
     names.set(nsd.name, index);
+    if (nsd.fault !== undefined && process.env[TEST_FAULTS] !== '1')
+      throw located.error(['nsds', index, 'fault'], `is for tests only, and loses data; ${TEST_FAULTS}=1 allows it`);
     if (nsd.size === undefined && !isThere(nsdPath))
       throw located.error(['nsds', index, 'path'], `there is no ${nsdPath}, and no size to create it with`);
     for (const place of identities(nsdPath)) {

@@ -167,6 +167,7 @@ function nsdConfig({
   shared,
   format,
   target,
+  fault,
 }: DaemonConfig['nsds'][number]): NsdConfig {
   return {
     name,
@@ -176,5 +177,8 @@ function nsdConfig({
     shared,
     ...(format === undefined ? {} : { format }),
     ...(target === undefined ? {} : { target: { nodeId: nodeId(target.node), subsystem: target.subsystem } }),
+    ...(fault === undefined
+      ? {}
+      : { fault: { seed: fault.seed, ...(fault.early === undefined ? {} : { early: fault.early }) } }),
   };
 }

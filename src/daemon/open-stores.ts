@@ -5,10 +5,12 @@ import type { NsdTarget } from '../cluster/membership-api.js';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import type { Logger } from '../common/logger.js';
+import { SeededRandom } from '../common/random.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { type BlockEngineDevice, PoolEngine } from '../nsd/block-engine-device.js';
 import type { Checksums } from '../nsd/checksums.js';
+import { HoldBackDevice } from '../nsd/hold-back-device.js';
 import type { BlockDevice } from '../nsd/nsd-api.js';
 import { NsdStore, type NsdStoreParts } from '../nsd/nsd-store.js';
 import type { PoolPlan } from './pool-plan.js';
@@ -28,6 +30,14 @@ export interface NsdConfig {
   readonly target?: NsdTarget;
   /** False only where nodes on one machine stand for machines of their own, and a file for the namespace that each of them has a path to. */
   readonly lock?: boolean;
+  /** Tests only: the NSD holds back what is not flushed, and loses or tears some of it when this process is killed. */
+  readonly fault?: NsdFault;
+}
+export interface NsdFault {
+  /** Of what goes out early, and how. */
+  readonly seed: number;
+  /** How likely an operation sends a held sector out early. */
+  readonly early?: number;
 }
 
 /** Puts something in front of a device; `scratch` is a sector of the pool's that is its own. */
@@ -160,12 +170,24 @@ async function openOne(
   logger.info({ nsd: config.name, path: config.path, access, because }, 'the NSD is worked with in this way');
   let device: BlockDevice = opened;
   let staging = plan.storeStaging[index]!;
-  if (parts.wrapDevice !== undefined) {
-    const lengthBytes = staging.lengthBytes - SECTOR_BYTES;
-    const scratch = { offsetBytes: staging.offsetBytes + lengthBytes, lengthBytes: SECTOR_BYTES };
+  const scratch = (sectors: number): PoolSegment => {
+    const lengthBytes = staging.lengthBytes - sectors * SECTOR_BYTES;
+    const end = staging.offsetBytes + lengthBytes;
     staging = { offsetBytes: staging.offsetBytes, lengthBytes };
-    device = parts.wrapDevice(device, config, pool, scratch);
+    return { offsetBytes: end, lengthBytes: sectors * SECTOR_BYTES };
+  };
+  if (config.fault !== undefined) {
+    const { seed, early } = config.fault;
+    logger.warn(
+      { nsd: config.name, seed },
+      'TEST SETTING: this NSD loses what is not flushed when the process is killed',
+    );
+    device = new HoldBackDevice(device, pool, scratch(Math.floor(staging.lengthBytes / SECTOR_BYTES / 4)), {
+      random: new SeededRandom(seed),
+      ...(early === undefined ? {} : { earlyChance: early }),
+    });
   }
+  if (parts.wrapDevice !== undefined) device = parts.wrapDevice(device, config, pool, scratch(1));
   try {
     const empty = made || (await isEmpty(opened, pool, plan.storeStaging[index]!));
     if (empty && (config.format ?? config.shared !== true) === false) {

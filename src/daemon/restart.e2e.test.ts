@@ -8,7 +8,7 @@ import type { FileSystemClient } from '../client/file-system-client.js';
 import { startPrivateEtcd } from '../cluster/private-etcd.js';
 import { deferred } from '../common/deferred.js';
 import { eventually } from './testing/counting.js';
-import { type DaemonProcess, launchDaemon, startDaemon } from './testing/daemon-process.js';
+import { type DaemonProcess, type DaemonProcessOptions, launchDaemon, startDaemon } from './testing/daemon-process.js';
 import { startLocalCluster } from './testing/local-cluster.js';
 
 /** What is durable is there again, however the nodes ended. There is no log yet: what wasn't synced may be lost with its node. */
@@ -70,9 +70,18 @@ async function daemons(nsds: number, count: number) {
   });
   const keyFile = path.join(directory, 'key');
   await writeFile(keyFile, randomBytes(32), { mode: 0o600 });
+  const options = (nodeId: number): DaemonProcessOptions => ({
+    directory,
+    etcd: etcd.endpoint,
+    keyFile,
+    leaseTtl: '2s',
+    nodeId,
+    nsd: nodeId <= nsds,
+    // A kill costs what was not flushed, as a power cut would.
+    fault: { seed: nodeId, early: 0.2 },
+  });
   const start = async (nodeId: number): Promise<DaemonProcess> => {
-    const common = { directory, etcd: etcd.endpoint, keyFile, leaseTtl: '2s' };
-    const daemon = await startDaemon({ ...common, nodeId, nsd: nodeId <= nsds });
+    const daemon = await startDaemon(options(nodeId));
     cleanups.push(() => daemon.kill());
     return daemon;
   };
@@ -88,14 +97,7 @@ async function daemons(nsds: number, count: number) {
     return client;
   };
   const launch = (nodeId: number): DaemonProcess => {
-    const daemon = launchDaemon({
-      directory,
-      etcd: etcd.endpoint,
-      keyFile,
-      leaseTtl: '2s',
-      nodeId,
-      nsd: nodeId <= nsds,
-    });
+    const daemon = launchDaemon(options(nodeId));
     cleanups.push(() => daemon.kill());
     return daemon;
   };

@@ -7,6 +7,7 @@ import type { FileSystemClient } from '../../client/file-system-client.js';
 import { adminSocketPath } from '../admin-api.js';
 import { AdminClient } from '../admin-client.js';
 import type { DaemonConfigInput } from '../config-schema.js';
+import type { NsdFault } from '../open-stores.js';
 import { built } from './child.js';
 import { eventually } from './counting.js';
 
@@ -33,6 +34,8 @@ export interface DaemonProcessOptions {
   readonly nodeId: number;
   readonly nsd: boolean;
   readonly leaseTtl: string;
+  /** Its NSD holds back what is not flushed: a kill loses or tears some of it. */
+  readonly fault?: NsdFault;
 }
 
 /** Starts it; it is a member when this resolves. @throws what it said last, when it ends before. */
@@ -76,12 +79,23 @@ export function launchDaemon(options: DaemonProcessOptions): DaemonProcess {
     leaseTtl: options.leaseTtl,
     // What isn't synced stays in memory.
     dirtyAge: '10min',
-    nsds: options.nsd ? [{ name: `nsd${nodeId}`, path: file('nsd'), size: '256MiB', failureGroup: nodeId }] : [],
+    nsds: options.nsd
+      ? [
+          {
+            name: `nsd${nodeId}`,
+            path: file('nsd'),
+            size: '256MiB',
+            failureGroup: nodeId,
+            ...(options.fault === undefined ? {} : { fault: options.fault }),
+          },
+        ]
+      : [],
   };
   writeFileSync(file('yaml'), stringify(config));
   const log = openSync(file('log'), 'a');
   const child = spawn(process.execPath, ['--enable-source-maps', built('daemon/main.js'), '--config', file('yaml')], {
     stdio: ['ignore', log, log],
+    env: { ...process.env, HOLDFAST_TEST_FAULTS: '1' },
   });
   closeSync(log);
   const exited = new Promise<number | string>((resolve) => {

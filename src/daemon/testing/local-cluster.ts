@@ -9,6 +9,7 @@ import { startPrivateEtcd } from '../../cluster/private-etcd.js';
 import { nodeId } from '../../common/ids.js';
 import type { Logger } from '../../common/logger.js';
 import { type NodeConfig, type NodeEngine, startNode } from '../engine.js';
+import type { NsdFault } from '../open-stores.js';
 
 /** A cluster for tests: full nodes in this process, each with an NSD in a file, over real TCP and a private etcd. */
 export interface LocalCluster {
@@ -41,6 +42,8 @@ export interface LocalClusterOptions {
   readonly fileSystem?: string | null;
   readonly settings?: NodeConfig['settings'];
   readonly logger?: Logger;
+  /** The NSD of a node holds back what is not flushed, so that killing its process loses or tears some of it. */
+  readonly fault?: (index: number) => NsdFault;
   /** What is different on one node, whenever it is started. */
   readonly configure?: (index: number) => Partial<NodeConfig>;
 }
@@ -77,6 +80,7 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
               path: nsdPath(index),
               sizeBytes: options.nsdBytes ?? 512 << 20,
               failureGroup: index + 1,
+              ...(options.fault === undefined ? {} : { fault: options.fault(index) }),
             },
           ]
         : [],
