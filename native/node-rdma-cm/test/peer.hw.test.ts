@@ -174,17 +174,20 @@ describe('what goes wrong', () => {
   });
 
   it('queue pair error there: our requests fail, and the reason is known', async () => {
+    // Where the peer's device says nothing, the watchdog does.
+    const there = await PeerClient.connect(setup, PORT, { ...options, sendDeadlineMs: 2000 });
     setup.bytes.set(Buffer.from('{"op":"error"}'), 8192);
-    peer.end.pair.send(setup.region.segment(8192, 14), { id: 1 });
-    peer.end.pair.post();
-    await peer.end.completion(1);
+    there.end.pair.send(setup.region.segment(8192, 14), { id: 1 });
+    there.end.pair.post();
+    await there.end.completion(1);
     let last = 'success';
     for (let id = 2; id < 2000 && last === 'success'; id++) {
-      peer.end.pair.write(setup.region.segment(8192, 64), remote(32_768), { id });
-      last = (await peer.end.post(id)).status;
+      there.end.pair.write(setup.region.segment(8192, 64), { address: there.address + 32_768, key: there.key }, { id });
+      last = (await there.end.post(id)).status;
     }
     expect(['retryExceeded', 'remoteOperationError', 'flushed']).toContain(last);
-    expect(peer.end.pair.failure).not.toBeNull();
+    expect(there.end.pair.failure).not.toBeNull();
+    there.end.close();
   });
 
   it('deregistration there while we write: an error, and nothing lands after it', async () => {
