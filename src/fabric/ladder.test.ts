@@ -317,6 +317,18 @@ test('a link that is held is not replaced by a better one until it is let go; th
   expect([transportOf(one, 2), transportOf(two, 1)]).toEqual(['rdma', 'rdma']);
 });
 
+test('a link over a given rung comes before whatever is being dialled', async () => {
+  const world = new World();
+  const [one] = [await world.node(1), await world.node(2)];
+  // That dial hangs.
+  world.verbs.policy = () => 'lost';
+  const asked = one.fabric.peer(nodeId(2)).request(T.ping, text('up'), ok);
+  await world.run(10);
+  expect(transportOf(one, 2)).toBe(null);
+  await world.finish(one.fabric.relink(nodeId(2), 'tcp'));
+  expect([str(await world.finish(asked)), transportOf(one, 2)]).toEqual(['up', 'tcp']);
+});
+
 test('a test of the rungs measures each of them, refuses a second one, and ends on the best', async () => {
   const world = new World();
   const [one, two] = [await world.node(1), await world.node(2)];

@@ -170,6 +170,7 @@ export class MemoryVerbs implements VerbsPort {
         reject(error);
       };
       const unreachable = (detail: string) => refuse(new FsError('unreachable', { op: 'fabric.dial', object, detail }));
+      let timer: Timer | null = null;
       const onAbort = () => {
         timer?.cancel();
         refuse(signal.reason);
@@ -185,7 +186,7 @@ export class MemoryVerbs implements VerbsPort {
       });
       if (verdict === 'lost' || ('delayMs' in verdict && verdict.delayMs === Number.POSITIVE_INFINITY)) return;
       const delayMs = 'delayMs' in verdict ? verdict.delayMs : 0;
-      const timer: Timer | null = network.clock.after(delayMs, () => {
+      timer = network.clock.after(delayMs, () => {
         const listener = network.listeners.get(object);
         if (signal.aborted) return;
         if (this.closed || queue.closed) return unreachable('closed');

@@ -316,13 +316,12 @@ export class RemotePeer implements Peer, SessionOwner {
     if (by === null) this.upgrade();
   }
 
-  /** @throws {FsError} unreachable, busy, closed: whatever link there was stays. */
+  /** Comes before any link that is being dialled for. @throws {FsError} unreachable, closed, busy (another was asked for meanwhile): whatever link there was stays. */
   async relink(transport: TransportKind): Promise<void> {
     if (this.#closed !== null) throw this.#closed;
     if (this.#session === null) this.#newSession();
-    if (this.#dial !== null) throw new FsError('busy', { op: 'fabric.dial', object: `node ${this.nodeId}` });
-    this.#redial?.cancel();
-    this.#redial = null;
+    const object = `node ${this.nodeId}`;
+    this.#stopDialling(new FsError('busy', { op: 'fabric.dial', object, detail: 'another link is asked for' }));
     const failure = await this.#tryDial(transport);
     if (failure !== null) throw failure;
   }
