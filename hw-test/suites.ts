@@ -184,6 +184,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'fabric',
+    short: true,
     shows:
       'the fabric over verbs between two processes: messages, one-sided bulk, the device removed and added during I/O',
     guests: 1,
@@ -200,6 +201,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'fabric-pair',
+    short: true,
     shows: 'the same between two guests, and what one of them says when the other loses its power',
     guests: 2,
     commands: [vitest('hw-test/fabric.hw.test.ts'), ['node', 'dist/hw-test/fabric-peer.js']],
