@@ -94,6 +94,7 @@ export const suites: readonly Suite[] = [
         'native/napi-nvme/test/access-choice.hw.test.ts',
         'native/napi-nvme/test/reservations.hw.test.ts',
         'native/napi-nvme/test/target-faults.hw.test.ts',
+        'src/nsd/reserved-namespace.hw.test.ts',
         'src/daemon/same-storage.hw.test.ts',
       ),
     ],

@@ -112,7 +112,10 @@ const REASON_OF_ERRNO: Readonly<Record<string, Reason>> = {
 
 function asFsError(error: unknown, op: string, path: string): FsError {
   if (error instanceof BlockIoError) {
-    const reason = error.short ? 'shortIo' : (REASON_OF_ERRNO[error.code] ?? 'deviceError');
+    // Of an open device it means that another host has reserved it: this one is shut out, and asking again won't help.
+    const shutOut = error.code === 'EBUSY';
+    const known = shutOut ? 'deviceError' : (REASON_OF_ERRNO[error.code] ?? 'deviceError');
+    const reason = error.short ? 'shortIo' : known;
     return new FsError(reason, { op, object: path, detail: error.message, cause: error });
   }
   if (error instanceof Error && 'code' in error && typeof error.code === 'string')
