@@ -194,6 +194,7 @@ export const suites: readonly Suite[] = [
   },
   {
     name: 'fabric-command',
+    short: true,
     shows:
       '`holdfast fabric test` between two daemons: each rung measured, a device that goes and comes, errors, a dead peer',
     guests: 1,
