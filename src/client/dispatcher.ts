@@ -3,9 +3,9 @@ import { constants } from 'node:fs';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, inodeNumber } from '../common/ids.js';
-import type { Credentials, DirectoryEntry, FileSystem, FileType, OpenFile } from '../fs/file-system-api.js';
+import type { Credentials, DirectoryEntry, FileSystem, FileType, OpenFile, XattrCalls } from '../fs/file-system-api.js';
 import { copyFile, makeDirectories, readWhole, toChanges, writeWhole } from './compound-ops.js';
-import { attributesToWire, type OpArgs, type OpName, type OpResult, type Reply } from './ops.js';
+import { attributesToWire, type OpArgs, type OpName, type OpResult, type Reply, type XattrTarget } from './ops.js';
 import { packEntries } from './packed-entries.js';
 
 /**
@@ -198,6 +198,19 @@ export class DispatcherSession {
     return file;
   }
 
+  /** The calls about extended attributes of what is meant: an open file, or what a path names. */
+  #xattrs({ path, follow, handle }: XattrTarget, op: OpName): XattrCalls<[]> {
+    if (handle !== undefined) return this.#file(handle, op);
+    if (path === undefined) throw new FsError('invalidArgument', { op, detail: 'neither a path nor a handle' });
+    const fs = this.dispatcher.fileSystem;
+    const links = follow !== false;
+    return {
+      getXattr: (name, who, options) => fs.getXattr(path, links, name, who, options),
+      listXattrs: (who, options) => fs.listXattrs(path, links, who, options),
+      setXattr: (name, value, who, options) => fs.setXattr(path, links, name, value, who, options),
+    };
+  }
+
   /** Opens under the limit; the handle is installed only if the session still lives. */
   async #install(handle: number, open: () => Promise<OpenFile>, op: OpName): Promise<OpenFile> {
     const { handlesMax } = this.dispatcher.limits;
@@ -353,6 +366,15 @@ export class DispatcherSession {
         return { ...(await fs.statfs({ signal })) };
       },
       copyFile: ({ from, to, mode }, _payload, signal) => done(copyFile(fs, from, to, mode, who, signal)),
+      getXattr: async ({ name, ...target }, _payload, signal) =>
+        new WithPayload<'getXattr'>(NOTHING, await this.#xattrs(target, 'getXattr').getXattr(name, who, { signal })),
+      listXattrs: async (target, _payload, signal) => ({
+        names: await this.#xattrs(target, 'listXattrs').listXattrs(who, { signal }),
+      }),
+      setXattr: ({ name, create, replace, ...target }, payload, signal) =>
+        done(this.#xattrs(target, 'setXattr').setXattr(name, payload ?? EMPTY, who, { signal, create, replace })),
+      removeXattr: ({ name, ...target }, _payload, signal) =>
+        done(this.#xattrs(target, 'removeXattr').setXattr(name, null, who, { signal })),
       syncAll: () => done(fs.sync()),
       counters: () => report(),
     };

@@ -3,7 +3,7 @@ import { createInterface, type Interface } from 'node:readline';
 import { collect, isView, toChunks, type WritableData } from './content.js';
 import { HandleIo } from './handle-io.js';
 import { checkAborted, fileClosed, invalidArgType, invalidArgValue, outOfRange, toNodeError } from './node-errors.js';
-import type { HintKind, OpenResult } from './ops.js';
+import type { HintKind, OpArgs, OpenResult, OpName } from './ops.js';
 import { attributesFromWire, HINT_KINDS } from './ops.js';
 import type { Session } from './session.js';
 import { BigIntStats, Stats } from './stats.js';
@@ -15,13 +15,22 @@ import {
   checkOwner,
   checkSignal,
   checkTimes,
+  checkXattrName,
+  checkXattrValue,
   type Mode,
   type TimeLike,
+  toBuffer,
 } from './validate.js';
 
 /** An open file, shaped like node's FileHandle; beyond it: readSync, writeSync, hint, and `signal` wherever something can wait. */
 export interface SignalOption {
   readonly signal?: AbortSignal | undefined;
+}
+export interface XattrOptions extends SignalOption {
+  /** EEXIST when it is there. */
+  readonly create?: boolean | undefined;
+  /** ENODATA when it is not. */
+  readonly replace?: boolean | undefined;
 }
 export interface ReadOptions<B extends NodeJS.ArrayBufferView = NodeJS.ArrayBufferView> extends SignalOption {
   readonly buffer?: B | undefined;
@@ -331,6 +340,25 @@ export class FileHandle extends EventEmitter implements AsyncDisposable {
     if (changes === null) return;
     await this.#call('futime', 'setAttributesHandle', { handle: this.#io.opened.handle, changes }, options);
   }
+  /** Extended attributes, as fgetxattr(2) and its kin. */
+  async getxattr(name: string, options?: SignalOption): Promise<Buffer> {
+    const args = { handle: this.#io.opened.handle, name: checkXattrName(name) };
+    return toBuffer((await this.#call('fgetxattr', 'getXattr', args, options)).payload);
+  }
+  async setxattr(name: string, value: string | Uint8Array, options?: XattrOptions): Promise<void> {
+    const { create, replace } = options ?? {};
+    const args = { handle: this.#io.opened.handle, name: checkXattrName(name), create, replace };
+    await this.#call('fsetxattr', 'setXattr', args, options, checkXattrValue(value));
+  }
+  async listxattr(options?: SignalOption): Promise<string[]> {
+    return [
+      ...(await this.#call('flistxattr', 'listXattrs', { handle: this.#io.opened.handle }, options)).result.names,
+    ];
+  }
+  async removexattr(name: string, options?: SignalOption): Promise<void> {
+    const args = { handle: this.#io.opened.handle, name: checkXattrName(name) };
+    await this.#call('fremovexattr', 'removeXattr', args, options);
+  }
   async sync(options?: SignalOption): Promise<void> {
     await this.#call('fsync', 'sync', { handle: this.#io.opened.handle, dataOnly: false }, options);
   }
@@ -338,14 +366,15 @@ export class FileHandle extends EventEmitter implements AsyncDisposable {
     await this.#call('fdatasync', 'sync', { handle: this.#io.opened.handle, dataOnly: true }, options);
   }
 
-  async #call<K extends 'statHandle' | 'truncateHandle' | 'setAttributesHandle' | 'sync'>(
+  async #call<K extends OpName>(
     syscall: string,
     op: K,
-    args: Parameters<typeof this.session.call<K>>[1],
+    args: OpArgs<K>,
     options: SignalOption | undefined,
+    payload?: Uint8Array,
   ) {
     const signal = signalOf(options);
-    return this.#io.use(syscall, () => this.session.call(op, args, undefined, signal), signal);
+    return this.#io.use(syscall, () => this.session.call(op, args, payload, signal), signal);
   }
   private get session(): Session {
     return this.#io.session;

@@ -4,7 +4,7 @@ import { FsError } from '../common/errors.js';
 import { type DirectoryEntry, FileType } from '../fs/file-system-api.js';
 import { toChunks, type WritableData, wholeBytes } from './content.js';
 import { Dir, Dirent } from './dirent.js';
-import { FileHandle, type SignalOption } from './file-handle.js';
+import { FileHandle, type SignalOption, type XattrOptions } from './file-handle.js';
 import { checkAborted, refusals, toNodeError } from './node-errors.js';
 import { attributesFromWire, type OpArgs, type OpName, type Reply, type WireChanges } from './ops.js';
 import { unpackEntries } from './packed-entries.js';
@@ -24,10 +24,13 @@ import {
   checkPath,
   checkSignal,
   checkTimes,
+  checkXattrName,
+  checkXattrValue,
   inEncoding,
   type Mode,
   type PathLike,
   type TimeLike,
+  toBuffer,
 } from './validate.js';
 
 /**
@@ -115,10 +118,11 @@ export class FileSystemClient implements AsyncDisposable {
     path: string | undefined,
     options: unknown,
     dest?: string,
+    payload?: Uint8Array,
   ): Promise<Reply<K>> {
     const signal = signalOf(options);
     try {
-      return await this.#session.call(op, args, undefined, signal);
+      return await this.#session.call(op, args, payload, signal);
     } catch (error) {
       throw toNodeError(error, syscall, path, dest, signal);
     }
@@ -170,7 +174,7 @@ export class FileSystemClient implements AsyncDisposable {
     const args = { path: checked.absolute, flags, limit: ONE_EXCHANGE_READ_BYTES };
     const { result, payload } = await this.#compound('readFile', args, checked, undefined, signal);
     if (result.complete) {
-      const bytes = Buffer.from(payload?.buffer ?? new ArrayBuffer(0), payload?.byteOffset, payload?.byteLength);
+      const bytes = toBuffer(payload);
       return encoding === undefined || encoding === null ? bytes : bytes.toString(encoding);
     }
     await using handle = await this.open(path, flags & ~constants.O_TRUNC, 0o666, { signal });
@@ -480,6 +484,61 @@ export class FileSystemClient implements AsyncDisposable {
   async lutimes(path: PathLike, atime: TimeLike, mtime: TimeLike, options?: SignalOption): Promise<void> {
     const changes = checkTimes(atime, mtime);
     if (changes !== null) await this.#change(path, changes, false, 'lutime', options);
+  }
+
+  async #getxattr(path: PathLike, name: string, follow: boolean, syscall: string, options: unknown): Promise<Buffer> {
+    const { given, absolute } = checkPath(path, 'path', syscall);
+    const args = { path: absolute, follow, name: checkXattrName(name) };
+    const { payload } = await this.#call('getXattr', args, syscall, given, options);
+    return toBuffer(payload);
+  }
+  async #setxattr(
+    path: PathLike,
+    name: string,
+    value: string | Uint8Array,
+    follow: boolean,
+    syscall: string,
+    options: XattrOptions | undefined,
+  ): Promise<void> {
+    const { given, absolute } = checkPath(path, 'path', syscall);
+    const { create, replace } = options ?? {};
+    const args = { path: absolute, follow, name: checkXattrName(name), create, replace };
+    await this.#call('setXattr', args, syscall, given, options, undefined, checkXattrValue(value));
+  }
+  async #listxattr(path: PathLike, follow: boolean, syscall: string, options: unknown): Promise<string[]> {
+    const { given, absolute } = checkPath(path, 'path', syscall);
+    const { result } = await this.#call('listXattrs', { path: absolute, follow }, syscall, given, options);
+    return [...result.names];
+  }
+  async #removexattr(path: PathLike, name: string, follow: boolean, syscall: string, options: unknown): Promise<void> {
+    const { given, absolute } = checkPath(path, 'path', syscall);
+    const args = { path: absolute, follow, name: checkXattrName(name) };
+    await this.#call('removeXattr', args, syscall, given, options);
+  }
+  /** Extended attributes, as getxattr(2) and its kin; `name` with its space ('user.comment'). The l-forms don't follow a last link. */
+  async getxattr(path: PathLike, name: string, options?: SignalOption): Promise<Buffer> {
+    return this.#getxattr(path, name, true, 'getxattr', options);
+  }
+  async lgetxattr(path: PathLike, name: string, options?: SignalOption): Promise<Buffer> {
+    return this.#getxattr(path, name, false, 'lgetxattr', options);
+  }
+  async setxattr(path: PathLike, name: string, value: string | Uint8Array, options?: XattrOptions): Promise<void> {
+    await this.#setxattr(path, name, value, true, 'setxattr', options);
+  }
+  async lsetxattr(path: PathLike, name: string, value: string | Uint8Array, options?: XattrOptions): Promise<void> {
+    await this.#setxattr(path, name, value, false, 'lsetxattr', options);
+  }
+  async listxattr(path: PathLike, options?: SignalOption): Promise<string[]> {
+    return this.#listxattr(path, true, 'listxattr', options);
+  }
+  async llistxattr(path: PathLike, options?: SignalOption): Promise<string[]> {
+    return this.#listxattr(path, false, 'llistxattr', options);
+  }
+  async removexattr(path: PathLike, name: string, options?: SignalOption): Promise<void> {
+    await this.#removexattr(path, name, true, 'removexattr', options);
+  }
+  async lremovexattr(path: PathLike, name: string, options?: SignalOption): Promise<void> {
+    await this.#removexattr(path, name, false, 'lremovexattr', options);
   }
 
   createReadStream(path: PathLike, given: ReadStreamOptions | BufferEncoding = {}): ReadStream {

@@ -32,6 +32,8 @@ const changes = z.strictObject({
   atimeNs: nanoseconds,
   mtimeNs: nanoseconds,
 });
+const xattrTarget = { path: path.optional(), follow: z.boolean().optional(), handle: handle.optional() };
+const name = z.string().max(255);
 const none = z.strictObject({});
 
 export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
@@ -65,6 +67,10 @@ export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
   truncate: z.strictObject({ path, size: bytes }),
   statfs: z.strictObject({ path }),
   copyFile: z.strictObject({ from: path, to: path, mode: z.int().min(0).max(7) }),
+  getXattr: z.strictObject({ ...xattrTarget, name }),
+  listXattrs: z.strictObject(xattrTarget),
+  setXattr: z.strictObject({ ...xattrTarget, name, create: z.boolean().optional(), replace: z.boolean().optional() }),
+  removeXattr: z.strictObject({ ...xattrTarget, name }),
   syncAll: none,
   counters: none,
 };

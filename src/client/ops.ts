@@ -149,9 +149,28 @@ export interface OpTable {
   };
   /** `mode` as node's copyFile: COPYFILE_EXCL and the two FICLONE bits. */
   copyFile: { args: { readonly from: string; readonly to: string; readonly mode: number }; result: Nothing };
+  /** The value is the payload. */
+  getXattr: { args: XattrTarget & { readonly name: string }; result: Nothing };
+  listXattrs: { args: XattrTarget; result: { readonly names: readonly string[] } };
+  setXattr: {
+    args: XattrTarget & {
+      readonly name: string;
+      readonly create?: boolean | undefined;
+      readonly replace?: boolean | undefined;
+    };
+    result: Nothing;
+  };
+  removeXattr: { args: XattrTarget & { readonly name: string }; result: Nothing };
   /** Everything dirty on the engine's node, durable. */
   syncAll: { args: Nothing; result: Nothing };
   counters: { args: Nothing; result: Record<string, number> };
+}
+
+/** Extended attributes: of what a path names, or of an open file. */
+export interface XattrTarget {
+  readonly path?: string | undefined;
+  readonly follow?: boolean | undefined;
+  readonly handle?: number | undefined;
 }
 
 export type OpName = keyof OpTable;
@@ -206,6 +225,10 @@ export const OPS: { readonly [K in OpName]: OpProperties } = {
   counters: op(30),
   bring: op(31),
   mknod: op(32, 'never'),
+  getXattr: op(33),
+  listXattrs: op(34),
+  setXattr: op(35, 'never'),
+  removeXattr: op(36, 'never'),
 };
 
 const byNumber = new Map<number, OpName>((Object.keys(OPS) as OpName[]).map((name) => [OPS[name].number, name]));

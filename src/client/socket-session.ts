@@ -72,6 +72,8 @@ const lostError = (op: string, { path }: DurableHandle): FsError => {
   return new FsError('writesLost', { op, object: path, detail });
 };
 
+const handleOf = (args: OpArgs<OpName>): number | undefined => ('handle' in args ? args.handle : undefined);
+
 export function processCredentials(): Credentials {
   return {
     uid: process.geteuid?.() ?? 0,
@@ -161,7 +163,8 @@ export class SocketSession implements Session {
   }
 
   #staleness(op: OpName, args: OpArgs<OpName>): FsError | null {
-    const why = 'handle' in args && op !== 'close' && op !== 'reopen' ? this.#stale.get(args.handle) : undefined;
+    const handle = op !== 'close' && op !== 'reopen' ? handleOf(args) : undefined;
+    const why = handle === undefined ? undefined : this.#stale.get(handle);
     if (why === undefined) return null;
     const detail = `the daemon was restarted and could not open it again: ${why.detail ?? why.reason}`;
     return new FsError('staleHandle', { op, object: why.object, detail, cause: why });
@@ -174,7 +177,8 @@ export class SocketSession implements Session {
       for (const durable of lost) durable.lost = false;
       return lost[0] === undefined ? null : lostError('fsync', lost[0]);
     }
-    const durable = op === 'sync' && 'handle' in args ? this.#handles.get(args.handle) : undefined;
+    const handle = op === 'sync' ? handleOf(args) : undefined;
+    const durable = handle === undefined ? undefined : this.#handles.get(handle);
     if (!durable?.lost) return null;
     durable.lost = false;
     return lostError('fsync', durable);

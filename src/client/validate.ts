@@ -13,6 +13,7 @@ export type TimeLike = number | string | Date | bigint;
 
 const PATH_BYTES_MAX = 4096;
 const UINT32_MAX = 0xffffffff;
+const XATTR_NAME_BYTES_MAX = 255;
 
 /** A path as given (errors quote it) and as the engine takes it. */
 export interface CheckedPath {
@@ -159,6 +160,24 @@ export function checkTime(time: unknown, name: string): bigint {
   const whole = Math.floor(seconds);
   return BigInt(whole) * 1_000_000_000n + BigInt(Math.floor((seconds - whole) * 1e6 + 0.5)) * 1000n;
 }
+
+export function checkXattrName(name: unknown): string {
+  if (typeof name !== 'string') throw invalidArgType('name', 'of type string', name);
+  if (name.includes('\0')) throw invalidArgValue('name', name, 'must be a string without null bytes');
+  if (Buffer.byteLength(name) > XATTR_NAME_BYTES_MAX) {
+    const detail = `an attribute's name of ${Buffer.byteLength(name)} bytes`;
+    throw new NodeFsError(new FsError('attributeNameTooLong', { op: 'xattr', detail }), 'xattr');
+  }
+  return name;
+}
+/** A copy: the caller's own may change while the call waits. */
+export function checkXattrValue(value: unknown): Uint8Array {
+  if (typeof value === 'string') return Buffer.from(value, 'utf8');
+  if (!(value instanceof Uint8Array)) throw invalidArgType('value', 'of type string or an instance of Buffer', value);
+  return Uint8Array.from(value);
+}
+export const toBuffer = (payload: Uint8Array | undefined): Buffer =>
+  Buffer.from(payload?.buffer ?? new ArrayBuffer(0), payload?.byteOffset, payload?.byteLength);
 
 /** Options that may be given as an encoding, as most of node:fs takes them. */
 export function checkOptions<T extends { encoding?: BufferEncoding | 'buffer' | null | undefined }>(

@@ -10,6 +10,7 @@ import type {
   OpenFile,
   OpOptions,
   RenameOptions,
+  XattrSetOptions,
 } from '../fs/file-system-api.js';
 import type { MountedFileSystem } from '../fs/mount.js';
 
@@ -94,6 +95,22 @@ export class LazyFileSystem implements FileSystem {
     options?: OpOptions,
   ): Promise<Attributes> {
     return (await this.#get()).setAttributes(path, changes, followLinks, who, options);
+  }
+  async getXattr(path: string, followLinks: boolean, name: string, who: Credentials, options?: OpOptions) {
+    return (await this.#get()).getXattr(path, followLinks, name, who, options);
+  }
+  async listXattrs(path: string, followLinks: boolean, who: Credentials, options?: OpOptions) {
+    return (await this.#get()).listXattrs(path, followLinks, who, options);
+  }
+  async setXattr(
+    path: string,
+    followLinks: boolean,
+    name: string,
+    value: Uint8Array | null,
+    who: Credentials,
+    options?: XattrSetOptions & OpOptions,
+  ): Promise<void> {
+    await (await this.#get()).setXattr(path, followLinks, name, value, who, options);
   }
   async truncate(path: string, sizeBytes: number, who: Credentials, options?: OpOptions): Promise<void> {
     await (await this.#get()).truncate(path, sizeBytes, who, options);

@@ -30,6 +30,7 @@ import { hashName, leafDepth, leafEntries, leafExists, leafFault } from './leaf-
 import { bitmapAt, inodeUsed, regionFault, segmentFault } from './map-formats.js';
 import { readSuperblock } from './mount.js';
 import { fsIdOf, type Superblock } from './superblock.js';
+import { keptBlock } from './xattr-format.js';
 
 export interface CheckReport {
   readonly problems: readonly string[];
@@ -184,7 +185,10 @@ class Check implements PointerHost {
       await loadForCut(this, inode, 0);
       const { blocks, indirects } = allPointers(inode);
       let count = 0;
-      for (const extent of [...blocks.map(({ pointer }) => pointer), ...indirects]) {
+      const attributes = keptBlock(inode.kept);
+      const extents: Extent[] = [...blocks.map(({ pointer }) => pointer), ...indirects];
+      if (attributes !== null) extents.push(attributes.pointer);
+      for (const extent of extents) {
         this.#claim(inode.ino, extent);
         count += extent.count;
       }

@@ -60,7 +60,7 @@ export interface FsStatistics {
 }
 
 /** An open file on this node. All offsets and lengths are bytes. */
-export interface OpenFile {
+export interface OpenFile extends XattrCalls<[]> {
   readonly ino: InodeNumber;
   readonly flags: number; // node:fs constants O_*
   /** For hits through the cache map, or null. */
@@ -113,11 +113,37 @@ export interface RenameOptions extends OpOptions {
   readonly exchange?: boolean | undefined;
 }
 
+export interface XattrSetOptions {
+  /** EEXIST when the attribute is there. */
+  readonly create?: boolean | undefined;
+  /** ENODATA when it is not. */
+  readonly replace?: boolean | undefined;
+}
+
+/**
+ * Extended attributes of what a path or a handle names: spaces user., trusted., security., and the two lists of permissions system.posix_acl_access and
+ * system.posix_acl_default. Names are whole ('user.comment').
+ */
+export interface XattrCalls<Where extends unknown[]> {
+  getXattr(...args: [...Where, name: string, credentials: Credentials, options?: OpOptions]): Promise<Uint8Array>;
+  listXattrs(...args: [...Where, credentials: Credentials, options?: OpOptions]): Promise<string[]>;
+  /** Value null removes it. */
+  setXattr(
+    ...args: [
+      ...Where,
+      name: string,
+      value: Uint8Array | null,
+      credentials: Credentials,
+      options?: XattrSetOptions & OpOptions,
+    ]
+  ): Promise<void>;
+}
+
 /**
  * The file system of one node's engine. Paths are absolute, '/'-separated UTF-8, at most 4096 bytes, no NUL; symbolic links
  * are followed as POSIX says. Every method may throw FsError.
  */
-export interface FileSystem {
+export interface FileSystem extends XattrCalls<[path: string, followLinks: boolean]> {
   open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpOptions): Promise<OpenFile>;
   stat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
   lstat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes>;

@@ -27,6 +27,7 @@ import {
   setU64,
   writeHeader,
 } from './sector.js';
+import { KEPT_AT, KEPT_BYTES, keptFault } from './xattr-format.js';
 
 /** Where the area begins; bytes 256 to 639 are kept for extended attributes. */
 export const AREA_AT = 640;
@@ -74,6 +75,8 @@ export interface InodeFields {
   projectId: number;
   /** Allocated bytes behind the size are zeros, but for what a node left there that died in this epoch or later. */
   tailEpoch: number;
+  /** Extended attributes, as xattr-format.ts has them: empty, or the whole kept area. */
+  kept: Uint8Array;
   /** Bytes of the area in use: inline length, or the pointers up to the last that was ever set. */
   area: Uint8Array;
 }
@@ -110,8 +113,15 @@ export function encodeInode(
   setU32(sector, 132, fields.directoryEntries);
   setU32(sector, 136, fields.projectId);
   setU32(sector, 140, fields.tailEpoch);
+  sector.set(fields.kept, KEPT_AT);
   sector.set(fields.area, AREA_AT);
   sealSector(sector, checksums);
+}
+
+/** Most inodes have no attributes, and keep no memory for them. */
+function keptOf(sector: Uint8Array): Uint8Array {
+  const kept = sector.slice(KEPT_AT, KEPT_AT + KEPT_BYTES);
+  return kept.some((byte) => byte !== 0) ? kept : EMPTY_AREA;
 }
 
 /** Null: never written. @throws {FsError} corrupt, naming the inode and what is wrong with it. */
@@ -154,6 +164,7 @@ export function decodeInode(
     directoryEntries: getU32(sector, 132),
     projectId: getU32(sector, 136),
     tailEpoch: getU32(sector, 140),
+    kept: keptOf(sector),
     area: sector.slice(AREA_AT, AREA_AT + areaLength),
   };
   if (!(fields.sizeBytes <= RANGE_END)) throw bad('size out of range');
@@ -161,6 +172,8 @@ export function decodeInode(
   if (Number.isNaN(fields.rdev) || Number.isNaN(fields.parent) || Number.isNaN(fields.allocatedSubBlocks))
     throw bad('an integer beyond 2^53');
   if (fields.directoryDepth > DIRECTORY_DEPTH_MAX) throw bad(`directory depth ${fields.directoryDepth}`);
+  const attributesFault = fields.kept.length === 0 ? null : keptFault(fields.kept, geometry);
+  if (attributesFault !== null) throw bad(attributesFault);
   if ((flags & InodeFlag.inline) !== 0) {
     if (fields.sizeBytes !== areaLength) throw bad(`${areaLength} inline bytes, size ${fields.sizeBytes}`);
     return fields;

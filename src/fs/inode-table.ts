@@ -24,6 +24,7 @@ import { decodeInode, FREE_INODE, type InodeFields } from './inode-format.js';
 import { InodeWriter } from './inode-writer.js';
 import { INODE_FILE, segmentOf } from './layout.js';
 import type { Volume } from './volume.js';
+import { loadXattrBlock } from './xattrs.js';
 
 /** Inodes read at once around the one that is wanted. */
 export const READ_RUN = 16;
@@ -79,7 +80,7 @@ export class InodeTable {
   /** The inode when its fields may be believed, else undefined: load it, with its status token pinned. */
   get(ino: InodeNumber): Inode | undefined {
     const inode = this.#inodes.get(ino);
-    if (!inode?.valid) return undefined;
+    if (!inode?.valid || inode.needsXattrBlock) return undefined;
     inode.usedRound = this.#round;
     return inode;
   }
@@ -115,6 +116,11 @@ export class InodeTable {
     for (;;) {
       const present = this.get(ino);
       if (present !== undefined) return present;
+      const incomplete = this.#inodes.get(ino);
+      if (incomplete?.valid) {
+        await loadXattrBlock(this.#volume, incomplete);
+        continue;
+      }
       const under = this.#beingRead(ino);
       if (under === undefined) await this.#readRun(ino);
       else await under.ended;

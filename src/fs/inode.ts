@@ -13,12 +13,14 @@ import { deferred } from '../common/deferred.js';
 import type { InodeNumber, NsdIndex } from '../common/ids.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
 import { SUB_BLOCK_BYTES } from '../common/units.js';
+import type { Acl } from './acl.js';
 import type { BlockPointer } from './block-pointer.js';
 import { type Attributes, FileType } from './file-system-api.js';
 import { EMPTY_AREA, FREE_INODE, type InodeFields, InodeFlag } from './inode-format.js';
 import type { Extent } from './layout.js';
 import { Mutex, SharedMutex } from './mutex.js';
 import { UnflushedNsds } from './unflushed.js';
+import { aclInBlock, type XattrEntry, type XattrSpace } from './xattr-format.js';
 
 /** An indirect block in memory; `sector` is its image, sealed at write-out. */
 export interface IndirectNode {
@@ -54,7 +56,11 @@ export class Inode implements InodeFields {
   directoryEntries = 0;
   projectId = 0;
   tailEpoch = 0;
+  kept: Uint8Array = EMPTY_AREA;
   area: Uint8Array = EMPTY_AREA;
+  /** The attributes in the block that `kept` names, while they are known; and lists of permissions, decoded. */
+  xattrBlock: XattrEntry[] | null = null;
+  acls: Map<XattrSpace, Acl | null> | null = null;
 
   valid = false;
   /**
@@ -122,8 +128,15 @@ export class Inode implements InodeFields {
     return (this.flags & InodeFlag.inline) !== 0;
   }
 
+  /** Who may do what is not known before its block of attributes has been read. */
+  get needsXattrBlock(): boolean {
+    return this.xattrBlock === null && aclInBlock(this.kept);
+  }
+
   assign(fields: InodeFields): void {
     Object.assign(this, fields);
+    this.xattrBlock = null;
+    this.acls = null;
     this.roots.fill(null);
     this.tailDoubtful = false;
   }

@@ -15,6 +15,7 @@ import type {
   OpenFile,
   OpOptions,
   RenameOptions,
+  XattrSetOptions,
 } from './file-system-api.js';
 import { FileType } from './file-system-api.js';
 import { ALLOCATION_MAP, allNsds, INODE_MAP, RENAME_LOCK } from './layout.js';
@@ -25,6 +26,7 @@ import { open, openInode } from './operations/open.js';
 import { readDirectory } from './operations/read-directory.js';
 import { rename } from './operations/rename.js';
 import { remove } from './operations/unlink.js';
+import { getXattr, listXattrs, setXattr } from './operations/xattr.js';
 import { readLink, walkToExisting } from './path-walk.js';
 import { settle } from './settle.js';
 import type { Settled, Settling } from './space-peers.js';
@@ -132,6 +134,33 @@ export class MountedFs implements MountedFileSystem {
     const request = { op: 'setAttributes', credentials, followLast: followLinks, options };
     return onPath(this.#volume, path, request, (ref) =>
       setInodeAttributes(this.#volume, ref, changes, credentials, path, options),
+    );
+  }
+  getXattr(
+    path: string,
+    followLinks: boolean,
+    name: string,
+    credentials: Credentials,
+    options?: OpOptions,
+  ): Promise<Uint8Array> {
+    const request = { op: 'getxattr', credentials, followLast: followLinks, options };
+    return onPath(this.#volume, path, request, (ref) => getXattr(this.#volume, ref, name, credentials, path, options));
+  }
+  listXattrs(path: string, followLinks: boolean, credentials: Credentials, options?: OpOptions): Promise<string[]> {
+    const request = { op: 'listxattr', credentials, followLast: followLinks, options };
+    return onPath(this.#volume, path, request, (ref) => listXattrs(this.#volume, ref, credentials, options));
+  }
+  setXattr(
+    path: string,
+    followLinks: boolean,
+    name: string,
+    value: Uint8Array | null,
+    credentials: Credentials,
+    options?: XattrSetOptions & OpOptions,
+  ): Promise<void> {
+    const request = { op: 'setxattr', credentials, followLast: followLinks, options };
+    return onPath(this.#volume, path, request, (ref) =>
+      setXattr(this.#volume, ref, name, value, credentials, path, options),
     );
   }
   async truncate(path: string, sizeBytes: number, credentials: Credentials, options?: OpOptions): Promise<void> {

@@ -16,10 +16,12 @@ import {
   FileType,
   type OpenFile,
   type OpOptions,
+  type XattrSetOptions,
 } from './file-system-api.js';
 import type { Inode } from './inode.js';
 import { isWantedAlone } from './open-tokens.js';
 import { setInodeAttributes, statInode } from './operations/attributes.js';
+import { getXattr, listXattrs, setXattr } from './operations/xattr.js';
 import { publishStatus } from './publishing.js';
 import { syncFile } from './sync-file.js';
 import type { Volume } from './volume.js';
@@ -128,6 +130,24 @@ export class FsOpenFile implements OpenFile {
   async setAttributes(changes: AttributeChanges, credentials: Credentials, options?: OpOptions): Promise<Attributes> {
     this.#check('setAttributes');
     return setInodeAttributes(this.#volume, this.#handle, changes, credentials, `inode ${this.ino}`, options);
+  }
+
+  async getXattr(name: string, credentials: Credentials, options?: OpOptions): Promise<Uint8Array> {
+    this.#check('getxattr');
+    return getXattr(this.#volume, this.#handle, name, credentials, `inode ${this.ino}`, options);
+  }
+  async listXattrs(credentials: Credentials, options?: OpOptions): Promise<string[]> {
+    this.#check('listxattr');
+    return listXattrs(this.#volume, this.#handle, credentials, options);
+  }
+  async setXattr(
+    name: string,
+    value: Uint8Array | null,
+    credentials: Credentials,
+    options?: XattrSetOptions & OpOptions,
+  ): Promise<void> {
+    this.#check('setxattr');
+    return setXattr(this.#volume, this.#handle, name, value, credentials, `inode ${this.ino}`, options);
   }
 
   async sync(dataOnly: boolean, options?: OpOptions): Promise<void> {

@@ -11,7 +11,10 @@ import { NAME_BYTES_MAX, PATH_BYTES_MAX, ROOT_DIRECTORY, SYMLINKS_MAX } from './
 import type { LeafEntry } from './leaf-format.js';
 import { checkAccess, EXECUTE } from './permissions.js';
 import { checkDirectory, type InodeRef, loadDirectory, loadRef, pinInodes } from './pinning.js';
+import { corrupt } from './sector.js';
 import type { Volume } from './volume.js';
+import { XattrSpace } from './xattr-format.js';
+import { allXattrs, loadXattrBlock } from './xattrs.js';
 
 export interface Walked {
   /** Where the last name is (or would be); null when the path ends in '/', '.' or '..' themselves. */
@@ -191,7 +194,11 @@ export async function readLink(
     const inode = await loadRef(volume, link, op);
     if (inode.type !== FileType.symlink)
       throw new FsError('invalidArgument', { op, object: path, detail: 'not a symbolic link' });
-    return Buffer.from(inode.area.subarray(0, inode.sizeBytes)).toString('utf8');
+    if (inode.isInline) return Buffer.from(inode.area.subarray(0, inode.sizeBytes)).toString('utf8');
+    await loadXattrBlock(volume, inode);
+    const kept = allXattrs(inode).find(({ space }) => space === XattrSpace.linkTarget);
+    if (kept === undefined) throw corrupt(op, `inode ${link.ino}`, 'a link without a target');
+    return Buffer.from(kept.value).toString('utf8');
   } finally {
     pins.release();
   }

@@ -3,8 +3,11 @@
  * src/client/posix/ are run against a local directory too.
  */
 import { FsError } from '../common/errors.js';
+import { aclAllows } from './acl.js';
 import { type Credentials, FileType } from './file-system-api.js';
 import type { Inode } from './inode.js';
+import { XattrSpace } from './xattr-format.js';
+import { aclOf } from './xattrs.js';
 
 export const READ = 4;
 export const WRITE = 2;
@@ -25,8 +28,18 @@ export function mayAccess(inode: Inode, credentials: Credentials, mask: number):
   }
   let bits = inode.mode & 7;
   if (credentials.uid === inode.uid) bits = (inode.mode >> 6) & 7;
+  // Linux looks at no list whose mask allows nothing; what the mode then says is not the same for who is named in it.
+  else if (inode.kept.length > 0 && (inode.mode & 0o070) !== 0) return mayByList(inode, credentials, mask);
   else if (inGroup(credentials, inode.gid)) bits = (inode.mode >> 3) & 7;
   return (bits & mask) === mask;
+}
+
+function mayByList(inode: Inode, credentials: Credentials, mask: number): boolean {
+  const { mode, gid } = inode;
+  const acl = aclOf(inode, XattrSpace.accessAcl);
+  const member = (group: number): boolean => inGroup(credentials, group);
+  if (acl !== null) return aclAllows(acl, mode, mask, (uid) => uid === credentials.uid, member, gid);
+  return ((member(gid) ? mode >> 3 : mode) & mask) === mask;
 }
 
 export function checkAccess(inode: Inode, credentials: Credentials, mask: number, op: string, object: string): void {
@@ -65,11 +78,6 @@ export function inheritedMode(
   if (type === FileType.directory) return { mode: bits | S_ISGID, gid };
   const executable = (bits & (S_ISGID | S_IXGRP)) === (S_ISGID | S_IXGRP);
   return { mode: executable && !mayKeepSetgid(gid, credentials) ? bits & ~S_ISGID : bits, gid };
-}
-
-/** Takes over permission bits. */
-export function setMode(inode: Inode, mode: number): void {
-  inode.mode = mode;
 }
 
 /** What setuid bits a change by somebody else takes away; setgid where it means execution, or where he is not of the group. */

@@ -19,6 +19,7 @@ export const Magic = {
   leaf: 0x31445748, // HWD1
   region: 0x31415748, // HWA1
   segment: 0x31535348, // HSS1
+  xattrs: 0x31585748, // HWX1
 } as const;
 export type Magic = (typeof Magic)[keyof typeof Magic];
 

@@ -6,6 +6,7 @@ import { checkVolume, TestVolume } from '../../fs/testing.js';
 import { canAskKernel, LocalCalls, LocalKernel } from '../testing/local-calls.js';
 import { type Calls, LibraryCalls } from '../testing/posix-calls.js';
 import type { Rule, RuleContext } from '../testing/posix-rules.js';
+import { aclRules } from './acl.suite.js';
 import { chmodRules } from './chmod.suite.js';
 import { chownRules } from './chown.suite.js';
 import { linkRules } from './link.suite.js';
@@ -18,12 +19,14 @@ import { symlinkRules } from './symlink.suite.js';
 import { truncateRules } from './truncate.suite.js';
 import { unlinkRules } from './unlink.suite.js';
 import { utimensatRules } from './utimensat.suite.js';
+import { xattrRules } from './xattr.suite.js';
 
 /**
  * The rules of POSIX that are about names and attributes, on one node; with the acting and the looking side on two; and, as root, on a
  * local directory, so that what we expect is what the kernel does.
  */
 const suites: Record<string, readonly Rule[]> = {
+  'access lists': aclRules,
   chmod: chmodRules,
   chown: chownRules,
   link: linkRules,
@@ -36,6 +39,7 @@ const suites: Record<string, readonly Rule[]> = {
   truncate: truncateRules,
   unlink: unlinkRules,
   utimensat: utimensatRules,
+  'extended attributes': xattrRules,
 };
 
 type Side = (dir: string) => Calls;

@@ -1,6 +1,6 @@
 import { constants } from 'node:fs';
 import { expect } from 'vitest';
-import { alice, everyType, pathRules, type Rule, rule, TYPES } from '../testing/posix-rules.js';
+import { alice, everyType, PATH_MAX, pathRules, type Rule, rule, TYPES } from '../testing/posix-rules.js';
 
 export const symlinkRules: readonly Rule[] = [
   rule('symlink makes a link with every permission, that belongs to its maker', async ({ act, look }) => {
@@ -27,6 +27,20 @@ export const symlinkRules: readonly Rule[] = [
     expect(await act.readdir('d')).toEqual(['x']);
     expect(await look.unlink('link')).toBe('ok');
     expect(await act.readdir('d')).toEqual(['x']);
+  }),
+  rule(`symlink: targets of ${PATH_MAX - 1} bytes, and ENAMETOOLONG for longer ones`, async ({ act, look }) => {
+    for (const length of [1, 60, 1024, 3456, 3457, PATH_MAX - 1]) {
+      const target = 't'.repeat(length);
+      expect(await act.symlink(target, `link${length}`)).toBe('ok');
+      expect(await look.readlink(`link${length}`)).toBe(target);
+      expect(await look.lstat(`link${length}`)).toMatchObject({ size: length });
+    }
+    expect(await act.symlink('t'.repeat(PATH_MAX), 'x')).toBe('ENAMETOOLONG');
+    const dots = './'.repeat(1900);
+    await look.create('there');
+    expect(await act.symlink(`${dots}there`, 'long')).toBe('ok');
+    expect((await look.stat('long')).ino).toBe((await look.stat('there')).ino);
+    expect(await act.unlink('long')).toBe('ok');
   }),
   rule('symlink: EEXIST whatever has the name, ENOENT with a slash behind it', async ({ act, look }) => {
     await everyType(look);

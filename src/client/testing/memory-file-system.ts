@@ -13,6 +13,7 @@ import {
   type OpenFile,
   type OpOptions,
   type RenameOptions,
+  type XattrSetOptions,
 } from '../../fs/file-system-api.js';
 import type { InodeOpener } from '../dispatcher.js';
 import { fail, MAY_READ, MAY_WRITE, type MemoryNode, MemoryTree, mayAccess } from './memory-tree.js';
@@ -265,6 +266,25 @@ export class MemoryFileSystem implements FileSystem, InodeOpener {
     if (!mayAccess(node, who, MAY_WRITE)) throw fail('accessDenied', 'truncate', path);
     this.resize(node, sizeBytes);
   }
+  async getXattr(path: string, follow: boolean, name: string, who: Credentials, options?: OpOptions) {
+    await this.enter('getxattr', options);
+    return this.tree.getXattr(this.tree.find(path, who, 'getxattr', follow), name);
+  }
+  async listXattrs(path: string, follow: boolean, who: Credentials, options?: OpOptions): Promise<string[]> {
+    await this.enter('listxattr', options);
+    return [...this.tree.find(path, who, 'listxattr', follow).xattrs.keys()];
+  }
+  async setXattr(
+    path: string,
+    follow: boolean,
+    name: string,
+    value: Uint8Array | null,
+    who: Credentials,
+    options?: XattrSetOptions & OpOptions,
+  ): Promise<void> {
+    await this.enter('setxattr', options);
+    this.tree.setXattr(this.tree.find(path, who, 'setxattr', follow), name, value, options);
+  }
   async statfs(options?: OpOptions): Promise<FsStatistics> {
     await this.enter('statfs', options);
     return {
@@ -336,6 +356,23 @@ class MemoryFile implements OpenFile {
   async setAttributes(changes: AttributeChanges, who: Credentials, options?: OpOptions): Promise<Attributes> {
     await this.#enter('fsetattr', options);
     return this.fs.tree.change(this.node, changes, who, 'fsetattr');
+  }
+  async getXattr(name: string, _who: Credentials, options?: OpOptions): Promise<Uint8Array> {
+    await this.#enter('getxattr', options);
+    return this.fs.tree.getXattr(this.node, name);
+  }
+  async listXattrs(_who: Credentials, options?: OpOptions): Promise<string[]> {
+    await this.#enter('listxattr', options);
+    return [...this.node.xattrs.keys()];
+  }
+  async setXattr(
+    name: string,
+    value: Uint8Array | null,
+    _who: Credentials,
+    options?: XattrSetOptions & OpOptions,
+  ): Promise<void> {
+    await this.#enter('setxattr', options);
+    this.fs.tree.setXattr(this.node, name, value, options);
   }
   async sync(_dataOnly: boolean, options?: OpOptions): Promise<void> {
     await this.#enter('fsync', options);

@@ -6,6 +6,7 @@ import {
   type Credentials,
   FileType,
   UNCHANGED_ID,
+  type XattrSetOptions,
 } from '../../fs/file-system-api.js';
 
 /** Inodes in memory and the walk from a path to one of them, as POSIX says: links followed, permissions checked. */
@@ -25,6 +26,7 @@ export interface MemoryNode {
   bytes: Uint8Array;
   sizeBytes: number;
   readonly target: string;
+  readonly xattrs: Map<string, Uint8Array>;
   readonly entries: Map<string, MemoryNode>;
   parent: MemoryNode | null;
   /** Open files; an inode without names lives as long as one is open. */
@@ -89,6 +91,7 @@ export class MemoryTree {
       sizeBytes: Buffer.byteLength(target),
       target,
       entries: new Map(),
+      xattrs: new Map(),
       parent: null,
       opens: 0,
     };
@@ -192,6 +195,19 @@ export class MemoryTree {
     if (changes.mtimeNs !== undefined) node.mtimeNs = changes.mtimeNs === 'now' ? now : changes.mtimeNs;
     node.ctimeNs = now;
     return this.attributes(node);
+  }
+
+  getXattr(node: MemoryNode, name: string): Uint8Array {
+    const value = node.xattrs.get(name);
+    if (value === undefined) throw fail('noAttribute', 'getxattr');
+    return value;
+  }
+  setXattr(node: MemoryNode, name: string, value: Uint8Array | null, how: XattrSetOptions = {}): void {
+    if (node.xattrs.has(name) && how.create === true) throw fail('exists', 'setxattr');
+    if (!node.xattrs.has(name) && (how.replace === true || value === null)) throw fail('noAttribute', 'setxattr');
+    if (value === null) node.xattrs.delete(name);
+    else node.xattrs.set(name, value.slice());
+    node.ctimeNs = this.wallNs();
   }
 
   attributes(node: MemoryNode): Attributes {

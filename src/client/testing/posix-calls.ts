@@ -50,11 +50,15 @@ export interface Calls {
   truncate(path: string, size: number): Promise<string>;
   ftruncate(path: string, flags: number, size: number): Promise<string>;
   access(path: string, mode: number): Promise<string>;
+  setxattr(path: string, name: string, value: Uint8Array, how?: 'create' | 'replace'): Promise<string>;
+  removexattr(path: string, name: string): Promise<string>;
   read(path: string): Promise<string>;
   stat(path: string): Promise<Seen>;
   lstat(path: string): Promise<Seen>;
   readdir(path: string): Promise<string[]>;
   readlink(path: string): Promise<string>;
+  getxattr(path: string, name: string): Promise<Uint8Array>;
+  listxattr(path: string): Promise<string[]>;
 }
 
 export const ROOT_USER: Credentials = { uid: 0, gid: 0, groups: [], umask: 0 };
@@ -167,6 +171,12 @@ export class LibraryCalls implements Calls {
   access(path: string, mode: number) {
     return code(this.#client.access(this.#at(path), mode));
   }
+  setxattr(path: string, name: string, value: Uint8Array, how?: 'create' | 'replace') {
+    return code(this.#client.lsetxattr(this.#at(path), name, value, how === undefined ? {} : { [how]: true }));
+  }
+  removexattr(path: string, name: string) {
+    return code(this.#client.lremovexattr(this.#at(path), name));
+  }
   read(path: string) {
     return this.#client.readFile(this.#at(path), 'utf8');
   }
@@ -198,5 +208,11 @@ export class LibraryCalls implements Calls {
   }
   readlink(path: string) {
     return this.#client.readlink(this.#at(path));
+  }
+  getxattr(path: string, name: string) {
+    return this.#client.lgetxattr(this.#at(path), name);
+  }
+  async listxattr(path: string) {
+    return (await this.#client.llistxattr(this.#at(path))).sort();
   }
 }

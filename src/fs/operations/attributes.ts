@@ -19,7 +19,6 @@ import {
   mayKeepSetgid,
   READ,
   S_ISGID,
-  setMode,
   strippedByChown,
   WRITE,
 } from '../permissions.js';
@@ -155,7 +154,7 @@ function apply(inode: Inode, changes: AttributeChanges, credentials: Credentials
     if (uid !== undefined && uid !== -1) inode.uid = uid;
     if (gid !== undefined && gid !== -1) inode.gid = gid;
   }
-  if (mode !== undefined) setMode(inode, mayKeepSetgid(inode.gid, credentials) ? mode : mode & ~S_ISGID);
+  if (mode !== undefined) inode.mode = mayKeepSetgid(inode.gid, credentials) ? mode : mode & ~S_ISGID;
   if (atimeNs !== undefined) inode.atimeNs = atimeNs === 'now' ? nowNs : atimeNs;
   if (mtimeNs !== undefined) inode.mtimeNs = mtimeNs === 'now' ? nowNs : mtimeNs;
 }

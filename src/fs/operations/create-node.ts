@@ -7,14 +7,16 @@ import { TokenMode } from '../../token-manager/token.js';
 import { Directory, hashedName } from '../directory.js';
 import { type Credentials, FileType, type OpOptions } from '../file-system-api.js';
 import type { Inode } from '../inode.js';
-import { EMPTY_AREA, InodeFlag } from '../inode-format.js';
+import { AREA_BYTES, EMPTY_AREA, InodeFlag } from '../inode-format.js';
 import type { InodeTicket } from '../inode-numbers.js';
 import { LINK_COUNT_MAX } from '../layout.js';
 import type { LeafEntry } from '../leaf-format.js';
-import { checkAccess, EXECUTE, inheritedMode, WRITE } from '../permissions.js';
+import { checkAccess, EXECUTE, WRITE } from '../permissions.js';
 import { type InodeRef, loadDirectory, pinInodes } from '../pinning.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
+import { installXattrs } from '../xattrs.js';
+import { Inheritance, type Inherited } from './inheritance.js';
 
 export interface NewNode {
   readonly op: string;
@@ -39,6 +41,7 @@ export async function createNode(
   node: NewNode,
 ): Promise<LeafEntry | null> {
   const ticket = volume.numbers.tryTake() ?? (await volume.numbers.take());
+  const inheritance = new Inheritance(volume, ticket, node);
   let used = false;
   try {
     const pins = await pinInodes(
@@ -51,13 +54,14 @@ export async function createNode(
       { ...node.options, patient: true },
     );
     try {
-      const existing = await insertNode(volume, parent, name, node, ticket);
+      const existing = await insertNode(volume, parent, name, node, ticket, inheritance);
       used = existing === null;
       return existing;
     } finally {
       pins.release();
     }
   } finally {
+    inheritance.giveUp();
     if (!used) volume.numbers.putBack(ticket);
   }
 }
@@ -68,6 +72,7 @@ async function insertNode(
   name: string,
   node: NewNode,
   ticket: InodeTicket,
+  inheritance: Inheritance,
 ): Promise<LeafEntry | null> {
   const hashed = hashedName(name);
   const entry: LeafEntry = { ino: ticket.ino, generation: ticket.generation, type: node.type };
@@ -88,6 +93,11 @@ async function insertNode(
       throw new FsError('notPermitted', { op: node.op, object: node.path, detail: 'only root makes devices' });
     if (isDirectory && directoryInode.nlink >= LINK_COUNT_MAX)
       throw new FsError('linkCountLimit', { op: node.op, object: node.path });
+    const inherited = inheritance.tryFrom(directoryInode);
+    if (inherited === null) {
+      await inheritance.prepare(directoryInode);
+      continue;
+    }
     const transaction = new MetadataTransaction(volume);
     const needed = directory.tryInsert(hashed, entry, transaction);
     if (needed !== null) {
@@ -96,7 +106,8 @@ async function insertNode(
     }
     if (isDirectory) directoryInode.nlink++;
     const inode = volume.inodes.create(ticket.ino, ticket.home);
-    initialise(volume, inode, directoryInode, node, ticket.generation, transaction.nowNs);
+    initialise(volume, inode, directoryInode, node, inherited, ticket.generation, transaction.nowNs);
+    installXattrs(inode, inheritance.use());
     inode.renamedIn = null;
     inode.noteName(directoryInode.ino);
     transaction.inode(inode);
@@ -112,12 +123,12 @@ function initialise(
   inode: Inode,
   parent: Inode,
   node: NewNode,
+  { mode, gid }: Inherited,
   generation: number,
   nowNs: bigint,
 ): void {
-  const { mode: asked, gid } = inheritedMode(parent, node.type, node.mode, node.credentials);
-  const mode = node.type === FileType.symlink ? asked : asked & ~node.credentials.umask;
   const isDirectory = node.type === FileType.directory;
+  const inArea = (node.target?.length ?? 0) <= AREA_BYTES;
   inode.assign({
     type: node.type,
     mode,
@@ -130,7 +141,7 @@ function initialise(
     ctimeNs: nowNs,
     birthtimeNs: nowNs,
     rdev: node.rdev ?? 0,
-    flags: isDirectory ? 0 : InodeFlag.inline,
+    flags: isDirectory || !inArea ? 0 : InodeFlag.inline,
     placementClass: parent.placementClass,
     generation,
     allocatedSubBlocks: 0,
@@ -140,6 +151,7 @@ function initialise(
     directoryEntries: 0,
     projectId: parent.projectId,
     tailEpoch: volume.parts.epoch(),
-    area: node.target ?? EMPTY_AREA,
+    kept: EMPTY_AREA,
+    area: inArea ? (node.target ?? EMPTY_AREA) : EMPTY_AREA,
   });
 }

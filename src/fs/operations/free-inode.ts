@@ -9,6 +9,7 @@ import { aloneItem } from '../open-tokens.js';
 import { type InodeRef, pinInodes } from '../pinning.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
+import { installXattrs, NO_XATTRS } from '../xattrs.js';
 
 /** After its last name went, with exclusive status and data pinned: frees it, or leaves that to the last close. */
 export async function freeIfUnused(volume: Volume, inode: Inode): Promise<void> {
@@ -40,6 +41,7 @@ async function freeAlone(volume: Volume, inode: Inode): Promise<void> {
     if (inode.openCount > 0 || inode.type === FREE_INODE) return;
     const transaction = new MetadataTransaction(volume);
     inode.pendingFrees.push(...cutPointers(inode, 0));
+    installXattrs(inode, NO_XATTRS);
     inode.type = FREE_INODE;
     inode.orphan = false;
     inode.flags = 0;

@@ -1,7 +1,7 @@
 /** mkdir, mknod and symlink. */
 import { FsError } from '../../common/errors.js';
 import { type Credentials, FileType, type OpOptions } from '../file-system-api.js';
-import { AREA_BYTES } from '../inode-format.js';
+import { PATH_BYTES_MAX } from '../layout.js';
 import { walk } from '../path-walk.js';
 import type { Volume } from '../volume.js';
 import { createNode, type NewNode } from './create-node.js';
@@ -55,7 +55,6 @@ export async function mknod(
   await makeNode(volume, { op, path, type, mode, rdev: isDevice(type) ? rdev : 0, credentials, options });
 }
 
-/** The target is kept in the inode, so it may be as long as an inode's area. */
 export async function symlink(
   volume: Volume,
   target: string,
@@ -67,7 +66,7 @@ export async function symlink(
   const bytes = Uint8Array.from(Buffer.from(target, 'utf8'));
   if (bytes.length === 0) throw new FsError('notFound', { op, object: path, detail: 'an empty target' });
   if (bytes.includes(0)) throw new FsError('invalidArgument', { op, object: path, detail: 'a NUL in the target' });
-  if (bytes.length > AREA_BYTES)
-    throw new FsError('nameTooLong', { op, object: path, detail: `a target of more than ${AREA_BYTES} bytes` });
+  if (bytes.length >= PATH_BYTES_MAX)
+    throw new FsError('nameTooLong', { op, object: path, detail: `a target of ${bytes.length} bytes` });
   await makeNode(volume, { op, path, type: FileType.symlink, mode: 0o777, credentials, target: bytes, options });
 }
