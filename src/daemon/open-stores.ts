@@ -111,6 +111,9 @@ export interface OpenedStores {
   close(): Promise<void>;
 }
 
+/** A namespace that several machines have a path to keeps what was written when one of these dies, whichever serves it next. */
+const KEPT_BY_ITSELF = 'ffffffff-ffff-4fff-bfff-ffffffffffff';
+
 const PROBE_BYTES = 1 << 20;
 const LOCK_WAIT_MS = 5000;
 const LOCK_LOOK_AGAIN_MS = 50;
@@ -229,11 +232,11 @@ async function openOne(
  * With the lock that tells a new life of a node that what an older one left under way has ended: the kernel may be at it for a moment after
  * the older process is gone.
  */
-async function openLocked({ path, lock }: NsdConfig, engine: PoolEngine): Promise<BlockEngineDevice> {
+async function openLocked({ path, lock, shared }: NsdConfig, engine: PoolEngine): Promise<BlockEngineDevice> {
   const endMs = performance.now() + LOCK_WAIT_MS;
   for (;;)
     try {
-      return await engine.open(path, { lock: lock ?? true });
+      return await engine.open(path, { lock: lock ?? true }, shared === true ? KEPT_BY_ITSELF : undefined);
     } catch (error) {
       if (!FsError.is(error) || error.reason !== 'busy' || performance.now() > endMs) throw error;
       await new Promise((resolve) => setTimeout(resolve, LOCK_LOOK_AGAIN_MS));

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { type BlockDeviceHandle, type BlockEngine, BlockIoError, type IoBuffer, type OpenOptions } from 'napi-nvme';
 import { FsError, type Reason } from '../common/errors.js';
 import type { Logger } from '../common/logger.js';
@@ -34,9 +35,9 @@ export class PoolEngine {
   }
 
   /** @throws {FsError} notFound, accessDenied, deviceError, … as the system says. */
-  async open(path: string, options: OpenOptions = {}): Promise<BlockEngineDevice> {
+  async open(path: string, options: OpenOptions = {}, keeper = bootId()): Promise<BlockEngineDevice> {
     try {
-      return new BlockEngineDevice(await this.engine.open(path, options), this.#buffer);
+      return new BlockEngineDevice(await this.engine.open(path, options), this.#buffer, keeper);
     } catch (error) {
       throw asFsError(error, 'device.open', path);
     }
@@ -55,6 +56,7 @@ export class BlockEngineDevice implements BlockDevice {
   constructor(
     readonly handle: BlockDeviceHandle,
     private readonly buffer: IoBuffer,
+    readonly keeper: string | undefined,
   ) {
     this.lengthBytes = handle.sizeBytes;
     this.logicalBlockBytes = handle.logicalBlockBytes;
@@ -90,6 +92,15 @@ export class BlockEngineDevice implements BlockDevice {
   }
   close(): Promise<void> {
     return this.handle.close();
+  }
+}
+
+/** The kernel keeps what this process wrote, and so does a device of this machine, until the machine loses power. */
+function bootId(): string | undefined {
+  try {
+    return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+  } catch {
+    return undefined;
   }
 }
 

@@ -72,6 +72,9 @@ export class FaultDevice implements BlockDevice {
   get lengthBytes(): number {
     return this.inner.lengthBytes;
   }
+  get keeper(): string | undefined {
+    return this.inner.keeper;
+  }
   get logicalBlockBytes(): number {
     return this.inner.logicalBlockBytes;
   }

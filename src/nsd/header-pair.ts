@@ -78,3 +78,48 @@ export async function writeHeaders(parts: HeaderParts, header: NsdHeader): Promi
   await device.write(0, memory);
   await device.flush();
 }
+
+/** The headers of an open NSD, changed one change after the other, and what they say about its lives. */
+export class HeaderPair {
+  #fresh = true;
+  #last: Promise<void> = Promise.resolve();
+
+  constructor(
+    private readonly parts: HeaderParts,
+    public header: NsdHeader,
+  ) {}
+
+  /** Before a life begins: others may have served the NSD since it was looked at. */
+  async readAgain(): Promise<void> {
+    if (this.#fresh) return;
+    const { uuid } = this.header;
+    const now = await readHeaders(this.parts);
+    if (now.uuid !== uuid)
+      throw new FsError('wrongNsd', { op: 'nsd.open', object: `nsd ${uuid}`, detail: `it is nsd ${now.uuid} by now` });
+    this.header = now;
+  }
+  /** It was only looked at. */
+  looked(): void {
+    this.#fresh = false;
+  }
+
+  /** Durable when it resolves. */
+  change(change: Partial<NsdHeader>): Promise<void> {
+    const done = this.#last.then(async () => {
+      const header = { ...this.header, ...change, generation: this.header.generation + 1 };
+      await writeHeaders(this.parts, header);
+      this.header = header;
+    });
+    this.#last = done.catch(() => undefined);
+    return done;
+  }
+
+  /** What the life before had not flushed is there if it ended in good order, or if what kept its writes is the same as now. */
+  beginLife(): Promise<void> {
+    const { header } = this;
+    const keeper = this.parts.device.keeper ?? null;
+    const whole = header.ended || (keeper !== null && header.keeper === keeper);
+    const life = header.life + 1;
+    return this.change({ life, wholeSince: whole ? header.wholeSince : life, keeper, ended: false });
+  }
+}

@@ -47,6 +47,12 @@ export interface NsdClientApi {
   discard(extents: readonly NsdExtent[], options?: NsdIoOptions): Promise<void>;
   /** In the order of the extents. Whether the bytes still have their checksum, only a read can tell. */
   versions(extents: readonly NsdExtent[], options?: NsdIoOptions): Promise<SectorVersions>;
+  /**
+   * How often so far, as this node has noticed, writes that the NSD had not flushed may have been lost though their server lives again (it lost
+   * power and came back, or another took over). Writes are durable if this is the same right after they resolved and after a
+   * flush that came later has resolved; if it isn't, they must be done again, or whoever waits for them told (I10).
+   */
+  lossesOf(nsd: NsdIndex): number;
 }
 export interface NsdIoOptions {
   readonly timeoutMs?: number | undefined;
@@ -55,6 +61,11 @@ export interface NsdIoOptions {
 
 /** One open device: what napi-nvme, the simulator's disks and the fault port all look like. Offsets are the device's bytes. */
 export interface BlockDevice {
+  /**
+   * UUID of what keeps writes that are not flushed when this process dies: the machine's boot, as a rule. Who finds another one there than an
+   * earlier life had, or none, must take that life's unflushed writes for lost.
+   */
+  readonly keeper?: string | undefined;
   readonly lengthBytes: number;
   readonly logicalBlockBytes: number;
   /** @throws {FsError} deviceError (errno and offset in the detail), shortIo. */

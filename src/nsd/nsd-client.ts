@@ -8,6 +8,7 @@ import type { PagePool } from '../native/page-pool.js';
 import { MessageType } from '../protocol/message-types.js';
 import {
   decodeNsdInfoReply,
+  decodeNsdLife,
   decodeNsdReadReply,
   decodeNsdVersionsReply,
   decodeNsdWriteReply,
@@ -20,6 +21,7 @@ import {
   NSD_DISCARD_EXTENTS_MAX,
   NSD_INLINE_BYTES_MAX,
   type NsdInfoReply,
+  type NsdLife,
   type SectorExtent,
 } from '../protocol/nsd-messages.js';
 import type { Checksums } from './checksums.js';
@@ -111,6 +113,8 @@ interface Attempt {
 export class NsdClient implements NsdClientApi {
   readonly counters: Counters;
   readonly #slots: Semaphore;
+  /** The last life of each NSD that this node has met. */
+  readonly #lives = new Map<NsdIndex, { life: number; losses: number }>();
 
   constructor(private readonly parts: NsdClientParts) {
     this.counters = parts.counters ?? new Counters();
@@ -148,8 +152,13 @@ export class NsdClient implements NsdClientApi {
     await settleAll(
       [...new Set(nsds)].map((nsd) =>
         this.#persist('nsd.flush', nsd, options, async (attempt, store) => {
-          if (store !== undefined) await store.flush();
-          else await this.#request(MessageType.nsdFlush, encodeNsdName(attempt.location.uuid), attempt);
+          if (store !== undefined) {
+            await store.flush();
+            this.#met(nsd, store.life);
+          } else {
+            const reply = await this.#request(MessageType.nsdFlush, encodeNsdName(attempt.location.uuid), attempt);
+            this.#met(nsd, decodeNsdLife(reply));
+          }
         }),
       ),
     );
@@ -200,15 +209,34 @@ export class NsdClient implements NsdClientApi {
         const some = list.slice(at, at + NSD_DISCARD_EXTENTS_MAX);
         discards.push(
           this.#persist('nsd.discard', nsd, options, async (attempt, store) => {
-            if (store !== undefined) for (const one of some) await store.discard(one.sector, one.sectorCount);
-            else {
+            if (store !== undefined) {
+              for (const one of some) await store.discard(one.sector, one.sectorCount);
+              this.#met(nsd, store.life);
+            } else {
               const body = encodeNsdDiscard({ nsd: attempt.location.uuid, extents: some });
-              await this.#request(MessageType.nsdDiscard, body, attempt);
+              this.#met(nsd, decodeNsdLife(await this.#request(MessageType.nsdDiscard, body, attempt)));
             }
           }),
         );
       }
     await settleAll(discards);
+  }
+
+  lossesOf(nsd: NsdIndex): number {
+    return this.#lives.get(nsd)?.losses ?? 0;
+  }
+  /** A write, discard or flush was done in this life of the NSD. */
+  #met(nsd: NsdIndex, { life, wholeSince }: NsdLife): void {
+    const known = this.#lives.get(nsd);
+    if (known === undefined) {
+      this.#lives.set(nsd, { life, losses: 0 });
+      return;
+    }
+    if (known.life < wholeSince) {
+      known.losses++;
+      this.counters.add('nsd.losses');
+    }
+    known.life = Math.max(known.life, life);
   }
 
   /** What the NSD's server says about it. */
@@ -290,7 +318,8 @@ export class NsdClient implements NsdClientApi {
     const { sectorCount, extents, segments } = batch;
     const send = async (window: Uint8Array | null, data: Uint8Array | null): Promise<void> => {
       const body = encodeNsdWrite({ nsd, extents, ...what, versions: what.versions ?? null, window, data });
-      decodeNsdWriteReply(await this.#request(MessageType.nsdWrite, body, attempt), sectorCount);
+      const reply = await this.#request(MessageType.nsdWrite, body, attempt);
+      this.#met(batch.nsd, decodeNsdWriteReply(reply, sectorCount));
     };
     if (sectorCount * SECTOR_BYTES > NSD_INLINE_BYTES_MAX) {
       await this.#withWindow(batch, 'read', attempt, (window) => send(window, null));
@@ -340,6 +369,7 @@ export class NsdClient implements NsdClientApi {
     await settleAll(
       contiguous(batch).map(({ sector, memory, index }) => store.write(sector, memory, { ...what, index })),
     );
+    this.#met(batch.nsd, store.life);
   }
 
   #checksumsOf(batch: Batch): Uint32Array {

@@ -32,6 +32,10 @@ export async function formatNsd(parts: HeaderParts, options: NsdFormatOptions): 
     dataSectorCount,
     intentSectorCount,
     generation: 1,
+    life: 0,
+    wholeSince: 1,
+    keeper: null,
+    ended: true,
   };
   const geometry = geometryOf(header);
   const first: PoolSegment = { offsetBytes: staging.offsetBytes, lengthBytes: SECTOR_BYTES };

@@ -27,6 +27,10 @@ const header: NsdHeader = {
   dataSectorCount: 16_000,
   intentSectorCount: 64,
   generation: 1,
+  life: 4,
+  wholeSince: 2,
+  keeper: 'a54c5c04-8385-44b7-a422-3aef856e66b4',
+  ended: true,
 };
 const place = { nsd: Uint8Array.from({ length: 16 }, (_, i) => i + 5), index: 3 };
 

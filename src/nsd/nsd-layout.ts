@@ -37,6 +37,10 @@ import type { Checksums } from './checksums.js';
  *     84  4   I, intent sectors
  *     88  64  the cluster's id, UTF-8
  *    152  128 name, UTF-8
+ *    280  8   life: counted up by every opening to serve it
+ *    288  8   whole since: the first life since which no unflushed write can have been lost between two lives
+ *    296  16  UUID of what keeps unflushed writes while this life's server may die (the machine's boot); zero = nothing
+ *    312  2   1: this life ended in good order, with everything flushed
  *
  * A checksum sector is written whole, in place. Devices write blocks of 512 bytes whole or not at all, so a torn write leaves each of its
  * pieces as before or as after, and each says for itself whether it can be believed: what is out of date then is only what was
@@ -63,7 +67,7 @@ export const DEVICE_SECTORS_MIN = 4 + INTENT_SECTORS_MIN;
 
 const HEADER_MAGIC = Buffer.from('HFNSDHDR', 'latin1');
 const HEADER_CRC_AT = 8;
-const HEADER_END = 280;
+const HEADER_END = 314;
 const PIECES = 8;
 const PIECE_BYTES = 512;
 const PIECE_CRC_AT = 504;
@@ -107,6 +111,11 @@ export interface NsdHeader {
   readonly dataSectorCount: number;
   readonly intentSectorCount: number;
   readonly generation: number;
+  /** See the layout: whether what one life has not flushed is there for the next. */
+  readonly life: number;
+  readonly wholeSince: number;
+  readonly keeper: string | null;
+  readonly ended: boolean;
 }
 
 export interface NsdGeometry {
@@ -194,6 +203,10 @@ export function encodeHeader(header: NsdHeader, checksums: Checksums, into: Uint
   view.setUint16(82, name.length, true);
   into.set(clusterId, offsetBytes + 88);
   into.set(name, offsetBytes + 152);
+  setU64(view, 280, header.life);
+  setU64(view, 288, header.wholeSince);
+  if (header.keeper !== null) into.set(uuidToBytes(header.keeper), offsetBytes + 296);
+  view.setUint16(312, header.ended ? 1 : 0, true);
   view.setUint32(HEADER_CRC_AT, selfChecksum(checksums, into, offsetBytes, HEADER_CRC_AT), true);
 }
 
@@ -239,6 +252,11 @@ export function decodeHeader(
   const fs = sector.subarray(32, 48);
   const uuid = sector.subarray(16, 32);
   if (isZero(uuid)) return broken('no UUID');
+  const keeper = sector.subarray(296, 312);
+  const life = getU64(view, 280);
+  const wholeSince = getU64(view, 288);
+  const ended = view.getUint16(312, true);
+  if (!(life >= 0 && wholeSince >= 1 && wholeSince <= life + 1 && ended <= 1)) return broken('lives out of range');
   return {
     ok: true,
     header: {
@@ -250,6 +268,10 @@ export function decodeHeader(
       dataSectorCount,
       intentSectorCount,
       generation,
+      life,
+      wholeSince,
+      keeper: isZero(keeper) ? null : uuidFromBytes(keeper),
+      ended: ended === 1,
     },
   };
 }

@@ -45,6 +45,7 @@ const decoders: Record<string, (body: Uint8Array) => unknown> = {
   'nsdWrite reply': (body) => messages.decodeNsdWriteReply(body, 3),
   nsdVersions: messages.decodeNsdVersions,
   'nsdVersions reply': (body) => messages.decodeNsdVersionsReply(body, 3),
+  nsdLife: messages.decodeNsdLife,
   nsdName: messages.decodeNsdName,
   nsdDiscard: messages.decodeNsdDiscard,
   nsdInfo: messages.decodeNsdInfoReply,
@@ -132,7 +133,10 @@ describe('messages between NSD clients and servers', () => {
     expect(() => messages.decodeNsdReadReply(body, 2, false)).toThrow(/3 checksums for 2 sectors/);
     expect(() => messages.decodeNsdReadReply(body, 3, true)).toThrow(/another way/);
     expect(() =>
-      messages.decodeNsdWriteReply(messages.encodeNsdWriteReply({ versions: new Uint32Array(1) }), 2),
+      messages.decodeNsdWriteReply(
+        messages.encodeNsdWriteReply({ versions: new Uint32Array(1), life: 1, wholeSince: 1 }),
+        2,
+      ),
     ).toThrow();
     const words = messages.encodeNsdVersionsReply({ words: Uint32Array.of(0, 0xffffffff) });
     expect(messages.decodeNsdVersionsReply(words, 2).words).toEqual(Uint32Array.of(0, 0xffffffff));

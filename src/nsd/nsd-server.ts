@@ -20,6 +20,7 @@ import {
   decodeNsdVersions,
   decodeNsdWrite,
   encodeNsdInfoReply,
+  encodeNsdLife,
   encodeNsdReadReply,
   encodeNsdVersionsReply,
   encodeNsdWriteReply,
@@ -258,7 +259,7 @@ export class NsdServer {
     });
     this.counters.add('nsd.servedWriteBytes', sectorCount * SECTOR_BYTES);
     if (request.data !== null) this.counters.add('nsd.servedInlineBytes', request.data.length);
-    return encodeNsdWriteReply({ versions: write.versionsOut });
+    return encodeNsdWriteReply({ versions: write.versionsOut, ...store.life });
   }
 
   async #pull(peer: Peer, window: Uint8Array | null, offsetBytes: number, staging: PoolSegment): Promise<void> {
@@ -281,7 +282,7 @@ export class NsdServer {
   async #serveFlush(message: IncomingMessage): Promise<Uint8Array> {
     const store = this.#find(decodeNsdName(message.body));
     await this.#atDevice(message, () => store.flush());
-    return NOTHING;
+    return encodeNsdLife(store.life);
   }
 
   async #serveInfo(message: IncomingMessage): Promise<Uint8Array> {
@@ -308,7 +309,7 @@ export class NsdServer {
     this.#checkExtents(store, request.extents, 'nsd.discard');
     for (const { sector, sectorCount } of request.extents)
       await this.#atDevice(message, () => store.discard(sector, sectorCount));
-    return NOTHING;
+    return encodeNsdLife(store.life);
   }
 
   async #serveFence(message: IncomingMessage): Promise<Uint8Array> {

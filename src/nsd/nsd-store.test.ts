@@ -352,9 +352,9 @@ describe('the header of an NSD', () => {
     await r.store.assignTo(null);
     expect(await reasonOf(NsdStore.open(r.parts, { fsUuid: FS }))).toBe('wrongNsd');
     const free = await NsdStore.open(r.parts, { fsUuid: null });
-    expect(free.header).toMatchObject({ ...FORMAT, fsUuid: null, generation: 2, dataSectorCount: 40 });
+    expect(free.header).toMatchObject({ ...FORMAT, fsUuid: null, generation: 4, dataSectorCount: 40 });
     await free.assignTo(OTHER_FS);
-    expect((await NsdStore.open(r.parts, { fsUuid: OTHER_FS })).header.generation).toBe(3);
+    expect((await NsdStore.open(r.parts, { fsUuid: OTHER_FS })).header.generation).toBe(6);
   });
 
   it('falls back to its copy at the end of the device, and needs one of the two', async () => {
@@ -364,6 +364,8 @@ describe('the header of an NSD', () => {
     await reopen(r);
     expect(await read(r, 1, 1)).toEqual([5]);
     expect(r.counters.get('nsd.headersBroken')).toBe(1);
+    // Opening it to serve it has written both.
+    await r.device.corrupt(100);
     await r.device.corrupt(r.store.geometry.headerCopy * SECTOR_BYTES + 100);
     expect(await reasonOf(NsdStore.open(r.parts))).toBe('wrongNsd');
     await r.device.corrupt(100);
@@ -429,6 +431,52 @@ describe('the header of an NSD', () => {
     expect(await reasonOf(NsdStore.format(r.parts, { ...FORMAT, name: 'x'.repeat(129) }))).toBe('invalidArgument');
     expect(await reasonOf(NsdStore.format(r.parts, { ...FORMAT, uuid: 'nonsense' }))).toBe('invalidArgument');
     await reopen(r);
+  });
+});
+
+describe('the lives of an NSD', () => {
+  const lifeOf = ({ store }: Rig) => ({ life: store.life.life, wholeSince: store.life.wholeSince });
+
+  it('are whole after one that ended in good order, and not after one that just ended', async () => {
+    const r = await rig();
+    expect(lifeOf(r)).toEqual({ life: 1, wholeSince: 1 });
+    await r.store.close();
+    r.ram.closed = false;
+    await reopen(r);
+    expect(lifeOf(r)).toEqual({ life: 2, wholeSince: 1 });
+    await reopen(r);
+    expect(lifeOf(r)).toEqual({ life: 3, wholeSince: 3 });
+  });
+
+  it('are whole while what keeps their unflushed writes is the same, and not when it is another one', async () => {
+    const r = await rig();
+    r.ram.keeper = OTHER_FS;
+    await reopen(r);
+    await reopen(r);
+    expect(lifeOf(r)).toEqual({ life: 3, wholeSince: 2 });
+    r.ram.keeper = FS;
+    await reopen(r);
+    expect(lifeOf(r)).toEqual({ life: 4, wholeSince: 4 });
+  });
+
+  it('do not end in good order when the last flush fails', async () => {
+    const r = await rig();
+    r.device.inject({ operation: 'flush', kind: 'eio', times: 1 });
+    await r.store.close();
+    expect(r.ram.closed).toBe(true);
+    r.ram.closed = false;
+    await reopen(r);
+    expect(lifeOf(r)).toEqual({ life: 2, wholeSince: 2 });
+  });
+
+  it('begin when it is to be served: one that is only looked at is left as it is', async () => {
+    const r = await rig();
+    const before = r.ram.bytes.slice();
+    const looked = await NsdStore.open(r.parts, { lookOnly: true });
+    expect(Buffer.compare(r.ram.bytes, before)).toBe(0);
+    await reopen(r);
+    await looked.recover();
+    expect(looked.life.life).toBe(3);
   });
 });
 

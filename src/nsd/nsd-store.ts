@@ -4,12 +4,12 @@ import { FsError } from '../common/errors.js';
 import { isSectorVersion } from '../common/sector-version.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
-import { type SectorExtent, uuidToBytes } from '../protocol/nsd-messages.js';
+import { type NsdLife, type SectorExtent, uuidToBytes } from '../protocol/nsd-messages.js';
 import { ChecksumArea, type ChecksumGroup, forEachRun, setEntry, wordOf } from './checksum-area.js';
 import type { Checksums } from './checksums.js';
 import { FlushLine } from './flush-line.js';
 import { FreshHoles } from './fresh-holes.js';
-import { readHeaders, writeHeaders } from './header-pair.js';
+import { HeaderPair, readHeaders } from './header-pair.js';
 import { IntentArea } from './intent-area.js';
 import type { Intent } from './intent-layout.js';
 import { settleIntents } from './intent-recovery.js';
@@ -100,7 +100,7 @@ const FRESH_HOLES_MAX = 1024;
 const DISCARD_SECTORS_AT_ONCE = 16 * ENTRIES_PER_CHECKSUM_SECTOR;
 
 export class NsdStore {
-  #header: NsdHeader;
+  readonly #headers: HeaderPair;
   readonly geometry: NsdGeometry;
   readonly counters: Counters;
   readonly #area: ChecksumArea;
@@ -109,7 +109,6 @@ export class NsdStore {
   #underWay = 0;
   #closed = false;
   #idle: (() => void) | null = null;
-  #headerWrite: Promise<void> = Promise.resolve();
   readonly #line: FlushLine;
   readonly #intents: IntentArea;
   readonly #intentStaging: PoolSegment;
@@ -121,7 +120,7 @@ export class NsdStore {
     private readonly parts: NsdStoreParts,
     header: NsdHeader,
   ) {
-    this.#header = header;
+    this.#headers = new HeaderPair(parts, header);
     this.geometry = geometryOf(header);
     this.counters = parts.counters ?? new Counters();
     // The first sector of the staging space is the headers', then come the intents'.
@@ -178,7 +177,8 @@ export class NsdStore {
         header.fsUuid === null ? 'belongs to no file system' : `belongs to another file system, ${header.fsUuid}`,
       );
     const store = new NsdStore(parts, header);
-    if (options.lookOnly !== true) await store.recover();
+    if (options.lookOnly === true) store.#headers.looked();
+    else await store.recover();
     return store;
   }
 
@@ -188,6 +188,7 @@ export class NsdStore {
    */
   recover(): Promise<void> {
     this.#recovery ??= this.#counted(async () => {
+      await this.#headers.readAgain();
       await settleIntents({
         ...this.parts,
         counters: this.counters,
@@ -197,6 +198,7 @@ export class NsdStore {
         flush: () => this.#line.flush(),
         staging: this.#intentStaging,
       });
+      await this.#headers.beginLife();
       this.#recovered = true;
     }, LOOKING).catch((error: unknown) => {
       this.#recovery = null;
@@ -206,13 +208,17 @@ export class NsdStore {
   }
 
   get header(): NsdHeader {
-    return this.#header;
+    return this.#headers.header;
   }
   get uuid(): string {
-    return this.#header.uuid;
+    return this.#headers.header.uuid;
+  }
+  /** Whose unflushed writes there are, and since which life none can have been lost. */
+  get life(): NsdLife {
+    return this.#headers.header;
   }
   get dataSectorCount(): number {
-    return this.#header.dataSectorCount;
+    return this.#headers.header.dataSectorCount;
   }
   /** Of the device below. */
   get lengthBytes(): number {
@@ -221,14 +227,7 @@ export class NsdStore {
 
   /** Gives the NSD to a file system, or with null frees it. Durable when it resolves. */
   assignTo(fsUuid: string | null): Promise<void> {
-    const change = async (): Promise<void> => {
-      const header = { ...this.#header, fsUuid, generation: this.#header.generation + 1 };
-      await writeHeaders(this.parts, header);
-      this.#header = header;
-    };
-    const done = this.#headerWrite.then(() => this.#counted(change, LOOKING));
-    this.#headerWrite = done.catch(() => undefined);
-    return done;
+    return this.#counted(() => this.#headers.change({ fsUuid }), LOOKING);
   }
 
   /**
@@ -584,7 +583,7 @@ export class NsdStore {
     });
   }
 
-  /** Waits for what is under way, then closes the device. A second call does nothing. */
+  /** Waits for what is under way, flushes, says in the header that this life ended in good order, closes the device. A second call does nothing. */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
@@ -592,6 +591,14 @@ export class NsdStore {
       await new Promise<void>((resolve) => {
         this.#idle = resolve;
       });
+    if (this.#recovered)
+      try {
+        await this.#line.flush();
+        await this.#headers.change({ ended: true });
+      } catch {
+        // Then the next life says that something may have been lost.
+        this.counters.add('nsd.endsFailed');
+      }
     await this.parts.device.close();
   }
 

@@ -13,7 +13,7 @@ import { FaultDevice } from './fault-device.js';
 import type { SectorIo } from './nsd-api.js';
 import { NsdClient, type NsdLocation } from './nsd-client.js';
 import { NsdServer } from './nsd-server.js';
-import { NsdStore } from './nsd-store.js';
+import { NsdStore, type NsdStoreParts } from './nsd-store.js';
 import {
   deviceBytesFor,
   ManualClock,
@@ -39,6 +39,8 @@ interface ServerNode {
   readonly server: NsdServer;
   readonly device: FaultDevice;
   readonly store: NsdStore;
+  readonly ram: RamDevice;
+  readonly parts: NsdStoreParts;
 }
 interface ClientNode {
   readonly fabric: TestFabric;
@@ -74,7 +76,7 @@ async function serverNode(
   const arena = new SegmentArena(mustAllocate(all, stagingBytes / SECTOR_BYTES));
   const server = new NsdServer({ fabric, pool, arena, checksums: checksumsJs });
   server.export(store, epoch(1));
-  return { id: nodeId(id), fabric, pool, arena, stagingBytes, server, device, store };
+  return { id: nodeId(id), fabric, pool, arena, stagingBytes, server, device, store, ram, parts };
 }
 
 function clientNode(c: Pick<Cluster, 'network' | 'clock'>, id: number, locate: () => NsdLocation | null): ClientNode {
@@ -252,7 +254,7 @@ describe('an NSD over the fabric', () => {
       name: 'n',
       failureGroup: 1,
       dataSectorCount: SECTORS,
-      generation: 1,
+      generation: 2,
     });
   });
 });
@@ -582,6 +584,35 @@ describe('a fence (F1)', () => {
     expect(await give(other.client)).toBe('none');
     expect(await give(other.client, 1)).toBe('staleEpoch');
     expect(await give(c.client.client)).toBe('fenced');
+  });
+});
+
+describe('writes that a server may have lost with its life', () => {
+  it('are noticed by whoever had written to it, at the next write or flush, and not when it ended in good order', async () => {
+    const { client, servers } = await start();
+    const one = servers[0]!;
+    const again = async (): Promise<void> => {
+      one.server.unexport(UUID);
+      one.server.export(await NsdStore.open(one.parts), epoch(1));
+    };
+    await writeValues(client, 5, 1, 1);
+    expect(client.client.lossesOf(NSD)).toBe(0);
+    await again();
+    await client.client.flush([NSD]);
+    expect(client.client.lossesOf(NSD)).toBe(1);
+    await client.client.flush([NSD]);
+    expect(client.client.lossesOf(NSD)).toBe(1);
+    await again();
+    await writeValues(client, 700, 600, 1);
+    expect(client.client.lossesOf(NSD)).toBe(2);
+    await again();
+    await client.client.discard([{ nsd: NSD, sector: 5, sectorCount: 1 }]);
+    expect(client.client.lossesOf(NSD)).toBe(3);
+    await one.server.store(UUID)!.close();
+    one.ram.closed = false;
+    await again();
+    await client.client.flush([NSD]);
+    expect(client.client.lossesOf(NSD)).toBe(3);
   });
 });
 

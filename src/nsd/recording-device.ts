@@ -14,6 +14,9 @@ export class RecordingDevice implements BlockDevice {
   get lengthBytes(): number {
     return this.inner.lengthBytes;
   }
+  get keeper(): string | undefined {
+    return this.inner.keeper;
+  }
   get logicalBlockBytes(): number {
     return this.inner.logicalBlockBytes;
   }

@@ -28,6 +28,7 @@ export class RamDevice implements BlockDevice {
   readonly logicalBlockBytes = 512;
   readonly bytes: Uint8Array;
   closed = false;
+  keeper: string | undefined = undefined;
 
   constructor(
     readonly lengthBytes: number,

@@ -56,7 +56,12 @@ export interface NsdWriteRequest {
   readonly window: Uint8Array | null;
   readonly data: Uint8Array | null;
 }
-export interface NsdWriteReply {
+/** Of the NSD as it is served now: what lives before `wholeSince` had not flushed may have been lost. */
+export interface NsdLife {
+  readonly life: number;
+  readonly wholeSince: number;
+}
+export interface NsdWriteReply extends NsdLife {
   readonly versions: Uint32Array;
 }
 export interface NsdVersionsRequest {
@@ -256,13 +261,30 @@ export function decodeNsdWrite(body: Uint8Array): NsdWriteRequest {
 export function encodeNsdWriteReply(reply: NsdWriteReply): Uint8Array {
   const writer = new ByteWriter(8 + reply.versions.length * 4);
   writeWords(writer, reply.versions);
-  return writer.finish();
+  return writer.u64(reply.life).u64(reply.wholeSince).finish();
 }
 export function decodeNsdWriteReply(body: Uint8Array, sectorCount: number): NsdWriteReply {
   const reader = new ByteReader(body, 'nsdWrite reply');
   const versions = readWords(reader, 'versions', sectorCount);
+  const life = readLife(reader);
   reader.end();
-  return { versions };
+  return { versions, ...life };
+}
+
+function readLife(reader: ByteReader): NsdLife {
+  const life = reader.u64();
+  const wholeSince = reader.u64();
+  if (wholeSince > life) throw reader.bad(`life ${life} is whole since ${wholeSince}`);
+  return { life, wholeSince };
+}
+/** Answer to nsdFlush and nsdDiscard. */
+export const encodeNsdLife = ({ life, wholeSince }: NsdLife): Uint8Array =>
+  new ByteWriter(16).u64(life).u64(wholeSince).finish();
+export function decodeNsdLife(body: Uint8Array): NsdLife {
+  const reader = new ByteReader(body, 'nsd life');
+  const life = readLife(reader);
+  reader.end();
+  return life;
 }
 
 /** Body of nsdFlush and nsdInfo. */

@@ -89,6 +89,7 @@ export class SimDisk {
       });
     return {
       lengthBytes: this.lengthBytes,
+      keeper: `00000000-0000-4000-8000-${String(life + 1).padStart(12, '0')}`,
       logicalBlockBytes: 512,
       read: (offsetBytes: number, memory: PoolSegment) => {
         check('disk.read', offsetBytes, memory.lengthBytes);
