@@ -58,9 +58,11 @@ export async function formatNsd(parts: HeaderParts, options: NsdFormatOptions): 
     await device.write((1 + index) * SECTOR_BYTES, memory);
   }
   // Intents of an earlier life would be taken for this one's, if it had the same UUID.
-  for (let i = 0; i < geometry.intentSectorCount; i++) {
-    pool.bytes.fill(0, first.offsetBytes, first.offsetBytes + SECTOR_BYTES);
-    await device.write((geometry.intentStart + i) * SECTOR_BYTES, first);
+  pool.bytes.fill(0, staging.offsetBytes, staging.offsetBytes + sectorsAtOnce * SECTOR_BYTES);
+  for (let i = 0; i < geometry.intentSectorCount; i += sectorsAtOnce) {
+    const count = Math.min(sectorsAtOnce, geometry.intentSectorCount - i);
+    const memory = { offsetBytes: staging.offsetBytes, lengthBytes: count * SECTOR_BYTES };
+    await device.write((geometry.intentStart + i) * SECTOR_BYTES, memory);
   }
   await device.flush();
   await writeHeaders(parts, header);
