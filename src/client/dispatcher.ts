@@ -275,7 +275,7 @@ export class DispatcherSession {
           await file.close().catch(() => undefined);
           throw error;
         }
-        return { handle, ino: file.ino, generation, entry: file.entry, flags: file.flags };
+        return { handle, ino: file.ino, generation, entry: file.entry, flags: file.flags, atimeDue: file.atimeDue };
       },
       close: ({ handle }) => {
         // Closing what is not open is no error here: a repeated close finds its work done. Clients check their own state.

@@ -40,7 +40,14 @@ class BringingSession implements Session {
   }
 
   open(): HandleIo {
-    return new HandleIo(this, { handle: 1, ino: 5, generation: 0, entry: this.#entry, flags: constants.O_RDONLY });
+    return new HandleIo(this, {
+      handle: 1,
+      ino: 5,
+      generation: 0,
+      entry: this.#entry,
+      flags: constants.O_RDONLY,
+      atimeDue: false,
+    });
   }
   async call<K extends OpName>(op: K): Promise<Reply<K>> {
     this.calls.push(op);

@@ -60,6 +60,8 @@ export class HandleIo {
   #sequentialEnd = 0;
   #reported = 0;
   #readsForEngine = 0;
+  /** The first hit that reads is told to the engine, for the atime; further ones cost no message. */
+  #atimeDue: boolean;
   readonly #forget: () => void;
 
   constructor(
@@ -72,6 +74,7 @@ export class HandleIo {
     this.#readable = access !== constants.O_WRONLY;
     this.#writable = access !== constants.O_RDONLY;
     this.#map = session.map;
+    this.#atimeDue = opened.atimeDue;
     if (this.#map !== null && entry !== null) {
       if (this.#readable) this.#readEntry = entry as EntryId;
       // Synchronous writes must reach the devices; an appended hit doesn't tell where it landed, which a reader's position needs.
@@ -95,6 +98,7 @@ export class HandleIo {
     if (this.#readEntry === NO_ENTRY) return -1;
     const count = this.#map!.read(this.#readEntry, offset, target);
     if (count > 0) {
+      if (this.#atimeDue) this.#accessed();
       if (offset !== this.#sequentialEnd) this.#reported = offset;
       this.#sequentialEnd = offset + count;
       if (this.#sequentialEnd - this.#reported >= PROGRESS_BYTES) this.#progress();
@@ -106,6 +110,11 @@ export class HandleIo {
   tryWrite(offset: number, source: Uint8Array): number {
     if (this.#writeEntry === NO_ENTRY) return -1;
     return this.#map!.write(this.#writeEntry, this.append ? -1 : offset, source, wallNs());
+  }
+
+  #accessed(): void {
+    this.#atimeDue = false;
+    this.hint('accessed', 0, 0);
   }
 
   #progress(): void {

@@ -30,9 +30,9 @@ export interface WireChanges {
 
 export type HintKind = 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal';
 /** Beside a program's own: the library says how far its hits have come. */
-export type WireHintKind = HintKind | 'passed';
+export type WireHintKind = HintKind | 'passed' | 'accessed';
 export const HINT_KINDS: readonly HintKind[] = ['willNeed', 'dontNeed', 'sequential', 'random', 'normal'];
-export const WIRE_HINT_KINDS: readonly WireHintKind[] = [...HINT_KINDS, 'passed'];
+export const WIRE_HINT_KINDS: readonly WireHintKind[] = [...HINT_KINDS, 'passed', 'accessed'];
 
 export interface OpenResult {
   /** The session's number of the open file, from 1. */
@@ -43,6 +43,8 @@ export interface OpenResult {
   /** For hits through the cache map, or null. */
   readonly entry: number | null;
   readonly flags: number;
+  /** The first read by a hit is to be told (`accessed`). */
+  readonly atimeDue: boolean;
 }
 
 interface PathArgs {

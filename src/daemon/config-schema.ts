@@ -165,6 +165,10 @@ export const configSchema = z.strictObject({
     .optional()
     .describe('Bytes that may be dirty before writers wait. Without it: two fifths of the cache.'),
   dirtyAge: duration(10, 600_000).prefault('5s').describe('Dirty for this long: written out.'),
+  accessTimes: z
+    .enum(['relatime', 'none'])
+    .default('relatime')
+    .describe('Whether reads move atime: as `relatime` of Linux, or never.'),
   leaseTtl: duration(1000, 600_000).prefault('5s').describe('How long the others wait for a silent node.'),
   fileSystem: name
     .optional()

@@ -101,6 +101,7 @@ async function run(configFile: string): Promise<void> {
             writeBehindAgeMs: config.dirtyAge,
             ...(config.dirtyMax === undefined ? {} : { dirtyPagesMax: Math.floor(config.dirtyMax / PAGE_BYTES) }),
           },
+          fs: { accessTimes: config.accessTimes },
         },
         logger,
       },

@@ -25,6 +25,8 @@ import type { Volume } from './volume.js';
 export interface FileHandle extends InodeRef {
   readonly inode: Inode;
   readonly credentials: Credentials;
+  /** Its reads move atime: not with O_NOATIME. */
+  readonly movesAtime: boolean;
 }
 
 const named = (handle: FileHandle): string => `inode ${handle.ino}`;
@@ -91,7 +93,9 @@ async function readInto(
         file.publish();
         publishStatus(volume, handle.ino);
         // A hit that wrote across the end meanwhile may be half in what was read: then the old end is no longer right.
-        if (lengthNow(volume, inode, offsetBytes, lengthBytes) === length) return length;
+        if (lengthNow(volume, inode, offsetBytes, lengthBytes) !== length) continue;
+        if (handle.movesAtime) volume.accessTimes.noteRead(inode);
+        return length;
       }
     } finally {
       inode.contents.unshare();

@@ -65,6 +65,8 @@ export interface OpenFile extends XattrCalls<[]> {
   readonly flags: number; // node:fs constants O_*
   /** For hits through the cache map, or null. */
   readonly entry: EntryId | null;
+  /** When it was opened: whether a read would move its atime. Hits are to tell of the first one then (`accessed`). */
+  readonly atimeDue: boolean;
   /** Bytes copied; 0 at the end of file. */
   read(offsetBytes: number, target: Uint8Array, options?: OpOptions): Promise<number>;
   /** A read without the copy: afterwards a hit finds the bytes, if nobody takes them away in between. Bytes there are. */
@@ -80,9 +82,12 @@ export interface OpenFile extends XattrCalls<[]> {
   setAttributes(changes: AttributeChanges, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
   /** dataOnly: fdatasync. Durable on the devices (their flush included) when it resolves. */
   sync(dataOnly: boolean, options?: OpOptions): Promise<void>;
-  /** `passed`: hits have gone through the range, and will say so again after as much once more. */
+  /**
+   * `passed`: hits have gone through the range, and will say so again after as much once more. `accessed`: a hit has read, the first since it was
+   * opened.
+   */
   hint(
-    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal' | 'passed',
+    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal' | 'passed' | 'accessed',
     offsetBytes: number,
     lengthBytes: number,
   ): void;

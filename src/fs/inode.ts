@@ -62,6 +62,9 @@ export class Inode implements InodeFields {
   xattrBlock: XattrEntry[] | null = null;
   acls: Map<XattrSpace, Acl | null> | null = null;
 
+  /** When it was read here, while `atimeNs` doesn't say so yet (access-times.ts). */
+  readAtNs: bigint | null = null;
+
   valid = false;
   /**
    * Somebody may have died since its sector was written, who had written behind the size that the sector says: those bytes are made zeros
@@ -137,6 +140,7 @@ export class Inode implements InodeFields {
     Object.assign(this, fields);
     this.xattrBlock = null;
     this.acls = null;
+    this.readAtNs = null;
     this.roots.fill(null);
     this.tailDoubtful = false;
   }
@@ -211,7 +215,7 @@ export class Inode implements InodeFields {
       rdev: this.rdev,
       sizeBytes: this.sizeBytes,
       allocatedBytes: this.allocatedSubBlocks * SUB_BLOCK_BYTES,
-      atimeNs: this.atimeNs,
+      atimeNs: this.readAtNs ?? this.atimeNs,
       mtimeNs: this.mtimeNs,
       ctimeNs: this.ctimeNs,
       birthtimeNs: this.birthtimeNs,

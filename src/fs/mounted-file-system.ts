@@ -275,10 +275,11 @@ export class MountedFs implements MountedFileSystem {
 
   /** Old dirty inodes go out, what was freed goes back, what is not used is forgotten. */
   async #work(): Promise<void> {
-    const { clock, settings, inodes, frees, numbers } = this.#volume;
+    const { clock, settings, inodes, frees, numbers, accessTimes } = this.#volume;
     await inodes.writeOutOlderThan(clock.nowMs() - settings.inodeWriteBehindMs);
     if (frees.length > 0) await frees.drain();
     if (numbers.returnedCount > 0) await numbers.returnNumbers();
     inodes.trim();
+    await accessTimes.settle(clock.nowMs() - settings.inodeWriteBehindMs);
   }
 }

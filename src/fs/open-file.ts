@@ -34,6 +34,7 @@ export class FsOpenFile implements OpenFile {
   readonly #handle: FileHandle;
   readonly #type: FileType;
   readonly #open: TokenPins;
+  readonly atimeDue: boolean;
   #closed = false;
 
   /** In the turn in which the inode was found or made, its status token pinned: from here on it is open. */
@@ -49,7 +50,9 @@ export class FsOpenFile implements OpenFile {
     this.ino = inode.ino;
     this.#volume = volume;
     this.#type = inode.type as FileType;
-    this.#handle = { ino: inode.ino, generation: inode.generation, inode, credentials };
+    const movesAtime = (flags & constants.O_NOATIME) === 0;
+    this.#handle = { ino: inode.ino, generation: inode.generation, inode, credentials, movesAtime };
+    this.atimeDue = movesAtime && volume.accessTimes.isDue(inode);
     inode.openCount++;
     volume.openFiles.add(this);
     if (this.#type === FileType.regular) volume.inodes.attach(inode);
@@ -156,10 +159,14 @@ export class FsOpenFile implements OpenFile {
   }
 
   hint(
-    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal' | 'passed',
+    kind: 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal' | 'passed' | 'accessed',
     offsetBytes: number,
     lengthBytes: number,
   ): void {
+    if (kind === 'accessed') {
+      if (this.#handle.movesAtime && this.#handle.inode.valid) this.#volume.accessTimes.noteRead(this.#handle.inode);
+      return;
+    }
     this.#handle.inode.file?.hint(kind, { start: offsetBytes, end: offsetBytes + lengthBytes });
   }
 

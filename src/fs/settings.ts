@@ -20,6 +20,8 @@ export interface FsSettings {
   readonly freeQueueMax: number;
   /** How old the counts that statfs answers with may be at most; never older than ten times what it takes to count. */
   readonly statisticsAgeMs: number;
+  /** Whether reads move atime: as Linux's relatime, or not at all. */
+  readonly accessTimes: 'relatime' | 'none';
 }
 
 export const DEFAULT_FS_SETTINGS: FsSettings = {
@@ -33,4 +35,5 @@ export const DEFAULT_FS_SETTINGS: FsSettings = {
   peersTimeoutMs: 2_000,
   freeQueueMax: 16_384,
   statisticsAgeMs: 2_000,
+  accessTimes: 'relatime',
 };

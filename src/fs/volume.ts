@@ -14,6 +14,7 @@ import type { Checksums } from '../nsd/checksums.js';
 import type { NsdClientApi } from '../nsd/nsd-api.js';
 import { compareItems, TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
 import type { AcquireOptions, TokenClientApi } from '../token-manager/token-client-api.js';
+import { AccessTimes } from './access-times.js';
 import type { Allocator } from './allocator.js';
 import type { OpenFile } from './file-system-api.js';
 import type { FreeQueue } from './free-queue.js';
@@ -51,6 +52,7 @@ export class Volume {
   frees!: FreeQueue;
   numbers!: InodeNumbers;
   neighbours!: Neighbours;
+  readonly accessTimes: AccessTimes = new AccessTimes(this);
   /** Inodes without names that this node is to free. */
   orphans!: Orphans;
   /** The two maps: their blocks never move, so they need no status token. */

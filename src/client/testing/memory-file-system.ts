@@ -306,6 +306,7 @@ export class MemoryFileSystem implements FileSystem, InodeOpener {
 class MemoryFile implements OpenFile {
   readonly ino: InodeNumber;
   readonly entry: EntryId | null;
+  readonly atimeDue = false;
   readonly hints: { kind: string; offsetBytes: number; lengthBytes: number }[] = [];
   #closed = false;
 

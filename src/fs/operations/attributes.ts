@@ -155,6 +155,7 @@ function apply(inode: Inode, changes: AttributeChanges, credentials: Credentials
     if (gid !== undefined && gid !== -1) inode.gid = gid;
   }
   if (mode !== undefined) inode.mode = mayKeepSetgid(inode.gid, credentials) ? mode : mode & ~S_ISGID;
+  if (atimeNs !== undefined) inode.readAtNs = null;
   if (atimeNs !== undefined) inode.atimeNs = atimeNs === 'now' ? nowNs : atimeNs;
   if (mtimeNs !== undefined) inode.mtimeNs = mtimeNs === 'now' ? nowNs : mtimeNs;
 }

@@ -11,13 +11,13 @@ import type { LeafEntry } from '../leaf-format.js';
 import { FsOpenFile } from '../open-file.js';
 import { tryHoldOpen } from '../open-tokens.js';
 import { walk } from '../path-walk.js';
-import { checkAccess, READ, WRITE } from '../permissions.js';
+import { checkAccess, isOwner, READ, WRITE } from '../permissions.js';
 import { type InodeRef, loadRef, pinInodes } from '../pinning.js';
 import type { Volume } from '../volume.js';
 import { createNode } from './create-node.js';
 
 const op = 'open';
-const { O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY } = constants;
+const { O_CREAT, O_DIRECTORY, O_EXCL, O_NOATIME, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY } = constants;
 /** How often a file may be removed between finding and opening it before we say so. */
 const TRIES = 64;
 
@@ -137,6 +137,8 @@ async function openExisting(
     const mask = ((flags & 3) !== O_WRONLY ? READ : 0) | (writes ? WRITE : 0);
     checkAccess(inode, credentials, mask, op, path);
     checkOpenable(inode, op, path);
+    if ((flags & O_NOATIME) !== 0 && !isOwner(inode, credentials))
+      throw new FsError('notPermitted', { op, object: path, detail: 'O_NOATIME is for the owner' });
     volume.inodes.refresh(inode);
     file = new FsOpenFile(volume, inode, flags, credentials, held(volume, target.ino, flags));
     if (!writes && inode.type === FileType.regular) volume.neighbours.opened(inode.ino);
@@ -144,7 +146,7 @@ async function openExisting(
     if (truncates) {
       try {
         pins.release();
-        await truncateFile(volume, { ...target, inode, credentials }, 0, options);
+        await truncateFile(volume, { ...target, inode, credentials, movesAtime: true }, 0, options);
       } catch (error) {
         await file.close();
         throw error;

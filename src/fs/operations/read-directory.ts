@@ -26,6 +26,7 @@ export async function readDirectory(
     const inode = await loadDirectory(volume, target, op, path);
     checkAccess(inode, credentials, READ, op, path);
     const entries = await new Directory(volume, inode).list();
+    volume.accessTimes.noteRead(inode);
     return entries.map(({ name, ino, type }) => ({ name: Buffer.from(name).toString('utf8'), ino, type }));
   } finally {
     pins.release();
