@@ -120,7 +120,10 @@ export class SimDisk {
       flush: () => {
         check('disk.flush', 0, 0);
         const begun = this.#record.begin({ kind: 'flush' });
-        return transfer('disk.flush', 0, []).then(() => this.#ended([begun]));
+        return transfer('disk.flush', 0, []).then(() => {
+          this.#ended([begun]);
+          if (!this.#keeps) this.#record.compact();
+        });
       },
       discard: (offsetBytes: number, lengthBytes: number) => {
         check('disk.discard', offsetBytes, lengthBytes);
@@ -156,7 +159,6 @@ export class SimDisk {
 
   #ended(begun: readonly number[]): void {
     for (const one of begun) this.#record.end(one);
-    if (!this.#keeps) this.#record.compact();
   }
 
   #latency(): number {
