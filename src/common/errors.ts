@@ -62,6 +62,10 @@ export const REASONS = {
   tokenDeadline: entry(400, 'ETIMEDOUT', 'same'),
   tokenRefused: entry(401, 'EAGAIN', 'same'),
   tokenServerGone: entry(402, 'EHOSTUNREACH', 'same'),
+  /** fcntl's and flock's, without waiting. */
+  lockHeld: entry(410, 'EAGAIN', 'same'),
+  deadlock: entry(411, 'EDEADLK', 'same'),
+  noLocks: entry(412, 'ENOLCK', 'same'),
   // 5xx storage
   deviceError: entry(500, 'EIO'),
   shortIo: entry(501, 'EIO'),
