@@ -7,6 +7,7 @@ import type { Credentials, DirectoryEntry, FileSystem, FileType, OpenFile, Xattr
 import { copyFile, makeDirectories, readWhole, toChanges, writeWhole } from './compound-ops.js';
 import { attributesToWire, type OpArgs, type OpName, type OpResult, type Reply, type XattrTarget } from './ops.js';
 import { packEntries } from './packed-entries.js';
+import { SessionLocks } from './session-locks.js';
 
 /**
  * The engine's side of every client: executes operations against the file system and owns, per session, the open handles,
@@ -86,6 +87,7 @@ export class DispatcherSession {
   readonly #files = new Map<number, OpenFile>();
   readonly #listings = new Map<number, DirectoryEntry[]>();
   readonly #running = new Map<Promise<unknown>, AbortController>();
+  readonly #locks = new SessionLocks();
   readonly #handlers: Handlers;
   #nextHandle = 1;
   #nextCursor = 1;
@@ -281,7 +283,7 @@ export class DispatcherSession {
         // Closing what is not open is no error here: a repeated close finds its work done. Clients check their own state.
         const file = this.#files.get(handle);
         this.#files.delete(handle);
-        return done(file?.close() ?? Promise.resolve());
+        return done(file === undefined ? Promise.resolve() : this.#locks.close(file));
       },
       read: async ({ handle, offset, length }, _payload, signal) => {
         const file = this.#file(handle, 'read');
@@ -310,6 +312,10 @@ export class DispatcherSession {
         return attributesToWire(await file.setAttributes(toChanges(changes), who, { signal }));
       },
       sync: ({ handle, dataOnly }, _payload, signal) => done(this.#file(handle, 'sync').sync(dataOnly, { signal })),
+      lock: ({ handle, ...args }, _payload, signal) => done(this.#locks.lock(this.#file(handle, 'lock'), args, signal)),
+      unlock: ({ handle, ...args }, _payload, signal) =>
+        done(this.#locks.unlock(this.#file(handle, 'unlock'), args, signal)),
+      getLock: ({ handle, ...args }, _payload, signal) => this.#locks.test(this.#file(handle, 'getLock'), args, signal),
       hint: ({ handle, kind, offset, length }) => {
         this.#files.get(handle)?.hint(kind, offset, length);
         return NOTHING;

@@ -3,7 +3,7 @@ import { createInterface, type Interface } from 'node:readline';
 import { collect, isView, toChunks, type WritableData } from './content.js';
 import { HandleIo } from './handle-io.js';
 import { checkAborted, fileClosed, invalidArgType, invalidArgValue, outOfRange, toNodeError } from './node-errors.js';
-import type { HintKind, OpArgs, OpenResult, OpName } from './ops.js';
+import type { HintKind, LockKind, OpArgs, OpenResult, OpName } from './ops.js';
 import { attributesFromWire, HINT_KINDS } from './ops.js';
 import type { Session } from './session.js';
 import { BigIntStats, Stats } from './stats.js';
@@ -38,10 +38,44 @@ export interface ReadOptions<B extends NodeJS.ArrayBufferView = NodeJS.ArrayBuff
   readonly length?: number | null | undefined;
   readonly position?: number | bigint | null | undefined;
 }
+/** start and length in bytes; length 0 (the default) is to the end of the file, however long that becomes. */
+export interface LockRangeOptions extends SignalOption {
+  readonly start?: number | undefined;
+  readonly length?: number | undefined;
+  readonly owner?: 'process' | 'handle' | undefined;
+}
+export interface FlockOptions extends SignalOption {
+  /** Until nobody's lock stands against it; else EAGAIN at once. */
+  readonly wait?: boolean | undefined;
+  /** The longest it waits: ETIMEDOUT. */
+  readonly timeoutMs?: number | undefined;
+}
+export interface LockHandleOptions extends LockRangeOptions, FlockOptions {
+  readonly type?: 'read' | 'write' | undefined;
+}
+export interface FoundLock {
+  readonly type: 'read' | 'write';
+  readonly start: number;
+  readonly length: number;
+  readonly pid: number;
+  readonly node: number;
+}
 export type WriteOptions = Omit<ReadOptions, 'buffer'>;
 type EncodingOption = BufferEncoding | null | undefined;
 
 const DEFAULT_READ_BYTES = 16_384;
+function lockRange({ start = 0, length = 0, owner = 'process' }: LockRangeOptions) {
+  checkInteger(start, 'start', 0);
+  checkInteger(length, 'length', 0);
+  if (owner !== 'process' && owner !== 'handle')
+    throw invalidArgValue('owner', owner, "must be one of 'process', 'handle'");
+  return { kind: owner, offset: start, length } as const;
+}
+function lockType(type: unknown): 'read' | 'write' {
+  if (type !== 'read' && type !== 'write') throw invalidArgValue('type', type, "must be one of 'read', 'write'");
+  return type;
+}
+
 const INT32_MAX = 2 ** 31 - 1;
 
 /** Bytes [offset, offset + length) of any view, as a view of the same memory. */
@@ -378,6 +412,66 @@ export class FileHandle extends EventEmitter implements AsyncDisposable {
   }
   private get session(): Session {
     return this.#io.session;
+  }
+
+  /**
+   * fcntl's locks, over all nodes: of this process (`owner: 'process'`, F_SETLK), or of this handle alone (`'handle'`, F_OFD_SETLK). Without
+   * `wait` EAGAIN when somebody else's stands against it; with it as soon as nobody's does, EDEADLK when that would be never.
+   */
+  async lock(options: LockHandleOptions = {}): Promise<void> {
+    const args = { ...lockRange(options), type: lockType(options.type ?? 'write') };
+    await this.#lock({ ...args, wait: options.wait ?? false }, options);
+  }
+  /** Gives up what this process (or this handle) has locked of the range. */
+  async unlock(options: LockRangeOptions = {}): Promise<void> {
+    const { handle } = this.#io.opened;
+    await this.#lockCall('unlock', { handle, ...lockRange(options) }, options);
+  }
+  /** Whose lock stands against such a one, or null (F_GETLK). `pid` is -1 when it is a handle's; length 0: to the end of the file. */
+  async getLock(options: Omit<LockHandleOptions, 'wait' | 'timeoutMs'> = {}): Promise<FoundLock | null> {
+    const { handle } = this.#io.opened;
+    const args = { handle, ...lockRange(options), type: lockType(options.type ?? 'write') };
+    const { lock } = await this.#lockCall('getLock', args, options);
+    if (lock === null) return null;
+    const { offset: start, ...rest } = lock;
+    return { ...rest, start };
+  }
+  /** flock(2): this handle's lock on the whole file. Going from shared to exclusive or back gives up the old one first. */
+  async flock(operation: 'shared' | 'exclusive' | 'unlock', options: FlockOptions = {}): Promise<void> {
+    const whole = { kind: 'flock' as const, offset: 0, length: 0 };
+    if (operation === 'unlock') {
+      await this.#lockCall('unlock', { handle: this.#io.opened.handle, ...whole }, options);
+      return;
+    }
+    if (operation !== 'shared' && operation !== 'exclusive')
+      throw invalidArgValue('operation', operation, "must be one of 'shared', 'exclusive', 'unlock'");
+    const type = operation === 'shared' ? 'read' : 'write';
+    await this.#lock({ ...whole, type, wait: options.wait ?? false }, options);
+  }
+
+  async #lock(
+    args: { kind: LockKind; offset: number; length: number; type: 'read' | 'write'; wait: boolean },
+    { timeoutMs, ...options }: FlockOptions,
+  ): Promise<void> {
+    if (timeoutMs !== undefined) checkInteger(timeoutMs, 'timeoutMs', 0);
+    const { handle } = this.#io.opened;
+    const time = timeoutMs === undefined ? {} : { timeoutMs };
+    await this.#lockCall('lock', { handle, pid: process.pid, ...args, ...time }, options);
+  }
+
+  /** One that waits doesn't hold up a close, which ends it. */
+  async #lockCall<K extends 'lock' | 'unlock' | 'getLock'>(
+    op: K,
+    args: Parameters<typeof this.session.call<K>>[1],
+    options: SignalOption,
+  ) {
+    const signal = signalOf(options);
+    this.#io.checkOpen(op);
+    try {
+      return (await this.session.call(op, args, undefined, signal)).result;
+    } catch (error) {
+      throw toNodeError(error, op, undefined, undefined, signal);
+    }
   }
 
   /** What the program is going to do with a range, in bytes; length 0 means to the end of file. Never waits, never fails. */

@@ -17,6 +17,8 @@ for (const [code, errno, message] of [
   ['EUCLEAN', 117, 'structure needs cleaning'],
   ['EREMOTEIO', 121, 'remote I/O error'],
   ['EBADMSG', constants.errno.EBADMSG, 'bad message'],
+  ['EDEADLK', constants.errno.EDEADLK, 'resource deadlock avoided'],
+  ['ENOLCK', constants.errno.ENOLCK, 'no locks available'],
 ] as const)
   if (!numbers.has(code)) numbers.set(code, { errno: -errno, message });
 

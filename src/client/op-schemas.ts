@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { type OpArgs, type OpName, WIRE_HINT_KINDS } from './ops.js';
+import { LOCK_KINDS, type OpArgs, type OpName, WIRE_HINT_KINDS } from './ops.js';
 
 /**
  * What a socket may send as arguments. In-process transports are typed by the compiler; bytes from a socket are believed only
@@ -47,6 +47,24 @@ export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
   setAttributesHandle: z.strictObject({ handle, changes }),
   sync: z.strictObject({ handle, dataOnly: z.boolean() }),
   hint: z.strictObject({ handle, kind: z.enum(WIRE_HINT_KINDS), offset: bytes, length: bytes }),
+  lock: z.strictObject({
+    handle,
+    kind: z.enum(LOCK_KINDS),
+    type: z.enum(['read', 'write']),
+    offset: bytes,
+    length: bytes,
+    wait: z.boolean(),
+    timeoutMs: bytes.optional(),
+    pid: z.int().min(0).max(0xffffffff),
+  }),
+  unlock: z.strictObject({ handle, kind: z.enum(LOCK_KINDS), offset: bytes, length: bytes }),
+  getLock: z.strictObject({
+    handle,
+    kind: z.enum(LOCK_KINDS),
+    type: z.enum(['read', 'write']),
+    offset: bytes,
+    length: bytes,
+  }),
   reopen: z.strictObject({ handle, path, ino: bytes, generation: bytes, flags }),
   readFile: z.strictObject({ path, flags, limit: bytes }),
   writeFile: z.strictObject({ path, flags, mode, sync: z.boolean(), changes: changes.optional() }),

@@ -28,6 +28,10 @@ export interface WireChanges {
   readonly mtimeNs?: string | undefined;
 }
 
+/** Whose: the process's (fcntl), the handle's (open file descriptions), or the handle's on the whole file (flock). */
+export type LockKind = 'process' | 'handle' | 'flock';
+export const LOCK_KINDS: readonly LockKind[] = ['process', 'handle', 'flock'];
+
 export type HintKind = 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal';
 /** Beside a program's own: the library says how far its hits have come. */
 export type WireHintKind = HintKind | 'passed' | 'accessed';
@@ -163,6 +167,41 @@ export interface OpTable {
     result: Nothing;
   };
   removeXattr: { args: XattrTarget & { readonly name: string }; result: Nothing };
+  /** `length` 0: to the end of the file; of flock offset and length mean nothing. */
+  lock: {
+    args: HandleArgs & {
+      readonly kind: LockKind;
+      readonly type: 'read' | 'write';
+      readonly offset: number;
+      readonly length: number;
+      readonly wait: boolean;
+      readonly timeoutMs?: number | undefined;
+      readonly pid: number;
+    };
+    result: Nothing;
+  };
+  unlock: {
+    args: HandleArgs & { readonly kind: LockKind; readonly offset: number; readonly length: number };
+    result: Nothing;
+  };
+  /** Whose lock stands against such a one. */
+  getLock: {
+    args: HandleArgs & {
+      readonly kind: LockKind;
+      readonly type: 'read' | 'write';
+      readonly offset: number;
+      readonly length: number;
+    };
+    result: {
+      readonly lock: {
+        readonly type: 'read' | 'write';
+        readonly offset: number;
+        readonly length: number;
+        readonly pid: number;
+        readonly node: number;
+      } | null;
+    };
+  };
   /** Everything dirty on the engine's node, durable. */
   syncAll: { args: Nothing; result: Nothing };
   counters: { args: Nothing; result: Record<string, number> };
@@ -226,6 +265,9 @@ export const OPS: { readonly [K in OpName]: OpProperties } = {
   syncAll: op(29),
   counters: op(30),
   bring: op(31),
+  lock: op(60, 'never'),
+  unlock: op(61),
+  getLock: op(62),
   mknod: op(32, 'never'),
   getXattr: op(33),
   listXattrs: op(34),

@@ -25,6 +25,8 @@ import { NsdServer } from '../nsd/nsd-server.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
 import { MessageType } from '../protocol/message-types.js';
 import { scopedTokens } from '../token-manager/file-system-scope.js';
+import { LockClient } from '../token-manager/locks/lock-client.js';
+import { scopedLocks } from '../token-manager/locks/lock-client-api.js';
 import { TokenClient } from '../token-manager/token-client.js';
 import type { TokenClientSettings } from '../token-manager/token-client-events.js';
 import type { Holding } from '../token-manager/token-client-machine.js';
@@ -94,6 +96,7 @@ const ACTION_TIMEOUT_MS = 10_000;
 export class HoldfastNode {
   readonly tokenServer: TokenServer | null;
   readonly tokens: TokenClient;
+  readonly locks: LockClient;
   readonly nsdServer: NsdServer | null;
   readonly #parts: NodeParts;
   readonly #unsubscribe: () => void;
@@ -149,6 +152,7 @@ export class HoldfastNode {
       ...(settings?.tokens === undefined ? {} : { settings: settings.tokens }),
       onBroken: parts.onBroken,
     });
+    this.locks = new LockClient({ fabric, membership, clock, counters, logger });
   }
 
   /** F1's steps on other nodes, for the membership when it drives an expulsion. */
@@ -246,6 +250,7 @@ export class HoldfastNode {
       incarnation: fabric.self.incarnation,
       epoch: () => fabric.epoch,
       tokens,
+      locks: scopedLocks(this.locks, identity.number),
       cache,
       backing,
       nsds: this.nsdClient(identity.nsds),
@@ -317,13 +322,16 @@ export class HoldfastNode {
 
   suspend(): void {
     this.tokens.suspend();
+    this.locks.suspend();
   }
   resume(): void {
     this.tokens.resume();
+    this.locks.resume();
   }
   /** Expelled: everything is dropped; returns what had been written and was not on the NSDs (F3). */
   fence(): LostRange[] {
     this.tokens.fence();
+    this.locks.fence();
     const mounted = this.#mounted;
     this.#mounted = null;
     return mounted === null ? [] : this.#abandon(mounted);
@@ -341,6 +349,7 @@ export class HoldfastNode {
   stop(): void {
     this.#unsubscribe();
     this.tokens.close();
+    this.locks.close();
     this.tokenServer?.close();
     for (const store of this.#parts.stores) this.nsdServer?.unexport(store.uuid);
   }

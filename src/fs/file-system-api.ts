@@ -1,5 +1,6 @@
 import type { EntryId } from '../cache/cache-map.js';
 import type { InodeNumber } from '../common/ids.js';
+import type { LockOwner } from '../token-manager/locks/lock-table.js';
 
 /** Who asks. Root (uid 0) passes every check of permissions. */
 export interface Credentials {
@@ -91,11 +92,44 @@ export interface OpenFile extends XattrCalls<[]> {
     offsetBytes: number,
     lengthBytes: number,
   ): void;
+  /** Absent: this file system has no locks. */
+  readonly locks?: FileLocking;
   close(): Promise<void>;
 }
 
 /** As uid or gid: a chown that leaves it as it is. */
 export const UNCHANGED_ID = -1;
+
+/** Whose lock: a process's (fcntl), this handle's (open file descriptions), or this handle's on the whole file (flock). */
+export interface LockRequest {
+  readonly kind: 'process' | 'handle' | 'flock';
+  /** Who asks; of a handle's locks only its pid is of interest. */
+  readonly process: LockOwner;
+  readonly offsetBytes: number;
+  /** 0: to the end of the file. */
+  readonly lengthBytes: number;
+}
+export interface FileLock {
+  readonly type: 'read' | 'write';
+  readonly offsetBytes: number;
+  /** 0: to the end of the file. */
+  readonly lengthBytes: number;
+  /** -1 when it is no process's. */
+  readonly pid: number;
+  readonly node: number;
+}
+/** Locks through an open file, as fcntl and flock have them, over all nodes. */
+export interface FileLocking {
+  /** Somebody whose locks are his own, on all files: a client process. */
+  newProcess(pid: number): LockOwner;
+  /** @throws {FsError} lockHeld, deadlock, noLocks, badHandle, aborted. */
+  lock(request: LockRequest, type: 'read' | 'write', wait: boolean, options?: OpOptions): Promise<void>;
+  unlock(request: LockRequest, options?: OpOptions): Promise<void>;
+  /** Who would stand against it. */
+  test(request: LockRequest, type: 'read' | 'write', options?: OpOptions): Promise<FileLock | null>;
+  /** A process closes one of its handles of this file: its locks on it go, whichever handle it took them through. */
+  release(process: LockOwner): Promise<void>;
+}
 
 export interface AttributeChanges {
   readonly mode?: number;

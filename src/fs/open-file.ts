@@ -19,6 +19,7 @@ import {
   type XattrSetOptions,
 } from './file-system-api.js';
 import type { Inode } from './inode.js';
+import { HandleLocks } from './locks/handle-locks.js';
 import { isWantedAlone } from './open-tokens.js';
 import { setInodeAttributes, statInode } from './operations/attributes.js';
 import { getXattr, listXattrs, setXattr } from './operations/xattr.js';
@@ -30,6 +31,7 @@ const SYNC = constants.O_SYNC & ~constants.O_DSYNC;
 
 export class FsOpenFile implements OpenFile {
   readonly ino;
+  readonly locks: HandleLocks;
   readonly #volume: Volume;
   readonly #handle: FileHandle;
   readonly #type: FileType;
@@ -53,6 +55,7 @@ export class FsOpenFile implements OpenFile {
     const movesAtime = (flags & constants.O_NOATIME) === 0;
     this.#handle = { ino: inode.ino, generation: inode.generation, inode, credentials, movesAtime };
     this.atimeDue = movesAtime && volume.accessTimes.isDue(inode);
+    this.locks = new HandleLocks(volume.parts.locks, inode.ino, { readable: this.#readable, writable: this.#writable });
     inode.openCount++;
     volume.openFiles.add(this);
     if (this.#type === FileType.regular) volume.inodes.attach(inode);
@@ -175,6 +178,7 @@ export class FsOpenFile implements OpenFile {
     this.#closed = true;
     const { inode } = this.#handle;
     this.#volume.openFiles.delete(this);
+    if (this.locks.used) await this.locks.close();
     const wanted = isWantedAlone(this.#volume, this.ino);
     inode.openCount--;
     try {

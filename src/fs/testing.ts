@@ -25,6 +25,7 @@ import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from './mount.js';
 import type { FsSettings } from './settings.js';
 import type { SettledPeers, Settling } from './space-peers.js';
+import { TestLockServer, TestLocks } from './testing-locks.js';
 import { TestArbiter, TestTokens } from './testing-tokens.js';
 
 export { TestArbiter, TestTokens } from './testing-tokens.js';
@@ -207,6 +208,7 @@ export class RamNsds implements NsdClientApi {
 export interface TestNode {
   readonly fs: MountedFileSystem;
   readonly tokens: TestTokens;
+  readonly locks: TestLocks;
   readonly cache: PageCacheApi;
   readonly map: TwinCacheMap;
   readonly counters: Counters;
@@ -234,6 +236,8 @@ export const TEST_FS_UUID = '6f1d2c3b-0a19-4857-8e6d-5c4b3a291807';
 export class TestVolume {
   readonly clock = new TestClock();
   readonly arbiter = new TestArbiter();
+  readonly lockServer = new TestLockServer();
+  #lives = 0;
   readonly nsds: RamNsds;
   epoch = epoch(1);
   readonly #mounted = new Map<number, MountedFileSystem>();
@@ -271,6 +275,7 @@ export class TestVolume {
   /** It answers nothing any more and takes what it had in memory with it; what it held falls, in a new epoch. */
   bury(node: TestNode): void {
     node.tokens.die();
+    this.lockServer.bury(node.locks);
     this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
     for (const [number, fs] of this.#mounted) if (fs === node.fs) this.#mounted.delete(number);
     this.epoch = epoch(this.epoch + 1);
@@ -299,6 +304,7 @@ export class TestVolume {
     const arena = new SegmentArena({ offsetBytes: poolPages * PAGE_BYTES, lengthBytes: STAGING_BYTES });
     const nsds = this.nsds.from(pool);
     const tokens = new TestTokens(this.arbiter);
+    const locks = new TestLocks(this.lockServer, node, ++this.#lives);
     const counters = new Counters();
     const random = new SeededRandom((this.#options.seed ?? 1) + node);
     const logger = this.#options.logger ?? silentLogger;
@@ -322,6 +328,7 @@ export class TestVolume {
       incarnation: incarnation(1),
       epoch: () => this.epoch,
       tokens,
+      locks,
       cache,
       backing,
       nsds,
@@ -336,7 +343,7 @@ export class TestVolume {
       peers: { settle: (what) => this.#settle(node, what) },
     });
     this.#mounted.set(node, fs);
-    return { fs, tokens, cache, map, counters, pool, nsds };
+    return { fs, tokens, locks, cache, map, counters, pool, nsds };
   }
 }
 

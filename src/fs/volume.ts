@@ -12,6 +12,7 @@ import { SECTOR_BYTES } from '../common/units.js';
 import type { BufferArena, PagePool, PoolSegment } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
 import type { NsdClientApi } from '../nsd/nsd-api.js';
+import type { LockClientApi } from '../token-manager/locks/lock-client-api.js';
 import { compareItems, TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
 import type { AcquireOptions, TokenClientApi } from '../token-manager/token-client-api.js';
 import { AccessTimes } from './access-times.js';
@@ -33,6 +34,7 @@ export interface VolumeParts {
   readonly incarnation: Incarnation;
   readonly epoch: () => Epoch;
   readonly tokens: TokenClientApi;
+  readonly locks: LockClientApi;
   readonly nsds: NsdClientApi;
   readonly arena: BufferArena;
   readonly pool: PagePool;

@@ -16,6 +16,9 @@ export const MessageType = {
   // Tokens: requests of tools
   tokenList: 22,
   tokenExpel: 23,
+  // File locks: one-way, both directions
+  lockToServer: 24,
+  lockToClient: 25,
   // Cluster
   ping: 30,
   /** A peer measures the way to us. */

@@ -16,6 +16,7 @@ import type { Incarnation, NodeId } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { Fabric, IncomingMessage } from '../fabric/fabric.js';
 import { MessageType } from '../protocol/message-types.js';
+import { LockServer } from './locks/lock-server.js';
 import { OrderedSender } from './ordered-sender.js';
 import { decodeExpel, decodeListRequest, decodeToServer, encodeListReply, encodeToClient } from './token-messages.js';
 import {
@@ -43,6 +44,8 @@ export interface TokenServerWiring {
 
 export class TokenServer {
   readonly machine: TokenServerMachine;
+  /** Who may lock what of files, for the same objects. */
+  readonly locks: LockServer;
   readonly #wiring: TokenServerWiring;
   readonly #sender: OrderedSender;
   readonly #events: ServerEvent[] = [];
@@ -67,6 +70,7 @@ export class TokenServer {
       settings: { ...TOKEN_SERVER_DEFAULTS, ...wiring.settings },
       fired: (transition) => counters.add(names.get(transition)!),
     });
+    this.locks = new LockServer({ fabric, clock, counters, logger });
     fabric.handleMessages(MessageType.tokenToServer, (message) => this.#receive(message));
     fabric.handleRequests(MessageType.tokenList, ({ body }) => {
       const { skip, limit } = decodeListRequest(body);
@@ -102,6 +106,7 @@ export class TokenServer {
     this.#unsubscribe();
     this.#timer?.cancel();
     this.#sender.close();
+    this.locks.close();
   }
 
   #receive({ from, body }: IncomingMessage): void {
@@ -119,6 +124,7 @@ export class TokenServer {
 
   /** Steps never nest: what arrives while effects are carried out waits for its turn. */
   #dispatch(event: ServerEvent): void {
+    if (!this.#closed) this.locks.follow(event);
     this.#events.push(event);
     if (this.#running || this.#closed) return;
     this.#running = true;

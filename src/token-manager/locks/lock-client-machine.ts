@@ -9,12 +9,20 @@
  * (I12); nothing is decided while the lease is out (F3).
  * Fault model: servers die, return as new lives, and hand files over; answers of the past are dropped.
  */
-import type { ByteRange } from '../../common/byte-range.js';
 import type { Reason } from '../../common/errors.js';
 import { type Epoch, epoch as toEpoch } from '../../common/ids.js';
 import { listFingerprint, type ServerIdentity, sameServer, serverOf } from '../placement.js';
 import { TokenClass } from '../token.js';
 import { findCycle, type OwnerReport, type OwnerWait, type PlacedPiece } from './deadlock.js';
+import type {
+  FileState,
+  LocalWait,
+  LockClientEffect,
+  LockClientEvent,
+  LockClientOptions,
+  LockOp,
+  Request,
+} from './lock-client-events.js';
 import {
   LOCK_PIECES_MAX,
   type LockMessage,
@@ -27,77 +35,6 @@ import { FileLocks, type Lock, type LockOwner, LockSpace, LockType } from './loc
 const NEVER = Number.POSITIVE_INFINITY;
 const RETRY_MS = 20;
 
-export interface LockOp {
-  /** Chosen by the shell; never reused. */
-  readonly opId: number;
-  readonly kind: 'lock' | 'test' | 'unlock';
-  readonly object: number;
-  readonly space: LockSpace;
-  readonly owner: LockOwner;
-  /** Of an unlock: any. */
-  readonly type: LockType;
-  readonly at: ByteRange;
-  readonly wait: boolean;
-  /** On the caller's clock; Infinity is none. */
-  readonly deadlineAtMs: number;
-}
-export type LockClientEvent =
-  | { readonly type: 'view'; readonly epoch: Epoch; readonly servers: readonly ServerIdentity[] }
-  | { readonly type: 'message'; readonly from: ServerIdentity; readonly message: LockMessage<LockToClientItem> }
-  | { readonly type: 'op'; readonly op: LockOp }
-  | { readonly type: 'abort'; readonly opId: number }
-  | { readonly type: 'suspend' }
-  | { readonly type: 'resume' }
-  | { readonly type: 'fence' }
-  | { readonly type: 'tick' };
-export type LockClientEffect =
-  | { readonly type: 'send'; readonly to: ServerIdentity; readonly message: LockMessage<LockToServerItem> }
-  /** Granted, or what a test found. */
-  | { readonly type: 'done'; readonly opId: number; readonly blocker: Lock | null }
-  | { readonly type: 'failed'; readonly opId: number; readonly reason: Reason; readonly blocker: Lock | null };
-
-export interface LockClientOptions {
-  readonly self: ServerIdentity;
-  readonly count: (what: string) => void;
-  /** Files delegated without a lock before the longest unused are given back. */
-  readonly idleFilesMax?: number;
-}
-
-interface Request {
-  readonly file: FileState;
-  readonly owner: LockOwner;
-  readonly space: LockSpace;
-  readonly at: ByteRange;
-  /** Null: the undoing of one that was given up. */
-  readonly op: LockOp | null;
-  readonly pieces: readonly { readonly start: number; readonly end: number; readonly type: LockType }[];
-  readonly sinceMs: number;
-  requestId: number;
-  sent: boolean;
-  /** The server has said that it waits. */
-  queued: boolean;
-  /** Nobody waits for it any more. */
-  abandoned: boolean;
-}
-interface LocalWait {
-  readonly op: LockOp;
-  readonly sinceMs: number;
-}
-interface FileState {
-  readonly object: number;
-  readonly locks: FileLocks;
-  server: ServerIdentity | undefined;
-  /** The epoch in which it became the server, as far as we know. */
-  since: Epoch;
-  /** This node decides: it has the lock token. */
-  alone: boolean;
-  /** In the order of sending. */
-  requests: Request[];
-  /** While alone. */
-  waiting: LocalWait[];
-  /** Behind an operation of the same owner that was given up. */
-  behind: LockOp[];
-}
 interface Link {
   readonly identity: ServerIdentity;
   askedEpoch: Epoch | null;
@@ -154,7 +91,8 @@ export class LockClientMachine {
   step(event: LockClientEvent, nowMs: number): LockClientEffect[] {
     this.#nowMs = nowMs;
     if (this.#fenced) {
-      if (event.type === 'op') this.#effects.push({ type: 'failed', opId: event.op.opId, reason: 'fenced', blocker: null });
+      if (event.type === 'op')
+        this.#effects.push({ type: 'failed', opId: event.op.opId, reason: 'fenced', blocker: null });
     } else this.#handle(event);
     return this.#takeEffects();
   }
@@ -257,7 +195,12 @@ export class LockClientMachine {
       else this.#tellHeld(link, file);
     }
     // What was under way there is sent again, behind the claims: a server that asks has forgotten it.
-    link.outbox.push({ kind: 'claimEnd', epoch: this.#epoch, askedEpoch, listFingerprint: listFingerprint(this.#servers) });
+    link.outbox.push({
+      kind: 'claimEnd',
+      epoch: this.#epoch,
+      askedEpoch,
+      listFingerprint: listFingerprint(this.#servers),
+    });
     this.#reported.clear();
     for (const owner of [...this.#waits.keys()]) this.#touchId(owner);
   }
@@ -304,7 +247,8 @@ export class LockClientMachine {
       case 'recall': {
         const file = this.#files.get(item.object);
         // Of before the file was another server's: what it says is not true any more.
-        if (file !== undefined && (!sameServer(file.server, link.identity) || epoch < file.since)) this.#count('answerUnknown');
+        if (file !== undefined && (!sameServer(file.server, link.identity) || epoch < file.since))
+          this.#count('answerUnknown');
         else if (item.kind === 'recall') {
           if (file?.alone === true) this.#handOver(link, file);
         } else if (file === undefined) link.outbox.push({ kind: 'handover', object: item.object });

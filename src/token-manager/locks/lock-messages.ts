@@ -73,8 +73,30 @@ export interface LockMessage<Item> {
   readonly items: readonly Item[];
 }
 
-const ToServer = { lock: 1, test: 2, reduce: 3, cancel: 4, held: 5, handover: 6, alone: 7, claimEnd: 8, report: 9, confirmed: 10 } as const;
-const ToClient = { granted: 1, refused: 2, queued: 3, failed: 4, delegated: 5, redo: 6, recall: 7, ask: 8, confirm: 9, victim: 10 } as const;
+const ToServer = {
+  lock: 1,
+  test: 2,
+  reduce: 3,
+  cancel: 4,
+  held: 5,
+  handover: 6,
+  alone: 7,
+  claimEnd: 8,
+  report: 9,
+  confirmed: 10,
+} as const;
+const ToClient = {
+  granted: 1,
+  refused: 2,
+  queued: 3,
+  failed: 4,
+  delegated: 5,
+  redo: 6,
+  recall: 7,
+  ask: 8,
+  confirm: 9,
+  victim: 10,
+} as const;
 
 function encode<Item>(message: LockMessage<Item>, put: (w: ByteWriter, item: Item) => void): Uint8Array[] {
   const bodies: Uint8Array[] = [];
@@ -94,15 +116,23 @@ function encode<Item>(message: LockMessage<Item>, put: (w: ByteWriter, item: Ite
 }
 
 const putOwner = (w: ByteWriter, owner: LockOwner): ByteWriter =>
-  w.u16(owner.node).u64(owner.incarnation).u64(owner.id).u32(owner.pid).u8(owner.isProcess ? 1 : 0);
+  w
+    .u16(owner.node)
+    .u64(owner.incarnation)
+    .u64(owner.id)
+    .u32(owner.pid)
+    .u8(owner.isProcess ? 1 : 0);
 const putRange = (w: ByteWriter, r: ByteRange): ByteWriter => w.u64(r.start).u64(r.end);
 const putLock = (w: ByteWriter, lock: Lock): ByteWriter => putRange(putOwner(w, lock.owner).u8(lock.type), lock);
 const putWish = (w: ByteWriter, wish: LockWish): ByteWriter =>
   putRange(putOwner(w.u8(wish.space), wish.owner).u8(wish.type), wish.at);
-const putPlaced = (w: ByteWriter, piece: PlacedPiece): ByteWriter => putRange(w.u64(piece.object).u8(piece.type), piece);
+const putPlaced = (w: ByteWriter, piece: PlacedPiece): ByteWriter =>
+  putRange(w.u64(piece.object).u8(piece.type), piece);
 
-export const encodeLockToServer = (message: LockMessage<LockToServerItem>): Uint8Array[] => encode(message, putToServer);
-export const encodeLockToClient = (message: LockMessage<LockToClientItem>): Uint8Array[] => encode(message, putToClient);
+export const encodeLockToServer = (message: LockMessage<LockToServerItem>): Uint8Array[] =>
+  encode(message, putToServer);
+export const encodeLockToClient = (message: LockMessage<LockToClientItem>): Uint8Array[] =>
+  encode(message, putToClient);
 
 function putToServer(w: ByteWriter, item: LockToServerItem): void {
   w.u8(ToServer[item.kind]);

@@ -17,7 +17,13 @@ import type { ServerIdentity } from '../placement.js';
 import { TokenClass } from '../token.js';
 import type { MemberIdentity, TokenView } from '../token-server-events.js';
 import { DeadlockDetector, type DetectorEffect } from './deadlock.js';
-import type { LockMessage, LockRequest, LockServerRequest, LockToClientItem, LockToServerItem } from './lock-messages.js';
+import type {
+  LockMessage,
+  LockRequest,
+  LockServerRequest,
+  LockToClientItem,
+  LockToServerItem,
+} from './lock-messages.js';
 import { FileLocks, type LockOwner, LockSpace } from './lock-table.js';
 
 /** Requests of one node in a row, and nobody else's lock or wait, before a file is delegated to it again. */
@@ -29,7 +35,12 @@ export type LockServerEvent =
   | { readonly type: 'view'; readonly view: TokenView }
   | { readonly type: 'message'; readonly from: MemberIdentity; readonly message: LockMessage<LockToServerItem> }
   /** Fenced (F1): its locks and waits fall. */
-  | { readonly type: 'fallen'; readonly nodeId: NodeId; readonly incarnation: Incarnation; readonly releaseHeld: boolean }
+  | {
+      readonly type: 'fallen';
+      readonly nodeId: NodeId;
+      readonly incarnation: Incarnation;
+      readonly releaseHeld: boolean;
+    }
   | { readonly type: 'holdClosed'; readonly nodeId: NodeId; readonly incarnation: Incarnation };
 export interface LockServerEffect {
   readonly to: MemberIdentity;
@@ -189,8 +200,7 @@ export class LockServerMachine {
     }
     const changed = this.#ownership.enter(view);
     const present = this.#admit(view);
-    for (const member of [...this.#members.standing()])
-      if (member.inView && !present.has(member)) this.#close(member);
+    for (const member of [...this.#members.standing()]) if (member.inView && !present.has(member)) this.#close(member);
     for (const identity of view.closed ?? []) {
       const member = this.#members.meetDead(identity) ?? this.#members.find(identity);
       if (member !== undefined) this.#close(member);
@@ -220,7 +230,8 @@ export class LockServerMachine {
     this.#count('rebuild');
     for (const file of [...this.#files.values()]) {
       if (this.#ownership.trusts(file.key)) continue;
-      for (const { member, item } of [...file.waiting, ...file.parked]) this.#fail(member, item.requestId, 'staleEpoch');
+      for (const { member, item } of [...file.waiting, ...file.parked])
+        this.#fail(member, item.requestId, 'staleEpoch');
       this.#files.delete(file.object);
     }
     this.#effects(this.#detector.dropWhere(() => true));

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { below, pick, SeededRandom } from '../../common/random.js';
 import { findCycle, type OwnerReport } from './deadlock.js';
-import type { LockOp } from './lock-client-machine.js';
+import type { LockOp } from './lock-client-events.js';
 import { FileLocks, LOCK_END, type LockOwner, LockSpace, LockType, sameOwner } from './lock-table.js';
 import { type Ended, LockWorld } from './testing.js';
 
@@ -79,12 +79,19 @@ class Play {
     const dice = below(random, 10);
     const kind = dice < 6 ? 'lock' : dice < 9 ? 'unlock' : 'test';
     const everything = kind === 'unlock' && below(random, 3) === 0;
-    const op = { kind, object, owner, space, type, wait: below(random, 2) === 0, at: everything ? { start: 0, end: LOCK_END } : at } as const;
+    const op = {
+      kind,
+      object,
+      owner,
+      space,
+      type,
+      wait: below(random, 2) === 0,
+      at: everything ? { start: 0, end: LOCK_END } : at,
+    } as const;
     const table = this.held.get(object)!.spaces[space];
     // From here on it may be somebody else's.
     if (kind === 'unlock') table.assign(owner, op.at, []);
-    if (kind === 'lock' && type === read)
-      for (const piece of table.pieces(owner, at)) table.set(owner, read, piece);
+    if (kind === 'lock' && type === read) for (const piece of table.pieces(owner, at)) table.set(owner, read, piece);
     if (kind === 'lock' && whole && table.pieces(owner, at)[0]?.type !== type) table.assign(owner, at, []);
     const opId = world.do(node, op);
     const started = world.ops.get(opId);
@@ -152,7 +159,17 @@ describe('file locks on many nodes', () => {
       for (const [what, count] of play.world.counts) counts.set(what, (counts.get(what) ?? 0) + count);
     }
     expect(deadlocks).toBeGreaterThan(20);
-    for (const what of ['delegated', 'recalled', 'handedOver', 'queued', 'grantedAfterWait', 'rebuilt', 'fallen', 'undone', 'victims'])
+    for (const what of [
+      'delegated',
+      'recalled',
+      'handedOver',
+      'queued',
+      'grantedAfterWait',
+      'rebuilt',
+      'fallen',
+      'undone',
+      'victims',
+    ])
       expect([what, counts.get(what) ?? 0]).not.toEqual([what, 0]);
     expect(counts.get('claimConflict') ?? 0).toBe(0);
   });

@@ -17,12 +17,67 @@ const at = (start: number, end: number) => ({ start, end });
 
 describe('a lock table', () => {
   it.each([
-    ['two of one type that touch become one', [[1, write, 0, 4], [1, write, 4, 8]], [[1, write, 0, 8]]],
-    ['a weaker one in the middle splits', [[1, write, 0, 9], [1, read, 3, 5]], [[1, write, 0, 3], [1, read, 3, 5], [1, write, 5, 9]]],
-    ['an unlock in the middle leaves both sides', [[1, write, 0, 9], [1, 0, 3, 5]], [[1, write, 0, 3], [1, write, 5, 9]]],
-    ['an upgrade of a part', [[1, read, 0, 9], [1, write, 0, 2]], [[1, write, 0, 2], [1, read, 2, 9]]],
-    ['readers stand together', [[1, read, 0, 9], [2, read, 0, 9]], [[1, read, 0, 9], [2, read, 0, 9]]],
-    ['to the end of the file', [[1, write, 5, LOCK_END], [1, 0, 100, LOCK_END]], [[1, write, 5, 100]]],
+    [
+      'two of one type that touch become one',
+      [
+        [1, write, 0, 4],
+        [1, write, 4, 8],
+      ],
+      [[1, write, 0, 8]],
+    ],
+    [
+      'a weaker one in the middle splits',
+      [
+        [1, write, 0, 9],
+        [1, read, 3, 5],
+      ],
+      [
+        [1, write, 0, 3],
+        [1, read, 3, 5],
+        [1, write, 5, 9],
+      ],
+    ],
+    [
+      'an unlock in the middle leaves both sides',
+      [
+        [1, write, 0, 9],
+        [1, 0, 3, 5],
+      ],
+      [
+        [1, write, 0, 3],
+        [1, write, 5, 9],
+      ],
+    ],
+    [
+      'an upgrade of a part',
+      [
+        [1, read, 0, 9],
+        [1, write, 0, 2],
+      ],
+      [
+        [1, write, 0, 2],
+        [1, read, 2, 9],
+      ],
+    ],
+    [
+      'readers stand together',
+      [
+        [1, read, 0, 9],
+        [2, read, 0, 9],
+      ],
+      [
+        [1, read, 0, 9],
+        [2, read, 0, 9],
+      ],
+    ],
+    [
+      'to the end of the file',
+      [
+        [1, write, 5, LOCK_END],
+        [1, 0, 100, LOCK_END],
+      ],
+      [[1, write, 5, 100]],
+    ],
   ] as const)('%s', (_name, steps, expected) => {
     const table = new LockTable();
     for (const [id, type, start, end] of steps) {

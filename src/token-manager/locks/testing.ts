@@ -3,14 +3,10 @@ import { type Epoch, epoch, type Incarnation, incarnation, nodeId } from '../../
 import { below, chance, type Random } from '../../common/random.js';
 import type { ServerIdentity } from '../placement.js';
 import type { TokenView } from '../token-server-events.js';
-import { type LockClientEffect, type LockClientEvent, LockClientMachine, type LockOp } from './lock-client-machine.js';
-import {
-  decodeLockToClient,
-  decodeLockToServer,
-  encodeLockToClient,
-  encodeLockToServer,
-} from './lock-messages.js';
-import { LockServerMachine, type LockServerEvent } from './lock-server-machine.js';
+import type { LockClientEffect, LockClientEvent, LockOp } from './lock-client-events.js';
+import { LockClientMachine } from './lock-client-machine.js';
+import { decodeLockToClient, decodeLockToServer, encodeLockToClient, encodeLockToServer } from './lock-messages.js';
+import { type LockServerEvent, LockServerMachine } from './lock-server-machine.js';
 import { LOCK_END, type Lock, type LockOwner, LockSpace, LockType } from './lock-table.js';
 
 interface TestNode {

@@ -1,0 +1,110 @@
+import { pathToFileURL } from 'node:url';
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { connectThrough } from '../client/connect.js';
+import type { FileSystemClient } from '../client/file-system-client.js';
+import { built } from './testing/child.js';
+import { type LocalCluster, startLocalCluster } from './testing/local-cluster.js';
+
+/** File locks and open files between a library, which is a node of its own, and clients of three daemons. */
+let cluster: LocalCluster;
+beforeAll(async () => {
+  cluster = await startLocalCluster({ leaseTtlMs: 2000 });
+});
+const cleanups: (() => Promise<unknown>)[] = [];
+afterEach(async () => {
+  for (let clean = cleanups.pop(); clean !== undefined; clean = cleanups.pop()) await clean();
+});
+afterAll(async () => {
+  await cluster?.close();
+});
+
+async function connectLibrary(): Promise<FileSystemClient> {
+  const { etcd, clusterName, keyFile } = cluster;
+  const fs = await connectThrough(
+    { cluster: { etcd: [etcd], name: clusterName, keyFile }, fileSystem: 'test', pagePoolBytes: 64 << 20 },
+    { entry: pathToFileURL(built('client/worker.js')) },
+    pathToFileURL(built('daemon/engine.js')),
+  );
+  cleanups.push(() => fs.close());
+  return fs;
+}
+
+test('fcntl and flock: locks stand between nodes, waiters get their turn, and a circle is told', async () => {
+  const [library, daemon] = [await connectLibrary(), cluster.client(1)];
+  await library.writeFile('/locked', 'some bytes');
+  const [a, b] = [await library.open('/locked', 'r+'), await daemon.open('/locked', 'r+')];
+  await a.lock({ start: 0, length: 10 });
+  await expect(b.lock({ start: 9, length: 2 })).rejects.toMatchObject({ code: 'EAGAIN', syscall: 'lock' });
+  expect(await b.getLock({ start: 9 })).toMatchObject({ type: 'write', start: 0, length: 10, pid: process.pid });
+  await b.lock({ start: 10 });
+  const waits = b.lock({ start: 0, length: 10, wait: true });
+  // Either may be the one that is told; the other gets what it waits for.
+  const circle = a.lock({ start: 20, length: 1, wait: true });
+  const results = await Promise.allSettled([
+    waits.catch(async (error: unknown) => {
+      await b.unlock();
+      throw error;
+    }),
+    circle.catch(async (error: unknown) => {
+      await a.unlock();
+      throw error;
+    }),
+  ]);
+  const told = results.filter((result) => result.status === 'rejected');
+  expect(told).toHaveLength(1);
+  expect(told[0]!.reason).toMatchObject({ code: 'EDEADLK' });
+  await a.close();
+  await b.unlock();
+  await b.lock({});
+  await b.close();
+
+  const [c, d] = [await library.open('/locked', 'r'), await daemon.open('/locked', 'r')];
+  await c.flock('shared');
+  await d.flock('shared');
+  await expect(d.flock('exclusive')).rejects.toMatchObject({ code: 'EAGAIN' });
+  const aborter = new AbortController();
+  const aborted = d.flock('exclusive', { wait: true, signal: aborter.signal });
+  aborter.abort();
+  await expect(aborted).rejects.toMatchObject({ name: 'AbortError' });
+  await expect(d.flock('exclusive', { wait: true, timeoutMs: 1 })).rejects.toMatchObject({ code: 'ETIMEDOUT' });
+  const closing = expect(d.flock('exclusive', { wait: true })).rejects.toMatchObject({ code: 'EBADF' });
+  await d.close();
+  await closing;
+  await expect(c.lock({ type: 'write' })).rejects.toMatchObject({ code: 'EBADF' });
+  await expect(c.lock({ start: -1 })).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
+  await c.close();
+});
+
+test('what one node locks alone costs no message, between two it costs one request each', async () => {
+  const [library, daemon] = [await connectLibrary(), cluster.client(1)];
+  await library.writeFile('/counted', '');
+  const [a, b] = [await library.open('/counted', 'r+'), await daemon.open('/counted', 'r+')];
+  await a.lock({});
+  const requests = async (): Promise<number> => (await library.stats()).engine['locks.requests'] ?? 0;
+  const alone = await requests();
+  for (let i = 0; i < 50; i++) {
+    await a.unlock();
+    await a.lock({ start: i, length: 1 });
+  }
+  expect(await requests()).toBe(alone);
+  await b.lock({ start: 100, length: 1 });
+  const shared = await requests();
+  for (let i = 0; i < 5; i++) await a.lock({ start: 200 + i, length: 1 });
+  expect((await requests()) - shared).toBe(5);
+  await a.close();
+  await b.close();
+});
+
+test('a file that another node removes is read and written until its last close', async () => {
+  const [library, daemon] = [await connectLibrary(), cluster.client(1)];
+  await library.writeFile('/open', Buffer.alloc(3 << 20, 7));
+  const file = await daemon.open('/open', 'r+');
+  await library.unlink('/open');
+  await expect(daemon.stat('/open')).rejects.toMatchObject({ code: 'ENOENT' });
+  await file.write(Buffer.from([9]), 0, 1, 1 << 20);
+  const target = Buffer.alloc(2);
+  await file.read(target, 0, 2, (1 << 20) - 1);
+  expect([...target]).toEqual([7, 9]);
+  expect((await file.stat()).nlink).toBe(0);
+  await file.close();
+});
