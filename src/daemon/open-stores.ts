@@ -95,13 +95,10 @@ export class NsdPath {
     const store = this.#store;
     if (store === null) return;
     this.#store = null;
-    try {
-      await store.flush();
-    } catch (error) {
-      // Its path may have been shut. Whoever syncs asks the server that there is then for the flush of the same device.
-      this.logger.warn({ nsd: this.uuid, error: String(error) }, 'the last flush of an NSD failed');
-    }
-    await store.close();
+    // Its path may have been shut. Whoever syncs asks the server that there is then for the flush of the same device.
+    await store.close((error) =>
+      this.logger.warn({ nsd: this.uuid, error: String(error) }, 'the last flush of an NSD failed'),
+    );
   }
 }
 

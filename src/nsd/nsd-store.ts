@@ -551,6 +551,8 @@ export class NsdStore {
 
   #flushed(number: number): void {
     this.#intents.flushed(number);
+    // The last flush of all gives nothing back.
+    if (this.#closed) return;
     for (const { start, end } of this.#freshHoles.takeCovered(number))
       for (let at = start; at < end; at += DISCARD_SECTORS_AT_ONCE)
         this.#trim(at, Math.min(end, at + DISCARD_SECTORS_AT_ONCE)).catch(() =>
@@ -584,7 +586,7 @@ export class NsdStore {
   }
 
   /** Waits for what is under way, flushes, says in the header that this life ended in good order, closes the device. A second call does nothing. */
-  async close(): Promise<void> {
+  async close(onFlushFailed: (error: unknown) => void = () => undefined): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
     if (this.#underWay > 0)
@@ -595,9 +597,10 @@ export class NsdStore {
       try {
         await this.#line.flush();
         await this.#headers.change({ ended: true });
-      } catch {
+      } catch (error) {
         // Then the next life says that something may have been lost.
         this.counters.add('nsd.endsFailed');
+        onFlushFailed(error);
       }
     await this.parts.device.close();
   }
