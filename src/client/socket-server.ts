@@ -57,6 +57,8 @@ const helloSchema = z.strictObject({
     gid: z.int().min(0).max(0xfffffffe),
     groups: z.array(z.int().min(0).max(0xfffffffe)).max(65_536),
     umask: z.int().min(0).max(0o777),
+    realUid: z.int().min(0).max(0xfffffffe).optional(),
+    realGid: z.int().min(0).max(0xfffffffe).optional(),
   }),
 });
 

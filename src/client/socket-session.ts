@@ -75,11 +75,17 @@ const lostError = (op: string, { path }: DurableHandle): FsError => {
 const handleOf = (args: OpArgs<OpName>): number | undefined => ('handle' in args ? args.handle : undefined);
 
 export function processCredentials(): Credentials {
+  const uid = process.geteuid?.() ?? 0;
+  const gid = process.getegid?.() ?? 0;
+  const realUid = process.getuid?.() ?? uid;
+  const realGid = process.getgid?.() ?? gid;
   return {
-    uid: process.geteuid?.() ?? 0,
-    gid: process.getegid?.() ?? 0,
+    uid,
+    gid,
     groups: process.getgroups?.() ?? [],
     umask: process.umask(),
+    ...(realUid === uid ? {} : { realUid }),
+    ...(realGid === gid ? {} : { realGid }),
   };
 }
 

@@ -144,6 +144,9 @@ export class BigIntStats extends TypeTests {
 export interface StatFs<N = number> {
   readonly type: N;
   readonly bsize: N;
+  /** Beyond node's: the unit of what is counted, and the longest name, as statvfs has them. */
+  readonly frsize: N;
+  readonly namemax: N;
   readonly blocks: N;
   readonly bfree: N;
   readonly bavail: N;
@@ -156,6 +159,8 @@ export function toStatFs<N>(s: OpResult<'statfs'>, convert: (value: number) => N
   return {
     type: convert(DEVICE),
     bsize: convert(unit),
+    frsize: convert(unit),
+    namemax: convert(s.nameBytesMax),
     blocks: convert(Math.floor(s.totalBytes / unit)),
     bfree: convert(Math.floor(s.freeBytes / unit)),
     bavail: convert(Math.floor(s.freeBytes / unit)),

@@ -1,7 +1,11 @@
 import { constants } from 'node:fs';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { type Credentials, type FileSystem, FileType, ROOT } from './file-system-api.js';
-import { type TestNode, TestVolume } from './testing.js';
+import { decodeInode, encodeInode } from './inode-format.js';
+import { LINK_COUNT_MAX } from './layout.js';
+import { Magic, sectorFault } from './sector.js';
+import { fsIdOf } from './superblock.js';
+import { type TestNode, TestVolume, testChecksums } from './testing.js';
 
 const { O_CREAT, O_RDWR, O_RDONLY, O_WRONLY, O_EXCL, O_NOFOLLOW, O_DIRECTORY, O_SYNC } = constants;
 const alice: Credentials = { uid: 1000, gid: 1000, groups: [1000, 50], umask: 0o022 };
@@ -218,4 +222,37 @@ test('link counts follow names, subdirectories and moves', async () => {
   expect((await fs.stat('/f', ROOT)).nlink).toBe(2);
   await fs.unlink('/f', ROOT);
   expect((await fs.stat('/g', ROOT)).nlink).toBe(1);
+});
+
+test('access asks for whom a program runs, not with whose rights', async () => {
+  await touch('/tmp/f', alice, 0o600);
+  await fs.access('/tmp/f', 6, { ...bob, uid: 0, realUid: 1000, realGid: 1000 });
+  await expect(fs.access('/tmp/f', 4, { ...ROOT, realUid: 1001, realGid: 1001 })).rejects.toMatchObject(code('EACCES'));
+});
+
+test('EMLINK: an inode has so many links and no more', async () => {
+  const volume = await TestVolume.create();
+  const first = await volume.mount(1);
+  for (const path of ['/d', '/e']) await first.fs.mkdir(path, 0o755, ROOT);
+  for (const path of ['/f', '/d/file']) await (await first.fs.open(path, O_CREAT | O_RDWR, 0o644, ROOT)).close();
+  const full = new Set([(await first.fs.stat('/f', ROOT)).ino, (await first.fs.stat('/d', ROOT)).ino]);
+  const { geometry } = first.fs.superblock;
+  const fsId = fsIdOf(first.fs.superblock.fsUuid);
+  await first.fs.unmount();
+  for (const ino of full)
+    for (const device of volume.nsds.devices)
+      for (const sector of device.values()) {
+        if (sectorFault(sector, { magic: Magic.inode, fsId, owner: ino, index: ino }, testChecksums) !== null) continue;
+        const fields = decodeInode(ino, sector, fsId, geometry, testChecksums)!;
+        encodeInode(ino, { ...fields, nlink: LINK_COUNT_MAX }, sector, fsId, testChecksums);
+      }
+  const { fs: again } = await volume.mount(2);
+  const emlink = code('EMLINK');
+  await expect(again.link('/f', '/g', ROOT)).rejects.toMatchObject(emlink);
+  await expect(again.mkdir('/d/sub', 0o755, ROOT)).rejects.toMatchObject(emlink);
+  await expect(again.rename('/e', '/d/e', ROOT)).rejects.toMatchObject(emlink);
+  await expect(again.rename('/e', '/d/file', ROOT, { exchange: true })).rejects.toMatchObject(emlink);
+  await expect(again.rename('/d/file', '/e', ROOT, { exchange: true })).rejects.toMatchObject(emlink);
+  await again.unlink('/f', ROOT);
+  await again.rename('/d/file', '/d/other', ROOT);
 });

@@ -1,0 +1,124 @@
+import { constants } from 'node:fs';
+import * as nodeFs from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { FileHandle } from './file-handle.js';
+import { OP_SCHEMAS } from './op-schemas.js';
+import { directRig, type Rig, socketRig } from './testing/harness.js';
+import { workerRig } from './testing/worker-rig.js';
+
+/** What the library has beyond node:fs, over every transport; and that it lacks nothing that node has, but for what docs/library.md names. */
+const LACKING = new Set(['watch', 'glob', 'lchmod', 'mkdtempDisposable']);
+const LACKING_OF_HANDLES = new Set(['constructor', 'getAsyncId', 'readableWebStream', 'pull', 'pullSync', 'writer']);
+
+for (const transport of ['direct', 'socket', 'worker'] as const)
+  describe(`beyond node:fs, over the ${transport} transport`, () => {
+    let rig: Rig;
+    beforeAll(async () => {
+      rig = await { direct: directRig, socket: socketRig, worker: workerRig }[transport]();
+    });
+    afterAll(() => rig.close());
+
+    it('makes special files, and refuses what mknod does not make', async () => {
+      const { client } = rig;
+      await client.mkfifo('/fifo', '600');
+      expect((await client.stat('/fifo')).isFIFO()).toBe(true);
+      await client.mknod('/null', constants.S_IFCHR | 0o666, 0x0103);
+      const device = await client.stat('/null');
+      expect([device.isCharacterDevice(), device.rdev]).toEqual([true, 0x0103]);
+      await expect(client.mknod('/x', constants.S_IFLNK | 0o777)).rejects.toMatchObject({
+        code: 'ERR_INVALID_ARG_VALUE',
+      });
+      await expect(client.mknod('/x', constants.S_IFBLK, 2 ** 32)).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
+      await expect(client.mkfifo('/fifo')).rejects.toMatchObject({ code: 'EEXIST', syscall: 'mkfifo', path: '/fifo' });
+    });
+
+    it('renames without replacing', async () => {
+      const { client } = rig;
+      await client.writeFile('/a', '1');
+      await client.writeFile('/b', '2');
+      await expect(client.rename('/a', '/b', { noReplace: true })).rejects.toMatchObject({
+        code: 'EEXIST',
+        path: '/a',
+        dest: '/b',
+      });
+      await client.rename('/a', '/c', { noReplace: true });
+      expect(await client.readFile('/c', 'utf8')).toBe('1');
+      const wrong = client.rename('/b', '/c', { exchange: 'yes' as unknown as boolean });
+      await expect(wrong).rejects.toMatchObject({ code: 'ERR_INVALID_ARG_TYPE' });
+    });
+
+    it('sets times in nanoseconds, now, or not at all', async () => {
+      const { client } = rig;
+      await client.writeFile('/times', '');
+      const at = 1_600_000_000_123_456_789n;
+      await client.utimes('/times', at, 'now');
+      const first = await client.stat('/times', { bigint: true });
+      expect(first.atimeNs).toBe(at);
+      expect(first.mtimeNs).toBeGreaterThan(at);
+      await client.utimes('/times', 'omit', 5n);
+      await using handle = await client.open('/times', 'r+');
+      await handle.utimes('omit', 'omit');
+      expect(await client.stat('/times', { bigint: true })).toMatchObject({ atimeNs: at, mtimeNs: 5n });
+      await expect(client.utimes('/times', 2n ** 63n, 1)).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
+    });
+
+    it('has extended attributes of paths, links and handles', async () => {
+      const { client } = rig;
+      await client.writeFile('/attributed', '');
+      await client.symlink('/attributed', '/to-it');
+      await client.setxattr('/to-it', 'user.a', 'one', { create: true });
+      await client.lsetxattr('/to-it', 'trusted.l', 'link');
+      const value = Buffer.from([0, 255, 10]);
+      await using handle = await client.open('/attributed', 'r');
+      const setting = handle.setxattr('user.b', value);
+      value.fill(9);
+      await setting;
+      expect(await client.getxattr('/attributed', 'user.b')).toEqual(Buffer.from([0, 255, 10]));
+      expect((await handle.getxattr('user.a')).toString()).toBe('one');
+      expect((await handle.listxattr()).sort()).toEqual(['user.a', 'user.b']);
+      expect(await client.llistxattr('/to-it')).toEqual(['trusted.l']);
+      expect((await client.lgetxattr('/to-it', 'trusted.l')).toString()).toBe('link');
+      const wanted = { code: 'ENODATA', syscall: 'getxattr', path: '/attributed' };
+      await expect(client.getxattr('/attributed', 'user.none')).rejects.toMatchObject(wanted);
+      await expect(client.setxattr('/attributed', 'user.a', '', { create: true })).rejects.toMatchObject({
+        code: 'EEXIST',
+      });
+      await handle.removexattr('user.a');
+      await client.lremovexattr('/to-it', 'trusted.l');
+      await client.removexattr('/attributed', 'user.b');
+      expect(await client.listxattr('/attributed')).toEqual([]);
+      await expect(client.getxattr('/attributed', `user.${'x'.repeat(251)}`)).rejects.toMatchObject({ code: 'ERANGE' });
+      await expect(client.setxattr('/attributed', 'user.x', 5 as unknown as string)).rejects.toMatchObject({
+        code: 'ERR_INVALID_ARG_TYPE',
+      });
+    });
+  });
+
+it('the library has every call of node:fs/promises and of its handles, but for those that it names', async () => {
+  const { client, close } = directRig();
+  const missing = Object.keys(nodeFs).filter((name) => name !== 'default' && !LACKING.has(name) && !(name in client));
+  expect(missing).toEqual([]);
+  const handle = await nodeFs.open(tmpdir());
+  const methods = Object.getOwnPropertyNames(Object.getPrototypeOf(handle));
+  await handle.close();
+  const ours = await client.open('/', 'r');
+  expect(methods.filter((name) => !LACKING_OF_HANDLES.has(name) && !(name in ours))).toEqual([]);
+  expect(ours).toBeInstanceOf(FileHandle);
+  await ours.close();
+  await close();
+});
+
+it('the wire refuses what these calls can not mean', () => {
+  const refused = (op: keyof typeof OP_SCHEMAS, args: unknown) =>
+    expect(OP_SCHEMAS[op].safeParse(args).success).toBe(false);
+  refused('mknod', { path: '/x', type: 8, mode: 0, rdev: 0 });
+  refused('mknod', { path: '/x', type: 3, mode: 0o10000, rdev: 0 });
+  refused('mknod', { path: '/x', type: 3, mode: 0, rdev: -1 });
+  refused('rename', { from: '/x', to: '/y', noReplace: 1 });
+  refused('setAttributes', { path: '/x', changes: { atimeNs: 'later' }, follow: true });
+  refused('setAttributes', { path: '/x', changes: { uid: -2 }, follow: true });
+  refused('getXattr', { path: '/x', name: 'n'.repeat(256) });
+  refused('setXattr', { handle: 0, name: 'user.x' });
+  refused('listXattrs', { path: 'relative' });
+});
