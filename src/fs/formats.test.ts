@@ -14,6 +14,7 @@ import { blockFree, fillBits, findRun, formatRegion, formatSegment, regionFault,
 import { sealSector } from './sector.js';
 import { decodeSuperblock, encodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
 import { TEST_FS_UUID, testChecksums } from './testing.js';
+import { decodeXattrBlock, encodeKept, encodeXattrBlock, type XattrEntry, XattrSpace } from './xattr-format.js';
 
 const geometry: Geometry = { nsdCount: 2, nsdBlocks: [100, 90], regionBlocks: 8, regionCount: 13, segmentCount: 64 };
 const fsId = fsIdOf(TEST_FS_UUID);
@@ -40,6 +41,8 @@ function sampleInode(): Inode {
   inode.generation = 5;
   inode.sizeBytes = 123456;
   inode.mtimeNs = -5n;
+  const attributes: XattrEntry[] = [{ space: XattrSpace.user, name: 'comment', value: Buffer.from('a value') }];
+  inode.kept = encodeKept(attributes, null, []);
   inode.area = new Uint8Array(32);
   writePointer(inode.area, 16, superblock.inodeFile);
   return inode;
@@ -60,6 +63,10 @@ const encodedInode = (): Uint8Array => {
   encodeInode(inodeNumber(77), sampleInode(), sector, fsId, testChecksums);
   return sector;
 };
+
+const attributeBlock = new Uint8Array(SECTOR_BYTES);
+const oneAttribute = Uint8Array.from([XattrSpace.user, 1, 1, 0, 0, 0, 0x61, 7]);
+encodeXattrBlock(oneAttribute, { ino: inodeNumber(77), generation: 5 }, attributeBlock, fsId, testChecksums);
 
 /** Every decoder, as it is used: what it says of a sector is good, bad, or never written. */
 const decoders: Record<string, { good: Uint8Array; decode: (sector: Uint8Array) => boolean }> = {
@@ -82,6 +89,13 @@ const decoders: Record<string, { good: Uint8Array; decode: (sector: Uint8Array) 
   region: {
     good: sealed((sector) => formatRegion(sector, 12, nsdIndex(1), geometry, fsId)),
     decode: (sector) => regionFault(sector, 25, geometry, fsId, testChecksums) === null,
+  },
+  'block of attributes': {
+    good: attributeBlock,
+    decode: (sector) => {
+      decodeXattrBlock(sector, { ino: inodeNumber(77), generation: 5 }, 8, fsId, testChecksums);
+      return true;
+    },
   },
   segment: {
     good: sealed((sector) => formatSegment(sector, 7, fsId)),
@@ -132,6 +146,7 @@ test('an inode comes back from its sector as it was', () => {
   const { area, ...fields } = decodeInode(inodeNumber(77), encodedInode(), fsId, geometry, testChecksums)!;
   expect(sampleInode()).toMatchObject(fields);
   expect(area).toEqual(sampleInode().area);
+  expect(fields.kept).toEqual(sampleInode().kept);
 });
 
 test('a superblock comes back as it was', () => {

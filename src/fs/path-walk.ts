@@ -194,6 +194,7 @@ export async function readLink(
     const inode = await loadRef(volume, link, op);
     if (inode.type !== FileType.symlink)
       throw new FsError('invalidArgument', { op, object: path, detail: 'not a symbolic link' });
+    volume.accessTimes.noteRead(inode);
     if (inode.isInline) return Buffer.from(inode.area.subarray(0, inode.sizeBytes)).toString('utf8');
     await loadXattrBlock(volume, inode);
     const kept = allXattrs(inode).find(({ space }) => space === XattrSpace.linkTarget);
