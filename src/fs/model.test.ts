@@ -96,13 +96,20 @@ class Model {
     if (source.node.kind === 'file') source.node.links++;
     target.dir.entries.set(target.name, source.node);
   }
-  rename(from: string, to: string): void {
+  rename(from: string, to: string, how: 'replace' | 'noReplace' | 'exchange'): void {
     const source = this.#split(from);
     const target = this.#split(to);
     if (source.node === undefined) fail('ENOENT');
-    if (from.startsWith(`${to}/`)) fail('ENOTEMPTY');
+    if (how === 'noReplace' && target.node !== undefined) fail('EEXIST');
+    if (how === 'exchange' && target.node === undefined) fail('ENOENT');
+    if (from.startsWith(`${to}/`)) fail(how === 'exchange' ? 'EINVAL' : 'ENOTEMPTY');
     if (source.node.kind === 'dir' && `${to}/`.startsWith(`${from}/`) && to !== from) fail('EINVAL');
     if (source.node === target.node) return;
+    if (how === 'exchange') {
+      source.dir.entries.set(source.name, target.node!);
+      target.dir.entries.set(target.name, source.node);
+      return;
+    }
     if (target.node !== undefined) {
       if (source.node.kind === 'dir' && target.node.kind !== 'dir') fail('ENOTDIR');
       if (source.node.kind !== 'dir' && target.node.kind === 'dir') fail('EISDIR');
@@ -119,6 +126,7 @@ class Model {
 
 const name = fc.constantFrom('a', 'b', 'c', 'd');
 const path = fc.array(name, { minLength: 1, maxLength: 3 }).map((names) => `/${names.join('/')}`);
+const how = fc.constantFrom('replace' as const, 'replace' as const, 'noReplace' as const, 'exchange' as const);
 const size = fc.oneof(
   fc.nat(200),
   fc.constantFrom(3455, 3456, 3457, 4095, 4096, 4097, 16384, 65536, 1 << 20, (1 << 20) + 1),
@@ -141,7 +149,7 @@ const operation = fc.oneof(
   { weight: 1, arbitrary: fc.record({ op: fc.constant('rmdir' as const), path }) },
   { weight: 2, arbitrary: fc.record({ op: fc.constant('unlink' as const), path }) },
   { weight: 2, arbitrary: fc.record({ op: fc.constant('link' as const), path, to: path }) },
-  { weight: 4, arbitrary: fc.record({ op: fc.constant('rename' as const), path, to: path }) },
+  { weight: 4, arbitrary: fc.record({ op: fc.constant('rename' as const), path, to: path, how }) },
   { weight: 2, arbitrary: fc.record({ op: fc.constant('readdir' as const), path: fc.oneof(path, fc.constant('/')) }) },
   { weight: 1, arbitrary: fc.record({ op: fc.constant('revoke' as const) }) },
   { weight: 1, arbitrary: fc.record({ op: fc.constant('sync' as const) }) },
@@ -183,7 +191,9 @@ async function run(step: Step, fs: FileSystem, model: Model | null): Promise<unk
     case 'link':
       return model !== null ? model.link(step.path, step.to) : fs.link(step.path, step.to, ROOT);
     case 'rename':
-      return model !== null ? model.rename(step.path, step.to) : fs.rename(step.path, step.to, ROOT);
+      return model !== null
+        ? model.rename(step.path, step.to, step.how)
+        : fs.rename(step.path, step.to, ROOT, { [step.how]: true });
     case 'readdir':
       return model !== null ? model.readdir(step.path) : (await fs.readdir(step.path, ROOT)).map((e) => e.name).sort();
     default:

@@ -1,5 +1,7 @@
 import { type ChildProcessWithoutNullStreams, spawn, spawnSync } from 'node:child_process';
-import { constants, existsSync } from 'node:fs';
+import { constants, existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { release, tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import type { Credentials } from '../../fs/file-system-api.js';
@@ -11,12 +13,41 @@ import { type Calls, code, ROOT_USER, type Seen, type Time } from './posix-calls
  */
 const SCRIPT = fileURLToPath(new URL('local-calls.py', import.meta.url));
 
-/** Users can be changed to, and the child's interpreter is there. */
-export const canAskKernel = (): boolean =>
-  process.platform === 'linux' &&
-  process.getuid?.() === 0 &&
-  existsSync(SCRIPT) &&
-  spawnSync('python3', ['--version']).status === 0;
+/** The rules are those of this Linux and later ones. */
+const RELEASE_MIN = [6, 6] as const;
+/** What a directory that can be asked does; others (overlays, containers without rights, other file systems) have rules of their own. */
+const PROBES: readonly (readonly [string, ...unknown[]])[] = [
+  ['mkdir', 'a', 0o755],
+  ['mknod', 'a/device', constants.S_IFCHR | 0o644, 0x0102],
+  ['open', 'a/file', constants.O_CREAT | constants.O_WRONLY, 0o644],
+  ['chown', 'a/file', 65_534, 65_533],
+  ['setxattr', 'a/file', 'user.a', '00', 0],
+  ['setxattr', 'a/device', 'trusted.a', '00', 0],
+  ['setxattr', 'a', 'system.posix_acl_default', '0200000001000700ffffffff04000700ffffffff20000700ffffffff', 0],
+  ['rename', 'a/file', 'a/device', 2],
+  ['stat', 'a'],
+];
+
+/** Whether the kernel's answers about files in a directory of this user's can be had: as root, on a plain local file system. */
+export function canAskKernel(): boolean {
+  const [major = 0, minor = 0] = release().split('.').map(Number);
+  if (process.platform !== 'linux' || process.getuid?.() !== 0 || !existsSync(SCRIPT)) return false;
+  if (major < RELEASE_MIN[0] || (major === RELEASE_MIN[0] && minor < RELEASE_MIN[1])) return false;
+  const cwd = mkdtempSync(join(tmpdir(), 'holdfast-probe-'));
+  try {
+    const input = PROBES.map(([call, ...args]) => `${JSON.stringify({ user: ROOT_USER, call, args })}\n`).join('');
+    const { status, stdout } = spawnSync('python3', [SCRIPT], { cwd, input, encoding: 'utf8' });
+    if (status !== 0) return false;
+    const answers = stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line) as { value?: unknown; code?: string });
+    if (answers.length !== PROBES.length || answers.some(({ code }) => code !== undefined)) return false;
+    return (answers[PROBES.length - 1]!.value as Seen).nlink === 2;
+  } finally {
+    rmSync(cwd, { recursive: true });
+  }
+}
 
 export class LocalKernel {
   readonly #child: ChildProcessWithoutNullStreams = spawn('python3', [SCRIPT]);
