@@ -293,8 +293,9 @@ export class TestTokens implements TokenClientApi {
   async revokeAll(): Promise<void> {
     for (const [key, held] of [...this.#held]) {
       const [tokenClass, object] = key.split('/').map(Number) as [TokenClass, number];
-      // Until every file is closed.
-      if (tokenClass === TokenClass.open) continue;
+      // Where a file is open that would wait until it is closed.
+      const isPinned = [...this.#pins].some(({ items }) => items.some((item) => keyOf(item) === key));
+      if (tokenClass === TokenClass.open && isPinned) continue;
       for (const { range } of [...held]) await this.revoke({ class: tokenClass, object, range, keep: TokenMode.none });
     }
   }
