@@ -1,3 +1,4 @@
+import { constants } from 'node:fs';
 import path from 'node:path';
 import type { Command } from 'commander';
 import type { FileSystemClient } from '../client/file-system-client.js';
@@ -11,13 +12,30 @@ import { holdfastTree, localTree } from './tree.js';
 type Stat = Awaited<ReturnType<FileSystemClient['lstat']>>;
 const IN_FLIGHT = 64;
 
-const typeOf = (stat: Stat): string =>
-  stat.isDirectory() ? 'directory' : stat.isSymbolicLink() ? 'symlink' : stat.isFile() ? 'file' : 'special';
+/** What a file is called, and its letter in a listing. */
+const KINDS: ReadonlyMap<number, readonly [name: string, letter: string]> = new Map([
+  [constants.S_IFREG, ['file', '-']],
+  [constants.S_IFDIR, ['directory', 'd']],
+  [constants.S_IFLNK, ['symlink', 'l']],
+  [constants.S_IFIFO, ['fifo', 'p']],
+  [constants.S_IFSOCK, ['socket', 's']],
+  [constants.S_IFCHR, ['character device', 'c']],
+  [constants.S_IFBLK, ['block device', 'b']],
+]);
+const kindOf = ({ mode }: Pick<Stat, 'mode'>) => KINDS.get(mode & constants.S_IFMT) ?? (['unknown', '?'] as const);
+const typeOf = (stat: Stat): string => kindOf(stat)[0];
 
-function modeText(stat: Stat): string {
-  const kind = stat.isDirectory() ? 'd' : stat.isSymbolicLink() ? 'l' : stat.isFile() ? '-' : '?';
+/** As `ls -l` shows it: setuid, setgid and sticky in the place of the executions that they change. */
+export function modeText(stat: Pick<Stat, 'mode'>): string {
   const bits = [0o400, 0o200, 0o100, 0o40, 0o20, 0o10, 0o4, 0o2, 0o1];
-  return kind + bits.map((bit, i) => ((stat.mode & bit) === 0 ? '-' : 'rwx'[i % 3])).join('');
+  const letters = bits.map((bit, i) => ((stat.mode & bit) === 0 ? '-' : 'rwx'[i % 3]!));
+  for (const [bit, at, letter] of [
+    [0o4000, 2, 's'],
+    [0o2000, 5, 's'],
+    [0o1000, 8, 't'],
+  ] as const)
+    if ((stat.mode & bit) !== 0) letters[at] = letters[at] === 'x' ? letter : letter.toUpperCase();
+  return kindOf(stat)[1] + letters.join('');
 }
 
 const asJson = (name: string, stat: Stat) => ({

@@ -209,6 +209,8 @@ async function copyEntry(
     await fs.symlink(absolute, to, null, { signal });
     return;
   }
+  if (found.isSocket()) throw codedError('ERR_FS_CP_SOCKET', `Cannot copy a socket file: ${from}`);
+  if (found.isFIFO()) throw codedError('ERR_FS_CP_FIFO_PIPE', `Cannot copy a FIFO pipe: ${from}`);
   if (!found.isFile()) throw codedError('ERR_FS_CP_UNKNOWN', `Cannot copy ${from}: neither file, directory nor link`);
   await fs.copyFile(from, to, options.mode ?? 0, { signal });
   if (options.preserveTimestamps === true) await fs.utimes(to, found.atime, found.mtime, { signal });

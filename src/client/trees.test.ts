@@ -1,3 +1,4 @@
+import { constants } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { directRig } from './testing/harness.js';
 
@@ -35,6 +36,20 @@ describe('a path through a link and ..', () => {
 });
 
 describe('cp', () => {
+  it('of what is neither file, directory nor link is refused by name', async () => {
+    const { client } = directRig();
+    await client.mkfifo('/fifo');
+    await client.mknod('/socket', constants.S_IFSOCK | 0o644);
+    await expect(client.cp('/fifo', '/copy')).rejects.toMatchObject({ code: 'ERR_FS_CP_FIFO_PIPE' });
+    await expect(client.cp('/socket', '/copy')).rejects.toMatchObject({ code: 'ERR_FS_CP_SOCKET' });
+    expect(
+      (await client.readdir('/', { withFileTypes: true })).map((entry) => [entry.name, entry.isFIFO()]).sort(),
+    ).toEqual([
+      ['fifo', true],
+      ['socket', false],
+    ]);
+  });
+
   it('of a directory into itself through a link is refused', async () => {
     const { client } = directRig();
     await client.mkdir('/d/sub', { recursive: true });
