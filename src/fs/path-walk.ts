@@ -14,7 +14,7 @@ import { checkDirectory, type InodeRef, loadDirectory, loadRef, pinInodes } from
 import { corrupt } from './sector.js';
 import type { Volume } from './volume.js';
 import { XattrSpace } from './xattr-format.js';
-import { allXattrs, loadXattrBlock } from './xattrs.js';
+import { allXattrs, withXattrs } from './xattrs.js';
 
 export interface Walked {
   /** Where the last name is (or would be); null when the path ends in '/', '.' or '..' themselves. */
@@ -196,8 +196,8 @@ export async function readLink(
       throw new FsError('invalidArgument', { op, object: path, detail: 'not a symbolic link' });
     volume.accessTimes.noteRead(inode);
     if (inode.isInline) return Buffer.from(inode.area.subarray(0, inode.sizeBytes)).toString('utf8');
-    await loadXattrBlock(volume, inode);
-    const kept = allXattrs(inode).find(({ space }) => space === XattrSpace.linkTarget);
+    const find = () => allXattrs(inode).find(({ space }) => space === XattrSpace.linkTarget);
+    const kept = await withXattrs(volume, inode, find);
     if (kept === undefined) throw corrupt(op, `inode ${link.ino}`, 'a link without a target');
     return Buffer.from(kept.value).toString('utf8');
   } finally {

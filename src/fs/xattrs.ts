@@ -12,6 +12,7 @@ import { blockPointer } from './block-pointer.js';
 import type { Inode } from './inode.js';
 import type { Volume } from './volume.js';
 import {
+  aclInBlock,
   decodeXattrBlock,
   encodeEntries,
   encodeKept,
@@ -25,12 +26,13 @@ import {
   type XattrSpace,
 } from './xattr-format.js';
 
+const isComplete = (inode: Inode): boolean => inode.xattrBlock !== null || keptBlock(inode.kept) === null;
+
 /** Reads the block, if there is one and it isn't known. Takes no token. */
 export async function loadXattrBlock(volume: Volume, inode: Inode): Promise<void> {
-  for (;;) {
+  while (!isComplete(inode)) {
     const { kept, generation } = inode;
-    const block = keptBlock(kept);
-    if (block === null || inode.xattrBlock !== null) return;
+    const block = keptBlock(kept)!;
     const { nsd, sector, count } = block.pointer;
     try {
       const entries = await volume.readSectors(nsd, sector, count, (bytes) =>
@@ -44,7 +46,26 @@ export async function loadXattrBlock(volume: Volume, inode: Inode): Promise<void
   }
 }
 
-/** All of them, in no order; the block has been loaded. */
+/** With all of them known, in one turn: between two turns somebody else may be done with the block and forget it. */
+export async function withXattrs<T>(volume: Volume, inode: Inode, use: () => T): Promise<T> {
+  while (!isComplete(inode)) await loadXattrBlock(volume, inode);
+  try {
+    return use();
+  } finally {
+    forgetLongBlock(inode);
+  }
+}
+
+/** What is longer is read again when it is asked for: many inodes are kept in memory, and most never are asked for attributes. */
+const KEPT_BLOCK_BYTES_MAX = 4096;
+
+/** After a use of the attributes: a long block is forgotten, unless permissions depend on it. */
+function forgetLongBlock(inode: Inode): void {
+  const block = keptBlock(inode.kept);
+  if (block !== null && block.lengthBytes > KEPT_BLOCK_BYTES_MAX && !aclInBlock(inode.kept)) inode.xattrBlock = null;
+}
+
+/** All of them, in no order; inside `withXattrs`, or where permissions keep the block known. */
 export const allXattrs = (inode: Inode): XattrEntry[] => [...keptEntries(inode.kept), ...(inode.xattrBlock ?? [])];
 
 /** An inode's list, decoded once; its block is loaded if it is in there (InodeTable.get sees to that). */
@@ -84,7 +105,7 @@ export async function prepareXattrs(
   volume: Volume,
   owner: { readonly ino: InodeNumber; readonly generation: number },
   entries: readonly XattrEntry[],
-  present: Inode | null,
+  present: { readonly kept: Uint8Array; readonly inBlock: readonly XattrEntry[] | null } | null,
   op: string,
 ): Promise<PreparedXattrs> {
   const placed = placeEntries(entries);
@@ -93,7 +114,7 @@ export async function prepareXattrs(
   if (inBlock.length === 0) return { kept: encodeKept(inline, null, []), inBlock: null, block: null };
   const bytes = encodeEntries(inBlock);
   const old = present === null ? null : keptBlock(present.kept);
-  if (old !== null && Buffer.compare(bytes, encodeEntries(present?.xattrBlock ?? [])) === 0)
+  if (old !== null && Buffer.compare(bytes, encodeEntries(present?.inBlock ?? [])) === 0)
     return { kept: encodeKept(inline, old, inBlock), inBlock, block: null };
   const extent = await volume.allocator.allocate(owner.ino, 0, sectorsFor(bytes.length));
   try {
@@ -126,4 +147,5 @@ export function installXattrs(inode: Inode, { kept, inBlock }: PreparedXattrs): 
   inode.kept = kept;
   inode.xattrBlock = inBlock === null ? null : [...inBlock];
   inode.acls = null;
+  forgetLongBlock(inode);
 }

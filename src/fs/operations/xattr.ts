@@ -10,7 +10,7 @@ import { publishStatus, withSettledState } from '../publishing.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
 import { sameName, type XattrEntry, XattrSpace } from '../xattr-format.js';
-import { aclOf, allXattrs, giveUpXattrs, installXattrs, loadXattrBlock, prepareXattrs } from '../xattrs.js';
+import { aclOf, allXattrs, giveUpXattrs, installXattrs, prepareXattrs, withXattrs } from '../xattrs.js';
 
 export const XATTR_NAME_BYTES_MAX = 255;
 export const XATTR_VALUE_BYTES_MAX = 65_536;
@@ -80,8 +80,7 @@ async function reading<T>(
   const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.shared }], options);
   try {
     const inode = await loadRef(volume, ref, op);
-    await loadXattrBlock(volume, inode);
-    return use(inode);
+    return await withXattrs(volume, inode, () => use(inode));
   } finally {
     pins.release();
   }
@@ -167,11 +166,14 @@ export async function setXattr(
 
 /** False: the inode got other attributes while the new ones were written. */
 async function tryChange(volume: Volume, inode: Inode, change: Change): Promise<boolean> {
-  await loadXattrBlock(volume, inode);
-  const { kept } = inode;
-  const planned = isAcl(change.name.space) ? planAcl(inode, change.name.space, change) : planValue(inode, change);
+  const { space } = change.name;
+  const planned = await withXattrs(volume, inode, () => {
+    const plan = isAcl(space) ? planAcl(inode, space, change) : planValue(inode, change);
+    return plan === null ? null : { ...plan, kept: inode.kept, inBlock: inode.xattrBlock };
+  });
   if (planned === null) return true;
-  const prepared = await prepareXattrs(volume, inode, planned.entries, inode, change.op);
+  const { kept, inBlock } = planned;
+  const prepared = await prepareXattrs(volume, inode, planned.entries, { kept, inBlock }, change.op);
   if (inode.kept !== kept || !inode.valid) {
     giveUpXattrs(volume, prepared);
     volume.checkNotFenced(change.op, inode.ino);
