@@ -265,9 +265,13 @@ export class DispatcherSession {
       return NOTHING;
     };
     return {
-      open: async ({ path, flags, mode, identify }, _payload, signal) => {
+      open: async ({ path, flags, mode, identify, deny, busyTimeoutMs }, _payload, signal) => {
         const handle = this.#nextHandle++;
-        const file = await this.#install(handle, () => fs.open(path, flags, mode, who, { signal }), 'open');
+        const file = await this.#install(
+          handle,
+          () => fs.open(path, flags, mode, who, { signal, deny, busyTimeoutMs }),
+          'open',
+        );
         let generation = 0;
         try {
           if (identify === true) ({ generation } = await file.stat());

@@ -1,12 +1,13 @@
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
 import { FsError } from '../common/errors.js';
+import type { Deny } from '../fs/file-system-api.js';
 import { type DirectoryEntry, FileType } from '../fs/file-system-api.js';
 import { toChunks, type WritableData, wholeBytes } from './content.js';
 import { Dir, Dirent } from './dirent.js';
 import { FileHandle, type SignalOption, type XattrOptions } from './file-handle.js';
-import { checkAborted, refusals, toNodeError } from './node-errors.js';
-import { attributesFromWire, type OpArgs, type OpName, type Reply, type WireChanges } from './ops.js';
+import { checkAborted, invalidArgValue, refusals, toNodeError } from './node-errors.js';
+import { attributesFromWire, DENIES, type OpArgs, type OpName, type Reply, type WireChanges } from './ops.js';
 import { unpackEntries } from './packed-entries.js';
 import type { Session } from './session.js';
 import { BigIntStats, type StatFs, Stats, toStatFs } from './stats.js';
@@ -43,6 +44,12 @@ import {
 type Encoding = BufferEncoding | 'buffer' | null;
 interface EncodingOptions extends SignalOption {
   readonly encoding?: Encoding | undefined;
+}
+/** What others may not do meanwhile, on any node: refused with EBUSY to whoever comes second. */
+export interface ShareOptions extends SignalOption {
+  readonly deny?: Deny | undefined;
+  /** How long to wait for those in the way before EBUSY. */
+  readonly busyTimeoutMs?: number | undefined;
 }
 export interface ReadFileOptions extends SignalOption {
   readonly encoding?: BufferEncoding | null | undefined;
@@ -95,6 +102,13 @@ function signalOf(options: unknown): AbortSignal | undefined {
   return signal ?? undefined;
 }
 
+function checkShare({ deny, busyTimeoutMs }: ShareOptions = {}): Pick<OpArgs<'open'>, 'deny' | 'busyTimeoutMs'> {
+  if (deny !== undefined && !DENIES.includes(deny))
+    throw invalidArgValue('options.deny', deny, `must be one of ${DENIES.join(', ')}`);
+  if (busyTimeoutMs !== undefined) checkInteger(busyTimeoutMs, 'options.busyTimeoutMs', 0);
+  return { ...(deny === undefined ? {} : { deny }), ...(busyTimeoutMs === undefined ? {} : { busyTimeoutMs }) };
+}
+
 export class FileSystemClient implements AsyncDisposable {
   readonly constants = constants;
   /** This very object. An own, enumerable property: that is how isomorphic-git tells a promise API. */
@@ -144,9 +158,10 @@ export class FileSystemClient implements AsyncDisposable {
     }
   }
 
-  async open(path: PathLike, flags?: string | number, mode?: Mode, options?: SignalOption): Promise<FileHandle> {
+  async open(path: PathLike, flags?: string | number, mode?: Mode, options?: ShareOptions): Promise<FileHandle> {
     const { given, absolute } = checkPath(path, 'path', 'open');
-    const args = { path: absolute, flags: checkFlags(flags), mode: checkMode(mode, 'mode', 0o666) };
+    const share = checkShare(options);
+    const args = { path: absolute, flags: checkFlags(flags), mode: checkMode(mode, 'mode', 0o666), ...share };
     const { result } = await this.#call('open', args, 'open', given, options);
     return new FileHandle(this.#session, result);
   }

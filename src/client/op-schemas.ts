@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { LOCK_KINDS, type OpArgs, type OpName, WIRE_HINT_KINDS } from './ops.js';
+import { DENIES, LOCK_KINDS, type OpArgs, type OpName, WIRE_HINT_KINDS } from './ops.js';
 
 /**
  * What a socket may send as arguments. In-process transports are typed by the compiler; bytes from a socket are believed only
@@ -37,7 +37,14 @@ const name = z.string().max(255);
 const none = z.strictObject({});
 
 export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
-  open: z.strictObject({ path, flags, mode, identify: z.boolean().optional() }),
+  open: z.strictObject({
+    path,
+    flags,
+    mode,
+    identify: z.boolean().optional(),
+    deny: z.enum(DENIES).optional(),
+    busyTimeoutMs: bytes.optional(),
+  }),
   close: z.strictObject({ handle }),
   read: z.strictObject({ handle, offset: bytes, length: bytes }),
   bring: z.strictObject({ handle, offset: bytes, length: bytes }),

@@ -1,5 +1,5 @@
 import { inodeNumber } from '../common/ids.js';
-import type { Attributes } from '../fs/file-system-api.js';
+import type { Attributes, Deny } from '../fs/file-system-api.js';
 import { FileType } from '../fs/file-system-api.js';
 
 /**
@@ -32,6 +32,8 @@ export interface WireChanges {
 export type LockKind = 'process' | 'handle' | 'flock';
 export const LOCK_KINDS: readonly LockKind[] = ['process', 'handle', 'flock'];
 
+export const DENIES: readonly Deny[] = ['read', 'write', 'readwrite'];
+
 export type HintKind = 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal';
 /** Beside a program's own: the library says how far its hits have come. */
 export type WireHintKind = HintKind | 'passed' | 'accessed';
@@ -62,7 +64,13 @@ type Nothing = Record<string, never>;
 /** Offsets, lengths and sizes are bytes. */
 export interface OpTable {
   open: {
-    args: PathArgs & { readonly flags: number; readonly mode: number; readonly identify?: boolean | undefined };
+    args: PathArgs & {
+      readonly flags: number;
+      readonly mode: number;
+      readonly identify?: boolean | undefined;
+      readonly deny?: Deny | undefined;
+      readonly busyTimeoutMs?: number | undefined;
+    };
     result: OpenResult;
   };
   close: { args: HandleArgs; result: Nothing };

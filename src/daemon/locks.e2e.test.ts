@@ -108,3 +108,37 @@ test('a file that another node removes is read and written until its last close'
   expect((await file.stat()).nlink).toBe(0);
   await file.close();
 });
+
+test('share modes between nodes, again and again on one file', async () => {
+  const [library, daemon] = [await connectLibrary(), cluster.client(1)];
+  await library.writeFile('/shared', 'x');
+  const cases = [
+    ['r', undefined, 'r', undefined, true],
+    ['r', 'write', 'r', 'write', true],
+    ['r', 'write', 'r+', undefined, false],
+    ['r+', undefined, 'r', 'write', false],
+    ['r+', 'write', 'r', undefined, true],
+    ['r+', 'write', 'r', 'write', false],
+    ['r', undefined, 'r', 'readwrite', false],
+  ] as const;
+  for (const [flags, deny, otherFlags, otherDeny, together] of [...cases, ...cases]) {
+    for (const [a, b] of [
+      [library, daemon],
+      [daemon, library],
+      [daemon, daemon],
+    ] as const) {
+      const first = await a.open('/shared', flags, 0, { deny });
+      const second = b.open('/shared', otherFlags, 0, { deny: otherDeny });
+      if (together) await (await second).close();
+      else await expect(second).rejects.toMatchObject({ code: 'EBUSY', path: '/shared' });
+      await first.close();
+      await (await b.open('/shared', otherFlags, 0, { deny: otherDeny })).close();
+    }
+  }
+  const keeps = await daemon.open('/shared', 'r', 0, { deny: 'write' });
+  const waits = library.writeFile('/shared', 'y').catch((error: unknown) => (error as { code: string }).code);
+  expect(await waits).toBe('EBUSY');
+  const later = library.open('/shared', 'r+', 0, { busyTimeoutMs: 60_000 });
+  await keeps.close();
+  await (await later).close();
+});

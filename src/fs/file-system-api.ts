@@ -64,6 +64,7 @@ export interface FsStatistics {
 export interface OpenFile extends XattrCalls<[]> {
   readonly ino: InodeNumber;
   readonly flags: number; // node:fs constants O_*
+  readonly deny?: Deny | undefined;
   /** For hits through the cache map, or null. */
   readonly entry: EntryId | null;
   /** When it was opened: whether a read would move its atime. Hits are to tell of the first one then (`accessed`). */
@@ -140,6 +141,13 @@ export interface AttributeChanges {
   readonly atimeNs?: bigint | 'now';
   readonly mtimeNs?: bigint | 'now';
 }
+/** What others may not do to a file while it is open. */
+export type Deny = 'read' | 'write' | 'readwrite';
+export interface OpenOptions extends OpOptions {
+  readonly deny?: Deny | undefined;
+  /** How long to wait while others have it open, or deny it, before EBUSY. */
+  readonly busyTimeoutMs?: number | undefined;
+}
 export interface OpOptions {
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
@@ -183,7 +191,7 @@ export interface XattrCalls<Where extends unknown[]> {
  * are followed as POSIX says. Every method may throw FsError.
  */
 export interface FileSystem extends XattrCalls<[path: string, followLinks: boolean]> {
-  open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpOptions): Promise<OpenFile>;
+  open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpenOptions): Promise<OpenFile>;
   stat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
   lstat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
   access(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void>;

@@ -13,6 +13,7 @@ import type {
   FileSystem,
   FsStatistics,
   OpenFile,
+  OpenOptions,
   OpOptions,
   RenameOptions,
   XattrSetOptions,
@@ -62,7 +63,7 @@ export class MountedFs implements MountedFileSystem {
     return this.#volume.superblock;
   }
 
-  open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpOptions): Promise<OpenFile> {
+  open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpenOptions): Promise<OpenFile> {
     return open(this.#volume, path, flags, mode, credentials, options);
   }
   openInode(ino: InodeNumber, generation: number, flags: number, credentials: Credentials): Promise<OpenFile> {

@@ -13,6 +13,7 @@ import {
   type AttributeChanges,
   type Attributes,
   type Credentials,
+  type Deny,
   FileType,
   type OpenFile,
   type OpOptions,
@@ -47,7 +48,9 @@ export class FsOpenFile implements OpenFile {
     credentials: Credentials,
     /** Its open token, until it is closed. */
     open: TokenPins,
+    readonly deny?: Deny | undefined,
   ) {
+    if (deny !== undefined) volume.denying.set(inode.ino, (volume.denying.get(inode.ino) ?? 0) + 1);
     this.#open = open;
     this.ino = inode.ino;
     this.#volume = volume;
@@ -178,6 +181,7 @@ export class FsOpenFile implements OpenFile {
     this.#closed = true;
     const { inode } = this.#handle;
     this.#volume.openFiles.delete(this);
+    if (this.deny !== undefined) this.#denyNoMore();
     if (this.locks.used) await this.locks.close();
     const wanted = isWantedAlone(this.#volume, this.ino);
     inode.openCount--;
@@ -191,6 +195,13 @@ export class FsOpenFile implements OpenFile {
     if (inode.orphan) await this.#volume.orphans.take(inode);
     // Whoever took its last name waits for us, unless it is gone; or we have seen that there is no name.
     else if (wanted || (inode.valid && inode.nlink === 0)) await this.#volume.orphans.offer(inode);
+  }
+
+  #denyNoMore(): void {
+    const { denying } = this.#volume;
+    const left = denying.get(this.ino)! - 1;
+    if (left > 0) denying.set(this.ino, left);
+    else denying.delete(this.ino);
   }
 
   async #closeLast(inode: Inode): Promise<void> {

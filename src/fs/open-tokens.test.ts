@@ -141,3 +141,58 @@ test('open tokens cost no request of their own: the first opening asks once for 
   expect(one.tokens.requests).toBe(own);
   await end(volume, nodes);
 });
+
+test('share modes: what one handle denies, none on any node gets; those who deny the same stand together', async () => {
+  const { volume, nodes } = await three();
+  const [one, two] = nodes;
+  let path = '/f';
+  await put(one, path, Buffer.from([1]));
+  const open = (node: TestNode, flags: number, deny?: 'read' | 'write' | 'readwrite'): Promise<OpenFile> =>
+    node.fs.open(path, flags, 0, ROOT, { deny });
+  const busy = { code: 'EBUSY' };
+  // Matrix: who has it, who comes, whether both may.
+  const cases = [
+    [O_RDONLY, undefined, O_RDONLY, undefined, true],
+    [O_RDONLY, 'write', O_RDONLY, undefined, true],
+    [O_RDONLY, 'write', O_RDONLY, 'write', true],
+    [O_RDONLY, 'write', O_RDWR, undefined, false],
+    [O_RDWR, undefined, O_RDONLY, 'write', false],
+    [O_RDWR, 'write', O_RDONLY, undefined, true],
+    [O_RDWR, 'write', O_RDONLY, 'write', false],
+    [O_WRONLY, undefined, O_WRONLY, 'read', true],
+    [O_WRONLY, 'read', O_RDONLY, undefined, false],
+    [O_RDONLY, undefined, O_RDONLY, 'readwrite', false],
+    [O_RDWR, 'readwrite', O_WRONLY, undefined, false],
+  ] as const;
+  for (const [flags, deny, otherFlags, otherDeny, together] of cases) {
+    for (const other of [one, two]) {
+      path += 'f';
+      await put(one, path, Buffer.from([1]));
+      const first = await open(one, flags, deny);
+      if (together) await (await open(other, otherFlags, otherDeny)).close();
+      else await expect(open(other, otherFlags, otherDeny)).rejects.toMatchObject(busy);
+      await first.close();
+      await (await open(other, otherFlags, otherDeny)).close();
+    }
+  }
+  // Truncation is a write; removing is not.
+  path = '/f';
+  const keeps = await open(one, O_RDONLY, 'write');
+  await expect(two.fs.truncate('/f', 0, ROOT)).rejects.toMatchObject(busy);
+  await expect(one.fs.truncate('/f', 0, ROOT)).rejects.toMatchObject(busy);
+  // Who waits gets it when it is closed.
+  const waits = two.fs.open('/f', O_WRONLY, 0, ROOT, { busyTimeoutMs: 60_000 });
+  let got = false;
+  void waits.then(() => {
+    got = true;
+  });
+  await volume.clock.advance(1000);
+  expect(got).toBe(false);
+  await keeps.close();
+  await until(volume, () => got);
+  await (await waits).close();
+  // Who may not write may not keep others from it.
+  const nobody = { uid: 1000, gid: 1000, groups: [], umask: 0 };
+  await expect(two.fs.open('/f', O_RDONLY, 0, nobody, { deny: 'write' })).rejects.toMatchObject({ code: 'EACCES' });
+  await end(volume, nodes);
+});

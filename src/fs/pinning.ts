@@ -5,7 +5,7 @@ import type { InodeNumber } from '../common/ids.js';
 import { TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
 import type { AcquireOptions } from '../token-manager/token-client-api.js';
 import type { Inode } from './inode.js';
-import { aloneItem, openItem } from './open-tokens.js';
+import { aloneItem, type OpenUse, openItems } from './open-tokens.js';
 import type { Volume } from './volume.js';
 
 export interface Wanted {
@@ -13,8 +13,8 @@ export interface Wanted {
   readonly status: TokenMode;
   /** The whole object; absent: none of it. */
   readonly data?: TokenMode;
-  /** To be opened with these O_* flags. */
-  readonly open?: number;
+  /** To be opened so. */
+  readonly open?: OpenUse;
   /** Nobody else has it open. */
   readonly alone?: boolean;
   /** Ask for the whole segment: this node creates here. */
@@ -38,7 +38,7 @@ export async function pinInodes(
   for (const { ino, status, open, alone, data, wide } of merged) {
     if (volume.inodes.get(ino) === undefined && !volume.inodes.locate(ino)) await volume.inodes.find(ino);
     items.push(volume.inodes.statusItem(ino, status, wide));
-    if (open !== undefined) items.push(openItem(volume, ino, open));
+    if (open !== undefined) items.push(...openItems(volume, ino, open));
     if (alone === true) items.push(aloneItem(ino, wide));
     if (data !== undefined && data !== TokenMode.none)
       items.push({ class: TokenClass.data, object: ino, mode: data, required: WHOLE, desired: WHOLE });

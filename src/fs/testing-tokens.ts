@@ -4,7 +4,7 @@
  */
 import { type ByteRange, intersect, overlaps, subtract } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
-import { covers } from '../token-manager/compatibility.js';
+import { conflicts, covers, join, keepBeside } from '../token-manager/compatibility.js';
 import {
   type Revocation,
   TokenClass,
@@ -22,8 +22,6 @@ interface Held {
   readonly range: ByteRange;
   readonly mode: TokenMode;
 }
-const stronger = (mode: TokenMode, than: TokenMode): boolean => mode >= than;
-const conflicting = (a: TokenMode, b: TokenMode): boolean => a === TokenMode.exclusive || b === TokenMode.exclusive;
 
 interface Grant {
   readonly key: string;
@@ -77,13 +75,20 @@ export class TestArbiter {
     }
   }
 
+  /** Shared and shared-write on one node are exclusive. */
+  #wanted(client: TestTokens, { class: tokenClass, object, required, mode }: TokenItem): TokenMode {
+    const own = client.heldIn(tokenClass, object, required);
+    return own.reduce((joined, held) => (conflicts(mode, held.mode) ? join(joined, held.mode) : joined), mode);
+  }
+
   async #callBack(client: TestTokens, item: TokenItem): Promise<void> {
-    const keep = item.mode === TokenMode.shared ? TokenMode.shared : TokenMode.none;
+    const mode = this.#wanted(client, item);
     for (const other of this.clients) {
       if (other === client) continue;
       for (const held of other.heldIn(item.class, item.object, item.required))
-        if (conflicting(held.mode, item.mode)) {
+        if (conflicts(held.mode, mode)) {
           const range = intersect(held.range, item.required);
+          const keep = keepBeside(mode, held.mode);
           await other.revoke({ class: item.class, object: item.object, range, keep });
         }
     }
@@ -94,7 +99,7 @@ export class TestArbiter {
     for (const other of this.clients) {
       if (other === client) continue;
       for (const held of other.heldIn(item.class, item.object, item.desired))
-        if (conflicting(held.mode, item.mode)) free = free.flatMap((range) => subtract(range, held.range));
+        if (conflicts(held.mode, item.mode)) free = free.flatMap((range) => subtract(range, held.range));
     }
     return free.find((range) => overlaps(range, item.required)) ?? item.required;
   }
@@ -123,7 +128,7 @@ export class TestTokens implements TokenClientApi {
   #covers(item: TokenItem): boolean {
     let missing: ByteRange[] = [item.required];
     for (const held of this.heldIn(item.class, item.object, item.required))
-      if (stronger(held.mode, item.mode)) missing = missing.flatMap((range) => subtract(range, held.range));
+      if (covers(held.mode, item.mode)) missing = missing.flatMap((range) => subtract(range, held.range));
     return missing.length === 0;
   }
   #isRevoking(item: TokenItem): boolean {
@@ -155,7 +160,7 @@ export class TestTokens implements TokenClientApi {
   }
   hasOpen(items: readonly TokenItem[]): boolean {
     const isAgainst = (held: TokenItem, wanted: TokenItem): boolean =>
-      keyOf(held) === keyOf(wanted) && overlaps(held.required, wanted.required) && conflicting(held.mode, wanted.mode);
+      keyOf(held) === keyOf(wanted) && overlaps(held.required, wanted.required) && conflicts(held.mode, wanted.mode);
     return [...this.#pins].some((pin) => pin.items.some((held) => items.some((wanted) => isAgainst(held, wanted))));
   }
   #wake(): void {
@@ -231,10 +236,16 @@ export class TestTokens implements TokenClientApi {
     const rest: Held[] = [];
     let fresh: ByteRange[] = [granted];
     for (const held of this.#held.get(key) ?? []) {
-      if (stronger(held.mode, item.mode)) {
+      if (covers(held.mode, item.mode)) {
         rest.push(held);
         fresh = fresh.flatMap((range) => subtract(range, held.range));
-      } else for (const range of subtract(held.range, granted)) rest.push({ range, mode: held.mode });
+      } else {
+        for (const range of subtract(held.range, granted)) rest.push({ range, mode: held.mode });
+        if (!overlaps(held.range, granted)) continue;
+        const both = intersect(held.range, granted);
+        rest.push({ range: both, mode: join(held.mode, item.mode) });
+        fresh = fresh.flatMap((range) => subtract(range, both));
+      }
     }
     for (const range of fresh) rest.push({ range, mode: item.mode });
     this.#held.set(key, rest);
@@ -244,7 +255,7 @@ export class TestTokens implements TokenClientApi {
     const key = `${tokenClass}/${object}`;
     const at = { start: offsetBytes, end: offsetBytes + 1 };
     if (this.#revoking.some((one) => one.key === key && overlaps(one.range, at))) return null;
-    const held = this.heldIn(tokenClass, object, at).find((one) => stronger(one.mode, mode));
+    const held = this.heldIn(tokenClass, object, at).find((one) => covers(one.mode, mode));
     if (held === undefined) return null;
     let { start, end } = held.range;
     for (const { range } of this.#revoking.filter((one) => one.key === key)) {

@@ -62,6 +62,8 @@ export class Volume {
   readonly geometry: Geometry;
   /** Handles that have not been closed: unmounting closes them. */
   readonly openFiles = new Set<OpenFile>();
+  /** How many of them deny something, by inode. */
+  readonly denying = new Map<InodeNumber, number>();
   closed = false;
   /** This node was expelled (F3): closed for good, and what was not written is lost. */
   fenced = false;

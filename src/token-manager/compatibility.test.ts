@@ -35,6 +35,9 @@ describe('modes', () => {
     for (const [wanted, held] of MATRIX) expect(conflicts(wanted, keepBeside(wanted, held))).toBe(false);
     expect(keepBeside(shared, exclusive)).toBe(shared);
     expect(keepBeside(exclusive, shared)).toBe(none);
+    // Nor what it doesn't hold.
+    expect(keepBeside(shared, sharedWrite)).toBe(none);
+    expect(keepBeside(sharedWrite, exclusive)).toBe(sharedWrite);
   });
   it('exclusive covers every mode, others only themselves; two modes on one node join to one that covers both', () => {
     for (const a of [none, shared, sharedWrite, exclusive]) {
@@ -44,8 +47,9 @@ describe('modes', () => {
     }
     expect(join(shared, sharedWrite)).toBe(exclusive);
   });
-  it('shared-write exists for status only', () => {
-    expect(Object.values(TokenClass).filter((c) => modeExists(c, sharedWrite))).toEqual([TokenClass.status]);
+  it('shared-write exists for status and open only', () => {
+    const has = Object.values(TokenClass).filter((c) => modeExists(c, sharedWrite));
+    expect(has).toEqual([TokenClass.status, TokenClass.open]);
   });
 });
 

@@ -2,7 +2,7 @@
  * Which tokens get along: the compatibility matrix of docs/token-protocol.md as bit masks. Tokens of different classes or
  * objects never conflict, nor do disjoint ranges, nor the tokens of one node; everything else is decided here.
  */
-import { TokenClass, TokenMode } from './token.js';
+import { isBySegment, type TokenClass, TokenMode } from './token.js';
 
 /** A set of modes: bit `1 << mode`. */
 export type ModeMask = number;
@@ -24,7 +24,7 @@ export const conflicts = (a: TokenMode, b: TokenMode): boolean => (CONFLICTS[a]!
 /** The strongest mode that a holder of `held` may keep beside a new holder of `wanted`. */
 export function keepBeside(wanted: TokenMode, held: TokenMode): TokenMode {
   for (let mode = held; mode > TokenMode.none; mode--) {
-    if (!conflicts(wanted, mode as TokenMode)) return mode as TokenMode;
+    if (!conflicts(wanted, mode as TokenMode) && covers(held, mode as TokenMode)) return mode as TokenMode;
   }
   return TokenMode.none;
 }
@@ -39,6 +39,6 @@ export function join(a: TokenMode, b: TokenMode): TokenMode {
   return covers(b, a) ? b : TokenMode.exclusive;
 }
 
-/** Modes that exist for a class; `sharedWrite` is status only. */
+/** Modes that exist for a class. Of open tokens `sharedWrite` is for those who deny what the others, with `shared`, do. */
 export const modeExists = (tokenClass: TokenClass, mode: TokenMode): boolean =>
-  mode !== TokenMode.none && (mode !== TokenMode.sharedWrite || tokenClass === TokenClass.status);
+  mode !== TokenMode.none && (mode !== TokenMode.sharedWrite || isBySegment(tokenClass));

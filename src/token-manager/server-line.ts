@@ -10,7 +10,7 @@ import { classOfKey, HIT_STRIDE, type MemberIndex, type ObjectKey, objectOfKey }
 import type { Member } from './members.js';
 import { Ahead, type ObjectQueue, type QueuedRequest, type SentRevoke } from './request-queue.js';
 import { ServerState } from './server-state.js';
-import { TokenClass, TokenMode } from './token.js';
+import { isBySegment, TokenClass, TokenMode } from './token.js';
 import { BLOCKERS_MAX, type Blocker, type GrantedRange, type RequestPart } from './token-messages.js';
 
 /** Ranges asked back in one step when the table is over its bound. */
@@ -62,7 +62,9 @@ export abstract class ServerLine extends ServerState {
   protected refuseInUse(revoke: SentRevoke): void {
     for (const request of this.queues.get(revoke.key)?.requests.slice() ?? []) {
       if (!request.prompt || request.member.index === revoke.member) continue;
-      const keeps = request.parts.some(({ mode, required }) => {
+      const keeps = request.parts.some((part) => {
+        const { required } = part;
+        const mode = this.wantedMode(request, part);
         const hits: number[] = [];
         this.table.collect(revoke.key, required.start, required.end, hits);
         for (let i = 0; i < hits.length; i += HIT_STRIDE) {
@@ -112,18 +114,42 @@ export abstract class ServerLine extends ServerState {
     return bounds;
   }
 
+  /** Shared and shared-write on one node are exclusive: whoever holds one and asks for the other asks for that. */
+  protected wantedMode({ key, member }: QueuedRequest, { mode, required }: RequestPart): TokenMode {
+    if (mode === TokenMode.exclusive || !isBySegment(classOfKey(key))) return mode;
+    const hits: number[] = [];
+    this.table.collect(key, required.start, required.end, hits);
+    for (let i = 0; i < hits.length; i += HIT_STRIDE) {
+      const held = hits[i + 1]! as TokenMode;
+      if (hits[i] === member.index && held !== TokenMode.exclusive && conflicts(mode, held)) return TokenMode.exclusive;
+    }
+    return mode;
+  }
+
   protected boundsOfPart(request: QueuedRequest, part: RequestPart, queue: ObjectQueue | undefined): ByteRange | null {
     const { required, desired } = part;
+    const mode = this.wantedMode(request, part);
     let left = desired.start;
     let right = desired.end;
     const hits = this.hits;
     hits.length = 0;
     this.table.collect(request.key, left, right, hits);
     for (let i = 0; i < hits.length; i += HIT_STRIDE) {
-      if (hits[i] === request.member.index) continue;
-      if (!this.standsAgainst(part.mode, hits[i + 1]! as TokenMode)) continue;
+      const held = hits[i + 1]! as TokenMode;
       const start = hits[i + 2]!;
       const end = hits[i + 3]!;
+      if (hits[i] === request.member.index) {
+        // What it has of the other kind is not made exclusive by the way.
+        if (held === TokenMode.exclusive || !conflicts(part.mode, held)) continue;
+        if (end <= required.start) left = Math.max(left, end);
+        else if (start >= required.end) right = Math.min(right, start);
+        else {
+          left = Math.max(left, required.start);
+          right = Math.min(right, required.end);
+        }
+        continue;
+      }
+      if (!this.standsAgainst(mode, held)) continue;
       if (end <= required.start) left = Math.max(left, end);
       else if (start >= required.end) right = Math.min(right, start);
       else return null;
@@ -132,7 +158,7 @@ export abstract class ServerLine extends ServerState {
       for (const other of queue.requests) {
         if (other === request || other.member === request.member) continue;
         for (const theirs of other.parts) {
-          if (!conflicts(part.mode, theirs.mode)) continue;
+          if (!conflicts(mode, theirs.mode)) continue;
           // Those who wait for our required range itself came later: they will ask us for it.
           if (theirs.required.end <= required.start) left = Math.max(left, theirs.required.end);
           else if (theirs.required.start >= required.end) right = Math.min(right, theirs.required.start);
@@ -166,24 +192,25 @@ export abstract class ServerLine extends ServerState {
     this.fired('requestWaitsForHolder');
     for (const part of request.parts) {
       const { required } = part;
+      const mode = this.wantedMode(request, part);
       const hits: number[] = [];
       this.table.collect(request.key, required.start, required.end, hits);
       const wanted = new Map<MemberIndex, { start: number; end: number; keep: TokenMode }>();
       for (let i = 0; i < hits.length; i += HIT_STRIDE) {
         const holder = hits[i]!;
         const held = hits[i + 1]! as TokenMode;
-        if (holder === request.member.index || !conflicts(part.mode, held)) continue;
+        if (holder === request.member.index || !conflicts(mode, held)) continue;
         // A closed member answers no more: its tokens fall when it has been fenced and recovered.
         if (this.members.at(holder).state !== 'live') continue;
         const [start, end, seq] = [hits[i + 2]!, hits[i + 3]!, hits[i + 4]!];
-        const keep = keepBeside(part.mode, held);
+        const keep = keepBeside(mode, held);
         const asked = queue.revokes.some(
           (r) =>
             r.member === holder &&
             r.range.start <= start &&
             end <= r.range.end &&
             r.upToSeq >= seq &&
-            !conflicts(part.mode, r.keep) &&
+            !conflicts(mode, r.keep) &&
             // One that waits for files to be closed tells a prompt request nothing.
             (r.prompt || !request.prompt),
         );

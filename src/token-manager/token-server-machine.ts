@@ -17,7 +17,7 @@ import { classOfKey, HIT_STRIDE, type ObjectKey, objectKey, objectOfKey } from '
 import type { Member } from './members.js';
 import type { QueuedRequest } from './request-queue.js';
 import { ServerTakeover } from './server-takeover.js';
-import { type TokenClass, TokenMode } from './token.js';
+import { TokenClass, TokenMode } from './token.js';
 import type {
   AnswerItem,
   Blocker,
@@ -158,7 +158,7 @@ export class TokenServerMachine extends ServerTakeover {
       return;
     }
     // Many writers need a metanode that gathers; until one does, the mode is known and refused.
-    if (item.parts.some((p) => p.mode === TokenMode.sharedWrite)) {
+    if (item.class === TokenClass.status && item.parts.some((p) => p.mode === TokenMode.sharedWrite)) {
       this.refuse(member, item.requestId, 'notSupported', []);
       return;
     }

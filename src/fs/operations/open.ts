@@ -1,15 +1,16 @@
 /** open, with everything that O_* asks for. */
 import { constants } from 'node:fs';
+import { sleep } from '../../common/clock.js';
 import { FsError } from '../../common/errors.js';
 import type { InodeNumber } from '../../common/ids.js';
 import { TokenMode, type TokenPins } from '../../token-manager/token.js';
 import { truncateFile } from '../file-io.js';
-import { type Credentials, FileType, type OpenFile, type OpOptions } from '../file-system-api.js';
+import { type Credentials, FileType, type OpenFile, type OpenOptions, type OpOptions } from '../file-system-api.js';
 import type { Inode } from '../inode.js';
 import { FIRST_USER_INODE, ROOT_DIRECTORY } from '../layout.js';
 import type { LeafEntry } from '../leaf-format.js';
 import { FsOpenFile } from '../open-file.js';
-import { tryHoldOpen } from '../open-tokens.js';
+import { checkShare, type OpenUse, tryHoldOpen } from '../open-tokens.js';
 import { walk } from '../path-walk.js';
 import { checkAccess, isOwner, READ, WRITE } from '../permissions.js';
 import { type InodeRef, loadRef, pinInodes } from '../pinning.js';
@@ -20,6 +21,12 @@ const op = 'open';
 const { O_CREAT, O_DIRECTORY, O_EXCL, O_NOATIME, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY } = constants;
 /** How often a file may be removed between finding and opening it before we say so. */
 const TRIES = 64;
+/** Between looks at a file that others have open. */
+const BUSY_RETRY_MIN_MS = 5;
+const BUSY_RETRY_MAX_MS = 200;
+
+const busy = (path: string, cause: FsError): FsError =>
+  new FsError('busy', { op, object: path, detail: 'others have it open, or deny it', cause });
 
 export async function open(
   volume: Volume,
@@ -27,7 +34,7 @@ export async function open(
   flags: number,
   mode: number,
   credentials: Credentials,
-  options: OpOptions | undefined,
+  options: OpenOptions | undefined,
 ): Promise<OpenFile> {
   if ((flags & 3) === 3) throw new FsError('invalidArgument', { op, object: path, detail: 'no access mode' });
   if ((flags & O_CREAT) !== 0 && (flags & O_DIRECTORY) !== 0)
@@ -35,8 +42,11 @@ export async function open(
   const exclusive = (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0;
   const followLast = (flags & O_NOFOLLOW) === 0 && !exclusive;
   const nameOnly = (flags & O_CREAT) !== 0;
+  const use = { flags, deny: options?.deny };
   const request = { op, credentials, followLast, nameOnly, options };
   let refused: InodeNumber | null = null;
+  const busyUntilMs = volume.clock.nowMs() + (options?.busyTimeoutMs ?? 0);
+  let retryMs = BUSY_RETRY_MIN_MS;
   for (let attempt = 1; ; attempt++) {
     const { parent, name, target, trailingSlash } = await walk(volume, path, request);
     // What open makes is a file.
@@ -44,21 +54,26 @@ export async function open(
     if (target !== null) {
       if (exclusive) throw new FsError('exists', { op, object: path });
       try {
-        return await openExisting(volume, target, path, flags, credentials, options);
+        return await openExisting(volume, target, path, use, credentials, options);
       } catch (error) {
-        if (!FsError.is(error) || attempt >= TRIES) throw error;
+        if (!FsError.is(error)) throw error;
         // Refused: somebody is alone with it, since its last name went, which a second look shows; or denies what we want.
         if (error.reason === 'tokenRefused') {
-          if (refused === target.ino) throw new FsError('busy', { op, object: path, detail: 'denied', cause: error });
+          if (refused === target.ino) {
+            if (volume.clock.nowMs() >= busyUntilMs) throw busy(path, error);
+            if (options?.signal?.aborted === true) throw new FsError('aborted', { op, object: path });
+            await sleep(volume.clock, retryMs);
+            retryMs = Math.min(2 * retryMs, BUSY_RETRY_MAX_MS);
+          }
           refused = target.ino;
-        } else if (error.reason !== 'staleHandle') throw error;
+        } else if (error.reason !== 'staleHandle' || attempt >= TRIES) throw error;
         continue;
       }
     }
     if ((flags & O_CREAT) === 0 || parent === null) throw new FsError('notFound', { op, object: path });
     let opened: OpenFile | null = null;
     const onCreated = (inode: Inode): void => {
-      opened = new FsOpenFile(volume, inode, flags, credentials, held(volume, inode.ino, flags));
+      opened = new FsOpenFile(volume, inode, flags, credentials, held(volume, inode.ino, use), use.deny);
     };
     const type = FileType.regular;
     const existing = await createNode(volume, parent, name, { op, path, type, mode, credentials, options, onCreated });
@@ -84,7 +99,7 @@ export async function openInode(
   if ((flags & 3) === 3) throw new FsError('invalidArgument', { op, object, detail: 'no access mode' });
   // The maps and the inode file are nobody's to open.
   if (ref.ino < FIRST_USER_INODE && ref.ino !== ROOT_DIRECTORY) throw new FsError('notPermitted', { op, object });
-  const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.shared, open: flags }], options);
+  const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.shared, open: { flags } }], options);
   try {
     const inode = await loadRef(volume, ref, op);
     if (inode.nlink === 0) throw new FsError('staleHandle', { op, object, detail: 'has been removed' });
@@ -94,7 +109,7 @@ export async function openInode(
     checkAccess(inode, credentials, ((flags & 3) !== O_WRONLY ? READ : 0) | (writes ? WRITE : 0), op, object);
     checkOpenable(inode, op, object);
     volume.inodes.refresh(inode);
-    return new FsOpenFile(volume, inode, flags, credentials, held(volume, ref.ino, flags));
+    return new FsOpenFile(volume, inode, flags, credentials, held(volume, ref.ino, { flags }));
   } finally {
     pins.release();
   }
@@ -107,8 +122,9 @@ function checkOpenable(inode: Inode, op: string, object: string): void {
 }
 
 /** With its open token pinned already. @throws {FsError} staleHandle when somebody is about to free it. */
-function held(volume: Volume, ino: InodeNumber, flags: number): TokenPins {
-  const open = tryHoldOpen(volume, ino, flags);
+function held(volume: Volume, ino: InodeNumber, use: OpenUse): TokenPins {
+  checkShare(volume, ino, use);
+  const open = tryHoldOpen(volume, ino, use);
   if (open === null) throw new FsError('staleHandle', { op, object: `inode ${ino}`, detail: 'is about to be freed' });
   return open;
 }
@@ -117,30 +133,32 @@ async function openExisting(
   volume: Volume,
   target: LeafEntry,
   path: string,
-  flags: number,
+  use: OpenUse,
   credentials: Credentials,
   options: OpOptions | undefined,
 ): Promise<OpenFile> {
+  const { flags, deny } = use;
   const writes = (flags & 3) !== O_RDONLY || (flags & O_TRUNC) !== 0;
   if ((flags & O_DIRECTORY) !== 0 && target.type !== FileType.directory)
     throw new FsError('notDirectory', { op, object: path });
   if (target.type === FileType.symlink) throw new FsError('tooManyLinks', { op, object: path, detail: 'O_NOFOLLOW' });
   if (target.type === FileType.directory && (writes || (flags & O_CREAT) !== 0))
     throw new FsError('isDirectory', { op, object: path });
-  const pins = await pinInodes(volume, [{ ino: target.ino, status: TokenMode.shared, open: flags }], options);
+  const pins = await pinInodes(volume, [{ ino: target.ino, status: TokenMode.shared, open: use }], options);
   let file: FsOpenFile;
   let truncates = false;
   try {
     const inode = await loadRef(volume, target, op);
     // Its last name went while it stays open somewhere here: the path has to be walked again.
     if (inode.nlink === 0) throw new FsError('staleHandle', { op, object: path });
-    const mask = ((flags & 3) !== O_WRONLY ? READ : 0) | (writes ? WRITE : 0);
+    // Who may not write may not keep others from it.
+    const mask = ((flags & 3) !== O_WRONLY ? READ : 0) | (writes || deny !== undefined ? WRITE : 0);
     checkAccess(inode, credentials, mask, op, path);
     checkOpenable(inode, op, path);
     if ((flags & O_NOATIME) !== 0 && !isOwner(inode, credentials))
       throw new FsError('notPermitted', { op, object: path, detail: 'O_NOATIME is for the owner' });
     volume.inodes.refresh(inode);
-    file = new FsOpenFile(volume, inode, flags, credentials, held(volume, target.ino, flags));
+    file = new FsOpenFile(volume, inode, flags, credentials, held(volume, target.ino, use), deny);
     if (!writes && inode.type === FileType.regular) volume.neighbours.opened(inode.ino);
     truncates = (flags & O_TRUNC) !== 0 && inode.type === FileType.regular;
     if (truncates) {
