@@ -130,6 +130,8 @@ export class LockClient implements LockClientApi {
 
   #receive({ from, body }: IncomingMessage): void {
     const { counters, logger } = this.#wiring;
+    // Those that are sent are counted among the tokens' too.
+    counters.add('tokens.messagesIn');
     try {
       this.#dispatch({ type: 'message', from, message: decodeLockToClient(body) });
     } catch (error) {

@@ -53,6 +53,8 @@ export class LockServer {
 
   #receive({ from, body }: IncomingMessage): void {
     const { counters, logger } = this.#wiring;
+    // Those that are sent are counted among the tokens' too.
+    counters.add('tokens.messagesIn');
     try {
       this.#dispatch({ type: 'message', from, message: decodeLockToServer(body) });
     } catch (error) {
