@@ -117,7 +117,7 @@ export interface TokenLine {
   /** Its name; `#` and its number when it has none. */
   readonly fileSystem: string;
   readonly class: string;
-  /** An inode number; for status tokens a segment of 4096 inodes. */
+  /** An inode number; for status and open tokens a segment of 4096 inodes. */
   readonly object: number;
   readonly mode: string;
   readonly start: number;

@@ -14,7 +14,7 @@ import type { ByteRange } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import { INODES_PER_SEGMENT, TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
+import { TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
 import type { Deny } from './file-system-api.js';
 import { segmentOf } from './layout.js';
 import type { Volume } from './volume.js';
@@ -73,12 +73,11 @@ export function openItems(volume: Volume, ino: InodeNumber, { flags, deny }: Ope
   return items.length === 1 ? items : items.map((item) => ({ ...item, desired: item.required }));
 }
 
-/** Nobody else has it open. `wide`: for a node that creates here, so that it may remove what it made without asking. */
-export function aloneItem(ino: InodeNumber, wide = false): TokenItem {
+/** Nobody else has it open. With its whole run, or the segment: who removes, or creates, one inode is about to do so with its neighbours. */
+export function aloneItem(volume: Volume, ino: InodeNumber, wide = false): TokenItem {
   const required = sectorOf(ino);
   const segment = segmentOf(ino);
-  const first = segment * INODES_PER_SEGMENT * SECTOR_BYTES;
-  const desired = wide ? { start: first, end: first + INODES_PER_SEGMENT * SECTOR_BYTES } : required;
+  const { desired } = volume.inodes.statusItem(ino, TokenMode.exclusive, wide);
   return { class: TokenClass.open, object: segment, mode: TokenMode.exclusive, required, desired };
 }
 

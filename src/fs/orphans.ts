@@ -122,7 +122,9 @@ export class Orphans {
   async #alone(ino: InodeNumber): Promise<void> {
     const { signal } = this.#stop;
     const wait = new AbortController();
-    const items = [aloneItem(ino)];
+    const item = aloneItem(this.#volume, ino);
+    // Its neighbours may be others' for as long as this takes.
+    const items = [{ ...item, desired: item.required }];
     const { tokens } = this.#volume.parts;
     const alone = tokens.acquire(items, {
       patient: true,

@@ -39,7 +39,7 @@ export async function pinInodes(
     if (volume.inodes.get(ino) === undefined && !volume.inodes.locate(ino)) await volume.inodes.find(ino);
     items.push(volume.inodes.statusItem(ino, status, wide));
     if (open !== undefined) items.push(...openItems(volume, ino, open));
-    if (alone === true) items.push(aloneItem(ino, wide));
+    if (alone === true) items.push(aloneItem(volume, ino, wide));
     if (data !== undefined && data !== TokenMode.none)
       items.push({ class: TokenClass.data, object: ino, mode: data, required: WHOLE, desired: WHOLE });
   }

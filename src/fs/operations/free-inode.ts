@@ -19,7 +19,7 @@ export async function freeIfUnused(volume: Volume, inode: Inode): Promise<void> 
     return;
   }
   // Somebody else may have it open: that is asked without holding anything.
-  const alone = volume.parts.tokens.tryPin([aloneItem(inode.ino)]);
+  const alone = volume.parts.tokens.tryPin([aloneItem(volume, inode.ino)]);
   if (alone === null) {
     void volume.orphans.take(inode);
     return;
