@@ -4,6 +4,7 @@
  * fcntl's locks belong to a process, and go when any of its handles of the file closes (POSIX says so); those of a handle (open file
  * descriptions), and flock's, go with the handle. Closing ends what still waits through it.
  */
+import { setMaxListeners } from 'node:events';
 import type { ByteRange } from '../../common/byte-range.js';
 import { FsError } from '../../common/errors.js';
 import type { InodeNumber } from '../../common/ids.js';
@@ -32,6 +33,8 @@ export class HandleLocks implements FileLocking {
     this.#locks = locks;
     this.#ino = ino;
     this.#access = access;
+    // One listener per lock that waits.
+    setMaxListeners(0, this.#closing.signal);
   }
 
   #wanted(op: string, { kind, process, offsetBytes, lengthBytes }: LockRequest): LockWanted {
