@@ -182,6 +182,7 @@ export class FsOpenFile implements OpenFile {
     const { inode } = this.#handle;
     this.#volume.openFiles.delete(this);
     if (this.deny !== undefined) this.#denyNoMore();
+    this.locks.closed = true;
     if (this.locks.used) await this.locks.close();
     const wanted = isWantedAlone(this.#volume, this.ino);
     inode.openCount--;

@@ -80,6 +80,7 @@ test('the locks of a handle are its own, and a wait ends with its handle', async
   await expect(aborted).rejects.toMatchObject({ code: 'ABORT_ERR' });
   await a.close();
   await c.locks!.lock(request('handle', who, 5, 1), 'read', false);
+  await expect(a.locks!.lock(request('handle', who), 'read', false)).rejects.toMatchObject({ code: 'EBADF' });
 });
 
 test('the locks of a dead node fall with it', async () => {

@@ -21,9 +21,11 @@ export class HandleLocks implements FileLocking {
   #handle: LockOwner | null = null;
   /** Processes that have locked through this handle. */
   readonly #processes = new Set<LockOwner>();
-  readonly #closing = new AbortController();
+  /** Made for the first lock: most handles have none. */
+  #closing: AbortController | null = null;
   /** Something may have to be given up at close. */
   used = false;
+  closed = false;
 
   constructor(
     locks: LockClientApi,
@@ -33,8 +35,6 @@ export class HandleLocks implements FileLocking {
     this.#locks = locks;
     this.#ino = ino;
     this.#access = access;
-    // One listener per lock that waits.
-    setMaxListeners(0, this.#closing.signal);
   }
 
   #wanted(op: string, { kind, process, offsetBytes, lengthBytes }: LockRequest): LockWanted {
@@ -60,6 +60,15 @@ export class HandleLocks implements FileLocking {
     return this.#handle;
   }
 
+  #untilClosed(): AbortSignal {
+    if (this.#closing === null) {
+      this.#closing = new AbortController();
+      // One listener per lock that waits.
+      setMaxListeners(0, this.#closing.signal);
+    }
+    return this.#closing.signal;
+  }
+
   async lock(request: LockRequest, type: 'read' | 'write', wait: boolean, options?: LockOptions): Promise<void> {
     const op = request.kind === 'flock' ? 'flock' : 'lock';
     const wanted = this.#wanted(op, request);
@@ -68,10 +77,12 @@ export class HandleLocks implements FileLocking {
     if (request.kind !== 'flock' && !(type === 'read' ? readable : writable))
       throw new FsError('badHandle', { op, object: `inode ${this.#ino}`, detail: `not open for that (${type})` });
     if (request.kind === 'process') this.#processes.add(request.process);
+    if (this.closed) throw new FsError('badHandle', { op, object: `inode ${this.#ino}`, detail: 'closed' });
     this.used = true;
+    const closing = this.#untilClosed();
     const cancel = new AbortController();
     const abort = (): void => cancel.abort();
-    const signals = [this.#closing.signal, ...(options?.signal === undefined ? [] : [options.signal])];
+    const signals = [closing, ...(options?.signal === undefined ? [] : [options.signal])];
     for (const signal of signals) {
       if (signal.aborted) abort();
       signal.addEventListener('abort', abort, { once: true });
@@ -80,7 +91,7 @@ export class HandleLocks implements FileLocking {
       const lockType = type === 'read' ? LockType.read : LockType.write;
       await this.#locks.lock(wanted, lockType, wait, { ...options, signal: cancel.signal });
     } catch (error) {
-      if (!this.#closing.signal.aborted) throw error;
+      if (!closing.aborted) throw error;
       throw new FsError('badHandle', { op, object: `inode ${this.#ino}`, detail: 'closed', cause: error });
     } finally {
       for (const signal of signals) signal.removeEventListener('abort', abort);
@@ -114,7 +125,7 @@ export class HandleLocks implements FileLocking {
 
   /** The handle closes. Errors are those of a node that is fenced or leaves: its locks fall in any case. */
   async close(): Promise<void> {
-    this.#closing.abort();
+    this.#closing?.abort();
     const owner = this.#handle;
     const [object, at] = [this.#ino, WHOLE_FILE];
     const ending = [...this.#processes].map((process) => this.release(process));
