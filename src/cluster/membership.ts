@@ -287,11 +287,14 @@ export class MembershipMachine {
     this.#effects.push({ type: 'swapView', expectedRevision: this.#mirror.viewRevision, record: next });
   }
 
-  /** Not before every trace of an older life of ours has been cleaned up (F1). */
+  /**
+   * An older life of ours may still be being expelled: its log may lie on NSDs to which this node is the only path, so this life has to serve
+   * before that one's recovery can end. Lives are told apart by their incarnation everywhere.
+   */
   #withSelf(view: ViewRecord): ViewRecord {
     const { nodeId } = this.self;
     const record = this.#record;
-    if (record === null || [...view.nodes, ...view.expelling].some((entry) => entry.nodeId === nodeId)) return view;
+    if (record === null || view.nodes.some((entry) => entry.nodeId === nodeId)) return view;
     const nodes = [...view.nodes, record].sort((a, b) => a.nodeId - b.nodeId);
     if (!record.tokenServer && view.epoch > 0) return { ...view, nodes };
     const tokenServers = nodes.filter((node) => node.tokenServer).map((node) => node.nodeId);

@@ -234,6 +234,17 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     });
     undo.push(() => opened.close());
 
+    const fileSystems = async (): Promise<{ name: string; record: FileSystemRecord }[]> => {
+      const { entries } = await store.list(FILE_SYSTEM_PREFIX);
+      const found: { name: string; record: FileSystemRecord }[] = [];
+      for (const { key } of entries) {
+        const name = key.slice(FILE_SYSTEM_PREFIX.length);
+        const record = await membership.fileSystem(name);
+        if (record !== null && StoreKey.fileSystem(name) === key) found.push({ name, record });
+      }
+      return found;
+    };
+
     const made = new HoldfastNode(
       {
         fabric,
@@ -248,6 +259,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
         checksums,
         stores: [],
         ...(config.settings === undefined ? {} : { settings: config.settings }),
+        fileSystems: async () => (await fileSystems()).map(({ name, record }) => ({ name, ...record })),
         onBroken: (error) => fail(FsError.from(error, 'engine')),
       },
       { tokenServer: config.tokenServer },
@@ -293,17 +305,6 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     };
     undo.push(membership.onChange(claimStores));
     claimStores();
-
-    const fileSystems = async (): Promise<{ name: string; record: FileSystemRecord }[]> => {
-      const { entries } = await store.list(FILE_SYSTEM_PREFIX);
-      const found: { name: string; record: FileSystemRecord }[] = [];
-      for (const { key } of entries) {
-        const name = key.slice(FILE_SYSTEM_PREFIX.length);
-        const record = await membership.fileSystem(name);
-        if (record !== null && StoreKey.fileSystem(name) === key) found.push({ name, record });
-      }
-      return found;
-    };
 
     const lazy = new LazyFileSystem(async () => {
       const all = await fileSystems();

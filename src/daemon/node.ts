@@ -33,6 +33,7 @@ import type { Holding } from '../token-manager/token-client-machine.js';
 import { encodeExpel } from '../token-manager/token-messages.js';
 import { TokenServer } from '../token-manager/token-server.js';
 import type { TokenServerSettings } from '../token-manager/token-server-events.js';
+import { lifeState, NodeRecovery } from './node-recovery.js';
 import type { PoolPlan } from './pool-plan.js';
 import { SpaceExchange } from './space-exchange.js';
 
@@ -65,6 +66,8 @@ export interface NodeParts {
     /** What a server gets before a request is sent again. */
     readonly nsdAttemptTimeoutMs?: number;
   };
+  /** All file systems of the cluster: of each the log of a dead node is redone (F1). */
+  readonly fileSystems: () => Promise<readonly FileSystemIdentity[]>;
   /** An invariant is broken: stop serving (F7). */
   readonly onBroken: (error: unknown) => void;
 }
@@ -101,6 +104,9 @@ export class HoldfastNode {
   readonly #parts: NodeParts;
   readonly #unsubscribe: () => void;
   readonly #space: SpaceExchange;
+  readonly #recovery: NodeRecovery;
+  /** Metadata on its way, of the mounted file system and of recovery. */
+  readonly #staging: SegmentArena;
   #mounted: Mounted | null = null;
   /** The last mount or unmount: both use all of the map, the staging and the tokens, so they run one at a time. */
   #turn: Promise<unknown> = Promise.resolve();
@@ -108,6 +114,20 @@ export class HoldfastNode {
   constructor(parts: NodeParts, role: { readonly tokenServer: boolean }) {
     const { fabric, membership, pool, plan, clock, counters, logger, checksums, settings } = parts;
     this.#parts = parts;
+    this.#staging = new SegmentArena(plan.fsStaging);
+    this.#recovery = new NodeRecovery({
+      self: fabric.self.nodeId,
+      nsdClient: (uuids) => this.nsdClient(uuids),
+      fileSystems: parts.fileSystems,
+      membership,
+      arena: this.#staging,
+      pool,
+      checksums,
+      clock,
+      counters,
+      logger,
+      mounted: () => this.#mounted?.fileSystem ?? null,
+    });
     fabric.setEpoch(membership.view.epoch);
     // The fabric learns of a view before the tokens do: what they send belongs to the new epoch.
     this.#unsubscribe = membership.onChange((view, previous) => this.#viewChanged(view, previous));
@@ -168,12 +188,19 @@ export class HoldfastNode {
         }
       },
       tokensFall: async (server, target) => {
+        // What it held stays closed until its logs have been redone (I6). Who left in order has nothing in them.
+        if (!target.clean) await this.redoLogs(target);
         const fate = { type: 'expelled', nodeId: target.nodeId, incarnation: target.incarnation } as const;
         await fabric
           .peer(server.nodeId)
           .request(MessageType.tokenExpel, encodeExpel(fate), { timeoutMs: ACTION_TIMEOUT_MS });
       },
     };
+  }
+
+  /** Of a life that every NSD server refuses; once, however often it is asked for. */
+  redoLogs(life: NodeIdentity): Promise<void> {
+    return this.#recovery.redo(life);
   }
 
   /** NSDs by index, wherever the membership says that they are served. */
@@ -231,7 +258,7 @@ export class HoldfastNode {
         detail: `${this.#mounted.identity.name} is mounted`,
       });
     }
-    const { fabric, pool, plan, map, clock, random, logger, counters, checksums, settings } = this.#parts;
+    const { fabric, pool, map, clock, random, logger, counters, checksums, settings } = this.#parts;
     const backing = new FileBacking();
     const tokens = scopedTokens(this.tokens, identity.number);
     const cache = createPageCache({
@@ -254,7 +281,7 @@ export class HoldfastNode {
       cache,
       backing,
       nsds: this.nsdClient(identity.nsds),
-      arena: new SegmentArena(plan.fsStaging),
+      arena: this.#staging,
       pool,
       clock,
       random,
@@ -263,6 +290,7 @@ export class HoldfastNode {
       checksums,
       settings: settings?.fs ?? {},
       peers: this.#space.peers(identity.uuid, identity.number),
+      lives: { state: (id, life) => lifeState(this.#parts.membership.view, id, life) },
       fsUuid: identity.uuid,
       nsdUuids: identity.nsds,
     });
@@ -299,7 +327,7 @@ export class HoldfastNode {
 
   /** mkfs. The NSDs must be served by somebody, and be nobody's. */
   async format(identity: Omit<FileSystemIdentity, 'number'>, failureGroups: readonly number[]): Promise<void> {
-    const { fabric, pool, plan, clock, random, checksums } = this.#parts;
+    const { fabric, pool, clock, random, checksums } = this.#parts;
     const nsdClient = this.nsdClient(identity.nsds);
     const nsds: NsdDescription[] = [];
     for (const [index, uuid] of identity.nsds.entries()) {
@@ -311,7 +339,7 @@ export class HoldfastNode {
       fsUuid: identity.uuid,
       name: identity.name,
       nsdClient,
-      arena: new SegmentArena(plan.fsStaging),
+      arena: this.#staging,
       pool,
       checksums,
       clock,
@@ -348,6 +376,7 @@ export class HoldfastNode {
   /** Stops serving, at once. The fabric, the stores and the membership are their makers' to close. */
   stop(): void {
     this.#unsubscribe();
+    this.#recovery.stop();
     this.tokens.close();
     this.locks.close();
     this.tokenServer?.close();
@@ -363,6 +392,7 @@ export class HoldfastNode {
       if (now === undefined || now.incarnation > before.incarnation) fabric.forget(id, before.incarnation);
     }
     this.#letFall(view, previous);
+    this.#recovery.viewChanged(view, previous);
   }
 
   /**

@@ -16,6 +16,7 @@ import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange }
 import { blockFree, countBits, fillBits, findRun, freeRuns, regionFree, setRegionFree } from './map-formats.js';
 import { Mutex } from './mutex.js';
 import { type SettledPeers, Settling } from './space-peers.js';
+import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
 
 interface HeldRegion {
@@ -58,12 +59,6 @@ export class Allocator {
   /** Free sub-blocks by region, where this node knows better than the device. */
   heldFree(): ReadonlyMap<number, number> {
     return new Map([...this.#held].map(([region, held]) => [region, held.free]));
-  }
-
-  /** Everything allocated so far is marked so on the devices (not flushed). Pointers may be written afterwards. */
-  async flush(): Promise<void> {
-    const file = this.#volume.mapFile(ALLOCATION_MAP);
-    if (file.dirty) await file.flush();
   }
 
   /**
@@ -126,6 +121,29 @@ export class Allocator {
       return true;
     });
     return done === true;
+  }
+
+  /** In the map too, if it isn't: space that was promised before there was a log. */
+  async markUsed({ nsd, sector, count }: Extent): Promise<void> {
+    const volume = this.#volume;
+    const { geometry } = volume;
+    const region = regionOf(geometry, sector);
+    const range = regionSectorRange(geometry, region, nsd);
+    const pins = await volume.pin([volume.dataItem(ALLOCATION_MAP, regionRange(geometry, region))], undefined);
+    try {
+      await volume.mapFile(ALLOCATION_MAP).withBytes(range, 'exclusive', (view) => {
+        const bits = view.bytes(range.start, SECTOR_BYTES);
+        const block = Math.floor(sector / SUB_BLOCKS_PER_BLOCK) % geometry.regionBlocks;
+        const free = countBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 0);
+        if (free === 0) return;
+        fillBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 1);
+        setRegionFree(bits, regionFree(bits) - free);
+        view.changed(range.start, SECTOR_BYTES);
+        this.#held.delete(region);
+      });
+    } finally {
+      pins.release();
+    }
   }
 
   /** Space was freed in a region: "full" may be wrong now. */
@@ -204,7 +222,13 @@ export class Allocator {
     held.free -= count;
     const at = nsd * this.#volume.geometry.regionBlocks + block;
     held.blockFree[at] = held.blockFree[at]! - count;
-    this.#volume.counters.add('fs.subBlocksAllocated', count);
+    const { geometry, systemFiles, counters } = this.#volume;
+    const transaction = new MetadataTransaction(this.#volume);
+    const base = (held.region * geometry.regionBlocks + block) * SUB_BLOCKS_PER_BLOCK;
+    transaction.sector(systemFiles.get(ALLOCATION_MAP)!, regionSectorRange(geometry, held.region, nsd).start, sector);
+    transaction.limbo([{ nsd, sector: base + first, count }]);
+    transaction.commit();
+    counters.add('fs.subBlocksAllocated', count);
   }
 
   /** One synchronous moment with the region's token pinned and its sector in hand; undefined when either can't be had at once. */

@@ -17,8 +17,10 @@ import { findPointer, loadPointers } from './block-map.js';
 import { isReserved, reserve } from './file-space.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES } from './inode-format.js';
+import { holdBack } from './inode-image.js';
 import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
 import { leafFault } from './leaf-format.js';
+import type { SectorWrite } from './log/logged-sectors.js';
 import { regionFault, segmentFault } from './map-formats.js';
 import { corrupt, getU32, sealSector } from './sector.js';
 import type { Volume } from './volume.js';
@@ -46,9 +48,12 @@ export class FileBacking implements BackingStore {
   async read(ino: InodeNumber, pieces: readonly FilePiece[], signal?: AbortSignal): Promise<void> {
     const inode = await this.#inode(ino, 'read');
     await inode.transfer(async () => {
-      const ios = await this.#map(inode, pieces, 'read');
+      const metadata = isMetadata(inode);
+      const ios = await this.#map(inode, pieces, 'read', metadata);
       if (ios.length > 0) await this.#bound.parts.nsds.read(ios, { signal });
-      if (isMetadata(inode)) this.#verify(inode, pieces);
+      if (!metadata) return;
+      this.#verify(inode, pieces);
+      for (const io of ios) this.#learn(io);
     });
   }
 
@@ -59,26 +64,62 @@ export class FileBacking implements BackingStore {
         this.#writeInline(inode, pieces);
         return;
       }
-      if (isMetadata(inode)) this.#seal(pieces);
-      const ios = await this.#map(inode, pieces, 'write');
-      if (ios.length > 0) await this.#bound.parts.nsds.write(ios);
+      const metadata = isMetadata(inode);
+      const ios = await this.#map(inode, pieces, 'write', metadata);
+      if (metadata) await this.#writeMetadata(pieces, ios);
+      else if (ios.length > 0) await this.#bound.parts.nsds.write(ios);
       // Now, not before: a flush that began while they were under way doesn't cover them.
       for (const io of ios) inode.unflushed.add(io.nsd);
     });
+  }
+
+  #learn({ nsd, sector, versions }: SectorIo): void {
+    versions?.forEach((version, index) => {
+      this.#bound.wasRead({ nsd, sector: sector + index, count: 1 }, version);
+    });
+  }
+
+  /** L1: what is written in place is in the log, durably. The pages are stable until this ends. */
+  async #writeMetadata(pieces: readonly FilePiece[], ios: readonly SectorIo[]): Promise<void> {
+    const { log, sectors, parts } = this.#bound;
+    if (ios.length === 0) return;
+    const writes: SectorWrite[] = [];
+    let last = 0;
+    for (const { nsd, sector, versions } of ios)
+      for (let index = 0; index < (versions?.length ?? 0); index++) {
+        const write = sectors.beginWrite({ nsd, sector: sector + index });
+        versions![index] = write.version;
+        last = Math.max(last, write.dirty?.last ?? 0);
+        writes.push(write);
+      }
+    let succeeded = false;
+    try {
+      this.#seal(pieces);
+      await log?.force(last);
+      // Their records are their intents (S1), where there are some.
+      const logged = writes.every(({ dirty }) => dirty !== null);
+      await parts.nsds.write(logged ? ios.map((io) => ({ ...io, logged: true })) : ios);
+      succeeded = true;
+    } finally {
+      for (const write of writes) sectors.endWrite(write, succeeded);
+    }
   }
 
   async reserve(ino: InodeNumber, range: ByteRange, options?: { readonly ahead: boolean }): Promise<void> {
     const volume = this.#bound;
     if (volume.systemFiles.has(ino)) return;
     if (options?.ahead !== true) return reserve(volume, await this.#inode(ino, 'reserve'), range);
+    const leave = volume.log?.tryEnter('inner');
+    if (leave === null) throw new FsError('busy', { op: 'reserve', object: `inode ${ino}`, detail: 'the log is full' });
     // Pointers change under the exclusive status token only: without it they could change after it has left.
     const pins = volume.parts.tokens.tryPin([volume.inodes.statusItem(ino, TokenMode.exclusive)]);
-    if (pins === null)
-      throw new FsError('busy', { op: 'reserve', object: `inode ${ino}`, detail: 'its status token is not at hand' });
     try {
+      if (pins === null)
+        throw new FsError('busy', { op: 'reserve', object: `inode ${ino}`, detail: 'its status token is not at hand' });
       await reserve(volume, await this.#inode(ino, 'reserve'), range);
     } finally {
-      pins.release();
+      pins?.release();
+      leave?.();
     }
   }
 
@@ -89,7 +130,12 @@ export class FileBacking implements BackingStore {
   }
 
   /** Pieces cut at block boundaries and turned into sectors; reads of holes are answered with zeros at once. */
-  async #map(inode: Inode, pieces: readonly FilePiece[], op: 'read' | 'write'): Promise<SectorIo[]> {
+  async #map(
+    inode: Inode,
+    pieces: readonly FilePiece[],
+    op: 'read' | 'write',
+    versioned: boolean,
+  ): Promise<SectorIo[]> {
     const { bytes } = this.#bound.parts.pool;
     const ios: SectorIo[] = [];
     if (inode.isInline) {
@@ -118,6 +164,7 @@ export class FileBacking implements BackingStore {
             nsd: pointer.nsd,
             sector: pointer.sector + (at - blockStart) / SECTOR_BYTES,
             memory: { offsetBytes: poolAt, lengthBytes: presentEnd - at },
+            ...(versioned ? { versions: new Uint32Array((presentEnd - at) / SECTOR_BYTES) } : {}),
           });
         }
         const holeStart = Math.max(at, presentEnd);
@@ -143,6 +190,7 @@ export class FileBacking implements BackingStore {
 
   #writeInline(inode: Inode, pieces: readonly FilePiece[]): void {
     this.#bound.inodes.refresh(inode);
+    holdBack(this.#bound, inode);
     const area = new Uint8Array(Math.min(inode.sizeBytes, AREA_BYTES));
     area.set(inode.area.subarray(0, area.length));
     for (const { offsetBytes, lengthBytes, poolOffsetBytes } of pieces) {

@@ -37,7 +37,16 @@ export interface PointerHost {
   readonly checksums: Checksums;
   readonly parts: { readonly epoch: () => Epoch };
   readonly allocator: { allocate(ino: InodeNumber, block: number, count: number): Promise<Extent> };
-  readSectors<T>(nsd: NsdIndex, sector: number, count: number, use: (bytes: Uint8Array) => T): Promise<T>;
+  readSectors<T>(
+    nsd: NsdIndex,
+    sector: number,
+    count: number,
+    use: (bytes: Uint8Array, versions: Uint32Array) => T,
+  ): Promise<T>;
+  /** Absent where there is no log. */
+  learnVersions?(extents: readonly Extent[]): Promise<void>;
+  /** A sector was read at this version. */
+  wasRead?(place: Extent, version: number): void;
 }
 
 const NOT_LOADED = undefined;
@@ -86,7 +95,10 @@ async function readIndirect(
   firstBlock: number,
   home: BlockPointer,
 ): Promise<IndirectNode> {
-  const sector = await volume.readSectors(home.nsd, home.sector, 1, (bytes) => bytes.slice());
+  const sector = await volume.readSectors(home.nsd, home.sector, 1, (bytes, versions) => {
+    volume.wasRead?.(home, versions[0]!);
+    return bytes.slice();
+  });
   checkIndirect(inode.ino, level, firstBlock, sector, volume.fsId, volume.geometry, volume.checksums);
   return { level, firstBlock, home, sector, dirty: false, children: new Map() };
 }
@@ -136,10 +148,17 @@ async function newIndirect(
   firstBlock: number,
 ): Promise<IndirectNode> {
   const extent = await volume.allocator.allocate(inode.ino, firstBlock, 1);
+  await volume.learnVersions?.([extent]);
   const sector = formatIndirect(inode.ino, level, firstBlock, inode.generation, volume.fsId);
   const home = blockPointer(extent, volume.parts.epoch());
-  inode.allocatedSubBlocks += 1;
   return { level, firstBlock, home, sector, dirty: true, children: new Map() };
+}
+
+/** In the turn in which it gets its pointer. */
+function added(inode: Inode, { home }: IndirectNode): void {
+  inode.keeper?.holdBack(inode);
+  inode.allocatedSubBlocks += 1;
+  inode.reserved.push(home);
 }
 
 /** Loads or makes the indirect blocks above a block, so that `setPointer` can't fail. Under `inode.structure`. */
@@ -151,6 +170,7 @@ export async function preparePointer(volume: PointerHost, inode: Inode, block: n
   let node = await loadRoot(volume, inode, place);
   if (node === null) {
     node = await newIndirect(volume, inode, place.level, place.firstBlock);
+    added(inode, node);
     setAreaPointer(inode, place.root, node.home);
     inode.roots[rootIndex(place.root)] = node;
   }
@@ -159,6 +179,7 @@ export async function preparePointer(volume: PointerHost, inode: Inode, block: n
     let child: IndirectNode | null = await loadChild(volume, inode, node, slot);
     if (child === null) {
       child = await newIndirect(volume, inode, node.level - 1, node.firstBlock + slot * span(node.level));
+      added(inode, child);
       writePointer(node.sector, entryOffset(slot), child.home);
       node.children.set(slot, child);
       node.dirty = true;
@@ -171,6 +192,7 @@ export async function preparePointer(volume: PointerHost, inode: Inode, block: n
 export function setPointer(inode: Inode, block: number, pointer: BlockPointer | null): void {
   const before = findPointer(inode, block);
   invariant(before !== NOT_LOADED, 'a pointer is set where its indirect block is known');
+  inode.keeper?.holdBack(inode);
   inode.allocatedSubBlocks += (pointer?.count ?? 0) - (before?.count ?? 0);
   const place = pointerPlace(block);
   if (place.level === 0) {
@@ -232,6 +254,7 @@ function cutNode(node: IndirectNode, fromBlock: number, freed: Extent[]): boolea
 export function cutPointers(inode: Inode, fromBlock: number): Extent[] {
   const freed: Extent[] = [];
   if (inode.isInline) return freed;
+  inode.keeper?.holdBack(inode);
   for (let entry = Math.min(fromBlock, DIRECT_POINTERS); entry < DIRECT_POINTERS; entry++) {
     const pointer = areaPointer(inode, entry);
     if (pointer === null) continue;

@@ -22,11 +22,14 @@ import {
   INODE_FILE,
   INODE_MAP,
   INODES_PER_BLOCK,
+  LOG_TABLE,
   RENAME_LOCK,
   RESERVED_BLOCKS,
   ROOT_DIRECTORY,
 } from './layout.js';
 import { hashName, leafDepth, leafEntries, leafExists, leafFault } from './leaf-format.js';
+import { findLogTable, readDescriptors } from './log/log-reader.js';
+import { LogState } from './log/log-table.js';
 import { bitmapAt, inodeUsed, regionFault, segmentFault } from './map-formats.js';
 import { readSuperblock } from './mount.js';
 import { fsIdOf, type Superblock } from './superblock.js';
@@ -90,6 +93,7 @@ class Check implements PointerHost {
         count: RESERVED_BLOCKS * SUB_BLOCKS_PER_BLOCK,
       });
     await this.#readInodes();
+    await this.#claimLogs();
     for (const inode of this.#inodes.values()) await this.#claimAll(inode);
     for (const inode of this.#inodes.values()) if (inode.isDirectory) await this.#readDirectory(inode);
     this.#checkLinks();
@@ -119,12 +123,18 @@ class Check implements PointerHost {
     }
   }
 
-  async readSectors<T>(nsd: NsdIndex, sector: number, count: number, use: (bytes: Uint8Array) => T): Promise<T> {
+  async readSectors<T>(
+    nsd: NsdIndex,
+    sector: number,
+    count: number,
+    use: (bytes: Uint8Array, versions: Uint32Array) => T,
+  ): Promise<T> {
     const memory = await this.#io.arena.allocate(count * SECTOR_BYTES);
     try {
       const io = { offsetBytes: memory.offsetBytes, lengthBytes: count * SECTOR_BYTES };
-      await this.#io.nsds.read([{ nsd, sector, memory: io }]);
-      return use(this.#io.pool.bytes.subarray(io.offsetBytes, io.offsetBytes + io.lengthBytes));
+      const versions = new Uint32Array(count);
+      await this.#io.nsds.read([{ nsd, sector, memory: io, versions }]);
+      return use(this.#io.pool.bytes.subarray(io.offsetBytes, io.offsetBytes + io.lengthBytes), versions);
     } finally {
       this.#io.arena.free(memory);
     }
@@ -198,6 +208,23 @@ class Check implements PointerHost {
     });
   }
 
+  /** Space of logs, and which of them have to be replayed before a check means anything. */
+  async #claimLogs(): Promise<void> {
+    await this.#attempt('logs', async () => {
+      const logs = { ...this.#io, fsId: this.fsId, geometry: this.geometry, inodeFile: this.#home };
+      const descriptors = await readDescriptors(logs, await findLogTable(logs));
+      for (const [slot, descriptor] of descriptors.entries()) {
+        if (descriptor === null) {
+          this.#problem(`the descriptor of log ${slot} is damaged`);
+          continue;
+        }
+        if (descriptor.state !== LogState.unused && descriptor.state !== LogState.clean)
+          this.#problem(`log ${slot} of node ${descriptor.owner.nodeId} has not been brought to its end`);
+        for (const extent of descriptor.copies.flat()) this.#claim(LOG_TABLE, extent);
+      }
+    });
+  }
+
   async #readDirectory(directory: Inode): Promise<void> {
     const names = new Set<string>();
     let subdirectories = 0;
@@ -247,7 +274,7 @@ class Check implements PointerHost {
       if (inode.isDirectory ? links !== 1 : links !== inode.nlink)
         this.#problem(`inode ${inode.ino} has ${links} names and says ${inode.nlink}`);
     }
-    for (const ino of [ROOT_DIRECTORY, ALLOCATION_MAP, INODE_MAP, RENAME_LOCK])
+    for (const ino of [ROOT_DIRECTORY, ALLOCATION_MAP, INODE_MAP, RENAME_LOCK, LOG_TABLE])
       if (!this.#inodes.has(ino)) this.#problem(`system inode ${ino} is missing`);
   }
 

@@ -31,7 +31,8 @@ import {
   removeEntry,
   setEntryAt,
 } from './leaf-format.js';
-import { MetadataTransaction } from './transaction.js';
+import { keyOf } from './log/logged-sectors.js';
+import { MetadataTransaction, placeOf } from './transaction.js';
 import type { Volume } from './volume.js';
 
 /** A name, with what every step of an operation needs of it. */
@@ -101,14 +102,14 @@ export class Directory {
       if (!leafExists(leaf)) formatLeaf(leaf, this.inode.ino, 0, 0, this.inode.generation, this.#volume.fsId);
       if (leafUsedBytes(leaf) + entryBytes(name.bytes.length) > LEAF_CAPACITY_BYTES) return false;
       appendEntry(leaf, hash, name.bytes, entry);
-      changed();
+      changed(transaction);
       return true;
     });
     if (done === undefined) return { kind: 'load', index, mode: 'exclusive' };
     if (!done.value) return { kind: 'split', index, roomBytes: entryBytes(name.bytes.length) };
     this.inode.directoryEntries++;
     this.inode.sizeBytes = Math.max(this.inode.sizeBytes, SECTOR_BYTES);
-    this.#changed(transaction, index);
+    this.#changed(transaction);
     return null;
   }
 
@@ -153,13 +154,17 @@ export class Directory {
     return this.inode.directoryGate.run(async () => {
       if (needed.kind === 'split') return this.#split(needed.index, needed.roomBytes);
       const range = leafRange(needed.index);
-      if (needed.mode === 'exclusive') await this.#reserve(needed.index);
+      if (needed.mode === 'exclusive') await this.#prepare(needed.index);
       await this.#file.withBytes(range, needed.mode, () => undefined);
     });
   }
 
-  #reserve(index: number): Promise<void> {
-    return reserve(this.#volume, this.inode, leafRange(index));
+  /** A leaf has space, and the log knows its sector's version. */
+  async #prepare(index: number): Promise<void> {
+    await reserve(this.#volume, this.inode, leafRange(index));
+    if (!this.#unknown(index)) return;
+    const place = placeOf(this.inode, index * SECTOR_BYTES);
+    if (place !== null) await this.#volume.learnVersions([{ ...place, count: 1 }]);
   }
 
   /** The index of the leaf that a hash belongs to, ABSENT in a directory without leaves. */
@@ -186,29 +191,39 @@ export class Directory {
       const at = findEntry(leaf, hash, name.bytes);
       invariant(at >= 0, 'a name that was found in this turn is there');
       change(leaf, at);
-      changed();
+      changed(transaction);
     });
     if (done === undefined) return { kind: 'load', index, mode: 'exclusive' };
-    this.#changed(transaction, index);
+    this.#changed(transaction);
     return null;
   }
 
-  #changed(transaction: MetadataTransaction, index: number): void {
+  #changed(transaction: MetadataTransaction): void {
     this.inode.mtimeNs = transaction.nowNs;
     this.inode.ctimeNs = transaction.nowNs;
     transaction.inode(this.inode);
-    transaction.sector(this.inode.ino, index * SECTOR_BYTES);
   }
 
+  /** Undefined: to be loaded. A leaf that is to be changed has its version known to the log. */
   #tryLeaf<T>(
     index: number,
     mode: 'shared' | 'exclusive',
-    use: (leaf: Uint8Array, changed: () => void) => T,
+    use: (leaf: Uint8Array, changed: (transaction: MetadataTransaction) => void) => T,
   ): { value: T } | undefined {
     const range = leafRange(index);
-    return this.#file.tryWithBytes(range, mode, (view) =>
-      use(view.bytes(range.start, SECTOR_BYTES), () => view.changed(range.start, SECTOR_BYTES)),
-    );
+    if (mode === 'exclusive' && this.#unknown(index)) return undefined;
+    return this.#file.tryWithBytes(range, mode, (view) => {
+      const leaf = view.bytes(range.start, SECTOR_BYTES);
+      return use(leaf, (transaction) => {
+        view.changed(range.start, SECTOR_BYTES);
+        transaction.sector(this.inode, range.start, leaf);
+      });
+    });
+  }
+
+  #unknown(index: number): boolean {
+    const place = placeOf(this.inode, index * SECTOR_BYTES);
+    return place === null || !this.#volume.sectors.knows(keyOf(place));
   }
 
   /**
@@ -225,7 +240,8 @@ export class Directory {
       if (depth >= DIRECTORY_DEPTH_MAX)
         throw new FsError('noSpace', { op: 'create', object: `directory ${this.inode.ino}`, detail: 'too many names' });
       const sibling = index + 2 ** depth;
-      await this.#reserve(sibling);
+      await this.#prepare(index);
+      await this.#prepare(sibling);
       await this.#file.withBytes(leafRange(sibling), 'exclusive', () => undefined);
       if (this.#trySplit(index, sibling, depth)) return;
     }
@@ -243,22 +259,21 @@ export class Directory {
     formatLeaf(high, ino, sibling, depth + 1, generation, this.#volume.fsId);
     for (const entry of leafEntries(now.value))
       appendEntry((entry.hash >>> depth) & 1 ? high : low, entry.hash, entry.name, entry);
+    const transaction = new MetadataTransaction(this.#volume);
     const put = (at: number, bytes: Uint8Array): boolean =>
       this.#tryLeaf(at, 'exclusive', (leaf, changed) => {
         leaf.set(bytes);
-        changed();
+        changed(transaction);
       }) !== undefined;
     if (!put(sibling, high)) return false;
     if (!put(index, low)) {
       put(sibling, new Uint8Array(SECTOR_BYTES));
+      transaction.commit();
       return false;
     }
-    const transaction = new MetadataTransaction(this.#volume);
     this.inode.directoryDepth = Math.max(this.inode.directoryDepth, depth + 1);
     this.inode.sizeBytes = Math.max(this.inode.sizeBytes, (sibling + 1) * SECTOR_BYTES);
     transaction.inode(this.inode);
-    transaction.sector(ino, index * SECTOR_BYTES);
-    transaction.sector(ino, sibling * SECTOR_BYTES);
     transaction.commit();
     this.#volume.counters.add('fs.leafSplits');
     return true;

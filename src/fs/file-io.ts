@@ -15,6 +15,7 @@ import type { Credentials, OpOptions } from './file-system-api.js';
 import { clearTail } from './file-tail.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES, InodeFlag } from './inode-format.js';
+import { holdBack } from './inode-image.js';
 import { strippedByWrite } from './permissions.js';
 import { type InodeRef, loadRef } from './pinning.js';
 import { publishStatus, withSettledState } from './publishing.js';
@@ -263,6 +264,7 @@ async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeByt
   inode.settling++;
   try {
     const before = withSettledState(volume, inode, () => inode.sizeBytes);
+    holdBack(volume, inode);
     // A hole at the end of an inline file is kept in the inode as zeros, as long as there is room.
     if (inode.isInline && sizeBytes > AREA_BYTES) {
       if (before === 0) inode.flags &= ~InodeFlag.inline;

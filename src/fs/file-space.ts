@@ -17,7 +17,9 @@ import { type BlockPointer, blockPointer } from './block-pointer.js';
 import { FILE_BLOCKS_MAX } from './indirect-format.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES, EMPTY_AREA, InodeFlag } from './inode-format.js';
+import { holdBack } from './inode-image.js';
 import type { Extent } from './layout.js';
+import { keyOf } from './log/logged-sectors.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
 
@@ -50,9 +52,20 @@ export async function reserve(volume: Volume, inode: Inode, range: ByteRange): P
         await reserveBlock(volume, inode, block, subBlocksNeeded(block, range.end));
     } finally {
       // Also after a failure: indirect blocks and the blocks before it are there.
-      volume.inodes.markDirty(inode, true);
+      pointersChanged(volume, inode);
     }
   });
+}
+
+/** A file's pointers are exposed with its data; other inodes' are metadata like what they point to, and logged at once. */
+function pointersChanged(volume: Volume, inode: Inode): void {
+  if (inode.holdsDataBack) {
+    volume.inodes.markDirty(inode, true);
+    return;
+  }
+  const transaction = new MetadataTransaction(volume);
+  transaction.inode(inode);
+  transaction.commit();
 }
 
 async function reserveBlock(volume: Volume, inode: Inode, block: number, need: number): Promise<void> {
@@ -61,7 +74,8 @@ async function reserveBlock(volume: Volume, inode: Inode, block: number, need: n
   invariant(present !== undefined, 'prepared');
   if (present === null) {
     const extent = await allocateUpTo(volume, inode, block, block === 0 ? need : SUB_BLOCKS_PER_BLOCK, need);
-    setPointer(inode, block, blockPointer(extent, volume.parts.epoch(), inode.placementClass));
+    if (!inode.holdsDataBack) await volume.learnVersions([extent]);
+    pointTo(volume, inode, block, extent);
   } else if (present.count < need) await grow(volume, inode, block, present, need);
 }
 
@@ -75,11 +89,20 @@ async function allocateUpTo(volume: Volume, inode: Inode, block: number, wish: n
   }
 }
 
+/** In one turn: the pointer, and that it names what was in limbo until then. */
+function pointTo(volume: Volume, inode: Inode, block: number, extent: Extent): void {
+  setPointer(inode, block, blockPointer(extent, volume.parts.epoch(), inode.placementClass));
+  inode.reserved.push(extent);
+}
+
 async function grow(volume: Volume, inode: Inode, block: number, from: BlockPointer, need: number): Promise<void> {
   const wish = Math.min(SUB_BLOCKS_PER_BLOCK, Math.max(need, from.count * 2));
   for (const count of wish === need ? [need] : [wish, need]) {
     if (!volume.allocator.tryExtend(from, count)) continue;
+    const more = { nsd: from.nsd, sector: from.sector + from.count, count: count - from.count };
+    if (!inode.holdsDataBack) await volume.learnVersions([more]);
     setPointer(inode, block, { ...from, count });
+    inode.reserved.push(more);
     return;
   }
   const extent = await allocateUpTo(volume, inode, block, wish, need);
@@ -94,10 +117,23 @@ async function grow(volume: Volume, inode: Inode, block: number, from: BlockPoin
       return bytes;
     },
     () => {
-      setPointer(inode, block, blockPointer(extent, volume.parts.epoch(), inode.placementClass));
-      inode.pendingFrees.push(from);
+      pointTo(volume, inode, block, extent);
+      if (inode.holdsDataBack) inode.pendingFrees.push(from);
+      else metadataMoved(volume, inode, block, from);
     },
   );
+}
+
+/** What was copied is durable; what the log is ahead of it comes along. Nothing of it is on its way to a device. */
+function metadataMoved(volume: Volume, inode: Inode, block: number, from: BlockPointer): void {
+  const transaction = new MetadataTransaction(volume);
+  for (let at = 0; at < from.count; at++) {
+    const image = volume.sectors.latest(keyOf({ nsd: from.nsd, sector: from.sector + at }));
+    if (image !== undefined) transaction.sector(inode, block * BLOCK_BYTES + at * SUB_BLOCK_BYTES, image);
+  }
+  transaction.inode(inode);
+  transaction.limbo([from], true);
+  volume.frees.add([from], transaction.commit());
 }
 
 /**
@@ -107,9 +143,10 @@ async function grow(volume: Volume, inode: Inode, block: number, from: BlockPoin
 async function leaveInline(volume: Volume, inode: Inode, count: number): Promise<void> {
   const extent = await allocateUpTo(volume, inode, 0, count, count);
   const swap = (): void => {
+    holdBack(volume, inode);
     inode.flags &= ~InodeFlag.inline;
     inode.area = EMPTY_AREA;
-    setPointer(inode, 0, blockPointer(extent, volume.parts.epoch(), inode.placementClass));
+    pointTo(volume, inode, 0, extent);
   };
   const fill = async (bytes: Uint8Array): Promise<Uint8Array> => {
     bytes.fill(0);
@@ -137,6 +174,10 @@ async function copyInto(
         await fill(bytes, memory);
         await volume.parts.nsds.write([{ nsd: extent.nsd, sector: extent.sector, memory }]);
         inode.unflushed.add(extent.nsd);
+        if (!inode.holdsDataBack) {
+          await volume.parts.nsds.flush([extent.nsd]);
+          await volume.learnVersions([extent]);
+        }
         swap();
       }),
     );
@@ -160,7 +201,7 @@ export async function cutSpace(volume: Volume, inode: Inode, sizeBytes: number):
     const cutFrom = keptBlock + (keptCount > 0 ? 1 : 0);
     await loadForCut(volume, inode, cutFrom);
     if (keptCount > 0) await loadPointers(volume, inode, keptBlock);
-    const transaction = new MetadataTransaction(volume);
+    holdBack(volume, inode);
     const freed = cutPointers(inode, cutFrom);
     const tail = keptCount > 0 ? findPointer(inode, keptBlock) : null;
     if (tail && tail.count > keptCount) {
@@ -169,8 +210,7 @@ export async function cutSpace(volume: Volume, inode: Inode, sizeBytes: number):
     }
     if (freed.length === 0) return;
     inode.pendingFrees.push(...freed);
-    transaction.inode(inode);
-    transaction.commit();
+    volume.inodes.markDirty(inode, true);
   });
 }
 

@@ -22,7 +22,7 @@ async function cutShort(volume: TestVolume): Promise<void> {
   await node.fs.sync();
   await file.write(SIZE, Buffer.alloc(2 * SECTOR_BYTES, 0xdd));
   await node.cache.get(file.ino)!.flush();
-  volume.bury(node);
+  await volume.bury(node);
 }
 
 const growths = {
@@ -80,7 +80,7 @@ test('a dead node whose successor dies before it wrote anything leaves the doubt
   const touched = await open(two);
   await touched.setAttributes({ mode: 0o600 }, ROOT);
   await touched.sync(false);
-  volume.bury(two);
+  await volume.bury(two);
   const three = await volume.mount(3);
   const file = await open(three);
   await file.truncate(SIZE + 5000);

@@ -9,6 +9,7 @@ import { WHOLE } from '../common/byte-range.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { cutSpace, isReserved } from './file-space.js';
 import type { Inode } from './inode.js';
+import { holdBack } from './inode-image.js';
 import type { Volume } from './volume.js';
 
 /**
@@ -30,6 +31,7 @@ export async function clearTail(volume: Volume, inode: Inode): Promise<void> {
       await file.write(sizeBytes, new Uint8Array(sectorEnd - sizeBytes), { onCopied: () => undefined });
       await file.flush(rest);
     }
+    holdBack(volume, inode);
     inode.tailDoubtful = false;
     volume.inodes.markDirty(inode, true);
     volume.counters.add('fs.tailsCleared');

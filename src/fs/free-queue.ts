@@ -1,16 +1,17 @@
 /**
  * Sub-blocks on their way back to the allocation map.
  *
- * An extent comes here after the inode that pointed to it has been written without it, and after the last transfer to or from it has
- * ended. Then, in this order: discarded on its NSD (so that a free sub-block reads as zeros, and an unwritten part of a block that is
+ * An extent comes here after the record that gives it up was logged, and after the last transfer to or from it has ended. Then, in this
+ * order: the log is forced as far as that record (S6), discarded on its NSD (so that a free sub-block reads as zeros, and an unwritten part of a block that is
  * allocated later never shows what somebody else had there), then its bits are cleared under the region's token. Until then
- * nobody can allocate it. What a dying node has in this queue stays allocated: lost space, which a check finds, never shared space.
+ * nobody can allocate it. What a dying node has in this queue is in limbo in its log: recovery frees it.
  */
 import { SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { groupBy } from './group.js';
 import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange } from './layout.js';
 import { countBits, fillBits, regionFree, setRegionFree } from './map-formats.js';
 import { Mutex } from './mutex.js';
+import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
 
 export const DISCARD_EXTENTS_MAX = 256;
@@ -18,6 +19,8 @@ export const DISCARD_EXTENTS_MAX = 256;
 export class FreeQueue {
   readonly #volume: Volume;
   #extents: Extent[] = [];
+  /** The transaction that gave up the last of them. */
+  #sequence = 0;
   readonly #draining = new Mutex();
 
   constructor(volume: Volume) {
@@ -28,8 +31,10 @@ export class FreeQueue {
     return this.#extents.length;
   }
 
-  add(extents: readonly Extent[]): void {
+  /** `sequence`: the transaction since which no record needs them any more; it is durable before they are thrown away (S6). */
+  add(extents: readonly Extent[], sequence = 0): void {
     for (const extent of extents) this.#extents.push(extent);
+    this.#sequence = Math.max(this.#sequence, sequence);
   }
 
   /** Before an operation that will free more, with nothing pinned: keeps the queue bounded. */
@@ -40,6 +45,7 @@ export class FreeQueue {
   /** Gives back what waits. Regions that can't be had in time keep their extents in the queue; they are tried again. */
   async drain(): Promise<number> {
     return this.#draining.run(async () => {
+      if (this.#extents.length > 0) await this.#volume.log?.force(this.#sequence);
       const extents = this.#extents;
       this.#extents = [];
       let freed = 0;
@@ -50,13 +56,8 @@ export class FreeQueue {
         (e) => e.nsd * regionCount + regionOf(this.#volume.geometry, e.sector),
       ).values()) {
         try {
-          for (let at = 0; at < some.length; at += DISCARD_EXTENTS_MAX)
-            await this.#volume.parts.nsds.discard(
-              some
-                .slice(at, at + DISCARD_EXTENTS_MAX)
-                .map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count })),
-            );
-          freed += await this.#clear(some);
+          await this.#discard(some);
+          freed += await this.#volume.innerChange(() => this.#clear(some));
         } catch (error) {
           this.#extents.push(...some);
           this.#volume.counters.add('fs.freesDelayed', some.length);
@@ -74,7 +75,22 @@ export class FreeQueue {
     return this.#extents.length > 0 && (await this.drain()) > 0;
   }
 
-  async #clear(extents: readonly Extent[]): Promise<number> {
+  /** Space that a node which is gone had in limbo, of one sector of the map. `also`: what belongs into the same transaction. */
+  async giveBack(extents: readonly Extent[], also: (transaction: MetadataTransaction) => void): Promise<void> {
+    await this.#discard(extents);
+    await this.#volume.innerChange(() => this.#clear(extents, also));
+  }
+
+  async #discard(extents: readonly Extent[]): Promise<void> {
+    for (let at = 0; at < extents.length; at += DISCARD_EXTENTS_MAX) {
+      const some = extents.slice(at, at + DISCARD_EXTENTS_MAX);
+      await this.#volume.parts.nsds.discard(
+        some.map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count })),
+      );
+    }
+  }
+
+  async #clear(extents: readonly Extent[], also?: (transaction: MetadataTransaction) => void): Promise<number> {
     const volume = this.#volume;
     const { nsd } = extents[0]!;
     const region = regionOf(volume.geometry, extents[0]!.sector);
@@ -89,6 +105,11 @@ export class FreeQueue {
         const sector = view.bytes(range.start, range.end - range.start);
         for (const extent of extents) freed += this.#clearOne(sector, region, extent);
         view.changed(range.start, range.end - range.start);
+        const transaction = new MetadataTransaction(volume);
+        transaction.sector(volume.systemFiles.get(ALLOCATION_MAP)!, range.start, sector);
+        transaction.settled(extents);
+        also?.(transaction);
+        transaction.commit();
       });
     } finally {
       pins.release();

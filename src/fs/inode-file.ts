@@ -17,6 +17,7 @@ import { decodeInode } from './inode-format.js';
 import type { InodeTable } from './inode-table.js';
 import { INODE_FILE, INODES_PER_BLOCK, inodeBlockOf, segmentOf } from './layout.js';
 import { Mutex } from './mutex.js';
+import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
 
 export class InodeFile {
@@ -97,7 +98,7 @@ export class InodeFile {
     try {
       if (!this.inode.valid) await this.#read();
       try {
-        for (const block of blocks) await this.#growBy(block);
+        for (const block of blocks) await this.#volume.innerChange(() => this.#growBy(block));
       } finally {
         // Before anybody can hear of a number in it: another node finds the block as soon as it asks.
         if (this.inode.dirty) await this.#table.writeOut([this.inode]);
@@ -112,25 +113,28 @@ export class InodeFile {
     await loadPointers(this.#volume, file, block);
     if (findPointer(file, block)) return;
     const extent = await this.#volume.allocator.allocate(INODE_FILE, block, INODES_PER_BLOCK);
+    const transaction = new MetadataTransaction(this.#volume);
+    transaction.inode(file);
     try {
       await preparePointer(this.#volume, file, block);
     } catch (error) {
       this.#volume.frees.add([extent]);
+      transaction.commit();
       throw error;
-    } finally {
-      this.#table.markDirty(file, true);
     }
     setPointer(file, block, blockPointer(extent, this.#volume.parts.epoch()));
     file.sizeBytes = Math.max(file.sizeBytes, (block + 1) * INODES_PER_BLOCK * SECTOR_BYTES);
-    this.#table.markDirty(file, true);
+    file.reserved.push(extent);
+    transaction.commit();
     this.#volume.counters.add('fs.inodeBlocksAdded');
   }
 
   async #read(): Promise<void> {
     const { nsd, sector } = this.inode.home;
-    const fields = await this.#volume.readSectors(nsd, sector, 1, (bytes) =>
-      decodeInode(INODE_FILE, bytes, this.#volume.fsId, this.#volume.geometry, this.#volume.checksums),
-    );
+    const fields = await this.#volume.readSectors(nsd, sector, 1, (bytes, versions) => {
+      this.#volume.wasRead({ nsd, sector, count: 1 }, versions[0]!);
+      return decodeInode(INODE_FILE, bytes, this.#volume.fsId, this.#volume.geometry, this.#volume.checksums);
+    });
     if (fields === null || fields.type !== FileType.regular)
       throw new FsError('corrupt', { op: 'mount', object: 'inode 1', detail: 'is not the inode file' });
     this.inode.assign(fields);

@@ -19,7 +19,6 @@ import {
   getU64,
   isZero,
   Magic,
-  sealSector,
   sectorFault,
   setI64,
   setU16,
@@ -83,13 +82,8 @@ export interface InodeFields {
 
 export const EMPTY_AREA = new Uint8Array(0);
 
-export function encodeInode(
-  ino: InodeNumber,
-  fields: InodeFields,
-  sector: Uint8Array,
-  fsId: bigint,
-  checksums: Checksums,
-): void {
+/** Not sealed. */
+export function encodeInode(ino: InodeNumber, fields: InodeFields, sector: Uint8Array, fsId: bigint): void {
   sector.fill(0);
   writeHeader(sector, { magic: Magic.inode, fsId, owner: ino, index: ino, generation: fields.generation });
   sector[40] = fields.type;
@@ -115,7 +109,6 @@ export function encodeInode(
   setU32(sector, 140, fields.tailEpoch);
   sector.set(fields.kept, KEPT_AT);
   sector.set(fields.area, AREA_AT);
-  sealSector(sector, checksums);
 }
 
 /** Most inodes have no attributes, and keep no memory for them. */

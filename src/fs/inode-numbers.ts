@@ -14,7 +14,8 @@ import { type InodeNumber, inodeNumber, type NsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { INODES_PER_SEGMENT, TokenClass } from '../token-manager/token.js';
 import { groupBy } from './group.js';
-import { INODE_MAP, segmentOf, segmentRange } from './layout.js';
+import { type Extent, INODE_MAP, segmentOf, segmentRange } from './layout.js';
+import { runsOf } from './log/loose-ends.js';
 import {
   inodeUsed,
   segmentFree,
@@ -25,6 +26,7 @@ import {
 } from './map-formats.js';
 import { Mutex } from './mutex.js';
 import { Settling } from './space-peers.js';
+import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
 
 export interface InodeTicket {
@@ -103,6 +105,7 @@ export class InodeNumbers {
       this.#segment = segment;
       try {
         const homes = await this.#volume.inodes.ensureMapped(batch.map(({ ino }) => ino));
+        await this.#volume.learnVersions(runsOfHomes(homes));
         this.#free = batch.map((ticket, index) => ({ ...ticket, home: homes[index]! })).reverse();
         this.#volume.parts.tokens.ask(batch.map(({ ino }) => this.#volume.dataItem(ino, WHOLE)));
       } catch (error) {
@@ -116,14 +119,16 @@ export class InodeNumbers {
 
   async #takeBatch(segment: number): Promise<Omit<InodeTicket, 'home'>[]> {
     const batch: Omit<InodeTicket, 'home'>[] = [];
-    await this.#change(segment, (sector) => {
+    await this.#change(segment, (sector, transaction) => {
       const free = segmentFree(sector);
       if (free === 0) return false;
       const generation = segmentGeneration(sector);
       for (let slot = 0; slot < INODES_PER_SEGMENT && batch.length < this.#volume.settings.inodeBatch; slot++) {
         if (inodeUsed(sector, slot)) continue;
         setInodeUsed(sector, slot, true);
-        batch.push({ ino: inodeNumber(segment * INODES_PER_SEGMENT + slot), generation });
+        const ino = inodeNumber(segment * INODES_PER_SEGMENT + slot);
+        batch.push({ ino, generation });
+        transaction.numbers('numbersTaken', ino);
       }
       setSegmentFree(sector, free - batch.length);
       setSegmentGeneration(sector, generation + 1);
@@ -132,13 +137,25 @@ export class InodeNumbers {
     return batch;
   }
 
-  async #change(segment: number, use: (sector: Uint8Array) => boolean): Promise<void> {
+  #change(segment: number, use: (sector: Uint8Array, transaction: MetadataTransaction) => boolean): Promise<void> {
+    return this.#volume.innerChange(() => this.#changeSector(segment, use));
+  }
+
+  async #changeSector(
+    segment: number,
+    use: (sector: Uint8Array, transaction: MetadataTransaction) => boolean,
+  ): Promise<void> {
     const volume = this.#volume;
     const range = segmentRange(segment);
     const pins = await volume.pin([volume.dataItem(INODE_MAP, range)], undefined);
     try {
       await volume.mapFile(INODE_MAP).withBytes(range, 'exclusive', (view) => {
-        if (use(view.bytes(range.start, SECTOR_BYTES))) view.changed(range.start, SECTOR_BYTES);
+        const sector = view.bytes(range.start, SECTOR_BYTES);
+        const transaction = new MetadataTransaction(volume);
+        if (!use(sector, transaction)) return;
+        view.changed(range.start, SECTOR_BYTES);
+        transaction.sector(volume.systemFiles.get(INODE_MAP)!, range.start, sector);
+        transaction.commit();
       });
     } finally {
       pins.release();
@@ -150,7 +167,8 @@ export class InodeNumbers {
     this.#returned = [];
     for (const [segment, inos] of groupBy(returned, segmentOf)) {
       try {
-        await this.#change(segment, (sector) => {
+        await this.#change(segment, (sector, transaction) => {
+          for (const { first, count } of runsOf(inos)) transaction.numbers('numbersSettled', first, count);
           for (const ino of inos) setInodeUsed(sector, ino % INODES_PER_SEGMENT, false);
           setSegmentFree(sector, segmentFree(sector) + inos.length);
           return true;
@@ -187,4 +205,15 @@ export class InodeNumbers {
       for (const ino of unused) await this.#volume.parts.tokens.release(TokenClass.data, ino, WHOLE);
     });
   }
+}
+
+/** Neighbours together. */
+function runsOfHomes(homes: readonly InodeTicket['home'][]): Extent[] {
+  const runs: { nsd: NsdIndex; sector: number; count: number }[] = [];
+  for (const { nsd, sector } of homes) {
+    const last = runs.at(-1);
+    if (last !== undefined && last.nsd === nsd && last.sector + last.count === sector) last.count++;
+    else runs.push({ nsd, sector, count: 1 });
+  }
+  return runs;
 }

@@ -17,12 +17,15 @@ import type { InodeNumber } from '../common/ids.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { INODES_PER_SEGMENT, type Revocation, TokenClass, type TokenItem, TokenMode } from '../token-manager/token.js';
+import { allPointers } from './block-map.js';
 import { FileType } from './file-system-api.js';
 import { Inode } from './inode.js';
 import { InodeFile } from './inode-file.js';
 import { decodeInode, FREE_INODE, type InodeFields } from './inode-format.js';
+import { holdBack } from './inode-image.js';
 import { InodeWriter } from './inode-writer.js';
 import { INODE_FILE, segmentOf } from './layout.js';
+import { keyOf } from './log/logged-sectors.js';
 import type { Volume } from './volume.js';
 import { loadXattrBlock } from './xattrs.js';
 
@@ -138,16 +141,25 @@ export class InodeTable {
     let inode = this.#inodes.get(ino);
     if (inode !== undefined && inode.openCount > 0) inode = this.#replace(inode);
     if (inode === undefined) {
-      inode = new Inode(ino);
-      this.#inodes.set(ino, inode);
+      inode = this.#make(ino);
     }
     inode.home = home;
     inode.roots.fill(null);
     inode.valid = true;
-    inode.onDevice = false;
     inode.usedRound = this.#round;
     this.#spoilReads(ino);
     return inode;
+  }
+
+  #make(ino: InodeNumber): Inode {
+    const inode = new Inode(ino);
+    inode.keeper = this;
+    this.#inodes.set(ino, inode);
+    return inode;
+  }
+
+  holdBack(inode: Inode): void {
+    holdBack(this.#volume, inode);
   }
 
   markDirty(inode: Inode, core: boolean): void {
@@ -159,6 +171,8 @@ export class InodeTable {
 
   /** What hits did to an attached file, merged into its inode, and remembered as dirty. */
   refresh(inode: Inode): void {
+    if (!inode.stateAhead) return;
+    holdBack(this.#volume, inode);
     const merged = inode.mergeState();
     if (merged !== 'nothing') this.markDirty(inode, merged === 'size');
   }
@@ -186,8 +200,13 @@ export class InodeTable {
     return (inode.file ?? this.#volume.cache.get(inode.ino))?.dirty ?? false;
   }
 
+  /** Everything of them comes to its place, data first. */
   writeOut(inodes: Iterable<Inode>): Promise<void> {
     return this.#writer.writeOut(inodes);
+  }
+  /** Their data comes to its place durably, and what exposes it to the log, not yet durably. */
+  expose(inodes: Iterable<Inode>): Promise<void> {
+    return this.#writer.expose(inodes);
   }
   /** Those whose write-out gives space or numbers back. */
   writeOutFreeing(): Promise<void> {
@@ -196,6 +215,15 @@ export class InodeTable {
       if (inode.dirty && (inode.pendingFrees.length > 0 || (inode.type === FREE_INODE && inode.openCount === 0)))
         freeing.push(inode);
     return this.#writer.writeOut(freeing);
+  }
+  async exposeAll(): Promise<void> {
+    const due: Inode[] = [];
+    for (const inode of this.#inodes.values()) {
+      if (!inode.valid) continue;
+      this.refresh(inode);
+      if (inode.unexposed) due.push(inode);
+    }
+    await this.#writer.expose(due);
   }
   async writeOutAll(): Promise<void> {
     await this.writeOutOlderThan(Number.POSITIVE_INFINITY);
@@ -214,10 +242,25 @@ export class InodeTable {
   /** Written as free, or not worth its memory: out of the table. */
   drop(inode: Inode): void {
     inode.valid = false;
+    inode.image = null;
     this.#spoilReads(inode.ino);
+    // The number's present life goes on from where this one was.
+    if (!inode.replaced) this.#forgetVersions(inode);
     if (inode.openCount > 0) return;
     this.detach(inode);
     if (!inode.replaced) this.#inodes.delete(inode.ino);
+  }
+
+  /** Nobody knows what others do to its sectors from here on. */
+  #forgetVersions(inode: Inode): void {
+    const { sectors } = this.#volume;
+    sectors.forget(keyOf(inode.home));
+    const { blocks, indirects } = allPointers(inode);
+    for (const home of indirects) sectors.forget(keyOf(home));
+    if (!inode.isDirectory) return;
+    for (const { pointer } of blocks)
+      for (let at = 0; at < pointer.count; at++)
+        sectors.forget(keyOf({ nsd: pointer.nsd, sector: pointer.sector + at }));
   }
 
   /** Clean inodes that nobody used for three rounds, the longest in the table first, until there are few enough. */
@@ -271,11 +314,15 @@ export class InodeTable {
     const run: RunRead = { first, end, stale: false, ended: ended.promise };
     this.#reads.add(run);
     try {
-      const fields = await this.#volume.readSectors(home.nsd, home.sector - (ino - first), end - first, (bytes) =>
-        run.stale ? null : this.#decodeRun(ino, run, bytes),
+      const read = await this.#volume.readSectors(
+        home.nsd,
+        home.sector - (ino - first),
+        end - first,
+        (bytes, versions) => (run.stale ? null : { fields: this.#decodeRun(ino, run, bytes), versions }),
       );
-      if (fields === null || run.stale) return;
-      for (const [number, value] of fields) this.#install(inodeNumber(number), value, home, ino);
+      if (read === null || run.stale) return;
+      for (const [number, value] of read.fields)
+        this.#install(inodeNumber(number), value, read.versions[number - first]!, home, ino);
       this.#volume.counters.add('fs.inodeReads');
     } finally {
       this.#reads.delete(run);
@@ -298,21 +345,26 @@ export class InodeTable {
     return decoded;
   }
 
-  #install(ino: InodeNumber, fields: InodeFields | null, near: Inode['home'], wanted: InodeNumber): void {
+  #install(
+    ino: InodeNumber,
+    fields: InodeFields | null,
+    version: number,
+    near: Inode['home'],
+    wanted: InodeNumber,
+  ): void {
     if (ino === INODE_FILE) return;
     let inode = this.#inodes.get(ino);
     if (inode?.valid) return;
     const isOther = fields !== null && inode !== undefined && fields.generation !== inode.generation;
     if (inode !== undefined && isOther && inode.openCount > 0) inode = this.#replace(inode);
     if (inode === undefined) {
-      inode = new Inode(ino);
-      this.#inodes.set(ino, inode);
+      inode = this.#make(ino);
     }
     if (fields === null) inode.type = FREE_INODE;
     else inode.assign(fields);
-    inode.onDevice = true;
     inode.unflushedElsewhere = true;
     inode.home = { nsd: nsdIndex(near.nsd), sector: near.sector + (ino - wanted) };
+    this.#volume.sectors.learn(keyOf(inode.home), version);
     inode.tailDoubtful = mayHideBytes(inode) && inode.tailEpoch !== this.#volume.parts.epoch();
     inode.valid = true;
     inode.pushState();

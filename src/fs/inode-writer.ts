@@ -1,32 +1,38 @@
 /**
- * Writes inodes out, in runs of neighbours.
+ * Brings inodes out: what is held back of them into the log (exposing), and what is logged to its place.
  *
- * Order, for each: its dirty data; then the allocation map, as far as its pointers rely on it; then its indirect blocks; then its
- * sector. So a pointer never reaches a device before what it points to, nor before its space is marked used: after a
- * crash no two inodes own a sub-block. What the new image no longer points to is freed after it has been written.
- * Two images of one inode are never in flight together. Needs no token.
+ * Order, for each: how it is now is taken down; its dirty data goes to the NSDs; these are flushed; then one transaction of the log says
+ * what was taken down (L1: no record exposes bytes that are not durable), with the space that is in use from here on and the space that no
+ * longer is; and only when that is durable its sector and its indirect blocks are written in place. What is given up is freed when the record that
+ * gives it up is durable and the last transfer to or from it has ended (S6).
+ * Two write-outs of one inode never overlap. Needs no token.
  */
 import { type Deferred, deferred } from '../common/deferred.js';
-import { SECTOR_BYTES } from '../common/units.js';
 import { dirtyIndirects } from './block-map.js';
-import type { IndirectNode, Inode } from './inode.js';
-import { AREA_BYTES, encodeInode, FREE_INODE } from './inode-format.js';
+import type { Inode } from './inode.js';
+import { FREE_INODE } from './inode-format.js';
+import { holdBack, inodeImage } from './inode-image.js';
 import type { InodeTable } from './inode-table.js';
 import type { Extent } from './layout.js';
-import { sealSector } from './sector.js';
+import { keyOf, type SectorKey } from './log/logged-sectors.js';
+import { MetadataTransaction } from './transaction.js';
+import { UnflushedNsds } from './unflushed.js';
 import type { Volume } from './volume.js';
 
-/** Inodes per device write, and files flushed side by side. */
-const RUN_MAX = 64;
+/** Files flushed side by side. */
 const FLUSHES_MAX = 32;
 
-interface Image {
+/** What of a file is to be exposed: as it was when its flush began. */
+interface Held {
   readonly inode: Inode;
-  readonly sector: Uint8Array;
+  readonly image: Uint8Array;
+  /** Of its held changes: what came later is not in it. */
   readonly sequence: number;
+  readonly wasInline: boolean;
+  readonly sizeBytes: number;
+  readonly indirects: readonly { readonly home: Extent; readonly sector: Uint8Array }[];
+  readonly reserved: readonly Extent[];
   readonly frees: readonly Extent[];
-  readonly indirects: readonly { node: IndirectNode; sector: Uint8Array }[];
-  readonly wasFree: boolean;
 }
 
 export class InodeWriter {
@@ -39,6 +45,17 @@ export class InodeWriter {
   }
 
   async writeOut(inodes: Iterable<Inode>): Promise<void> {
+    await this.#inTurn(inodes, async (mine) => {
+      await this.#expose(mine);
+      await this.#place(mine);
+    });
+  }
+
+  async expose(inodes: Iterable<Inode>): Promise<void> {
+    await this.#inTurn(inodes, (mine) => this.#expose(mine));
+  }
+
+  async #inTurn(inodes: Iterable<Inode>, work: (mine: readonly Inode[]) => Promise<void>): Promise<void> {
     // Ascending, so that two write-outs that share inodes wait for each other in one direction only.
     const sorted = [...inodes].sort((a, b) => a.ino - b.ino);
     const mine: { inode: Inode; done: Deferred<void> }[] = [];
@@ -50,7 +67,7 @@ export class InodeWriter {
         inode.writing = done.promise;
         mine.push({ inode, done });
       }
-      if (mine.length > 0) await this.#write(mine.map(({ inode }) => inode));
+      if (mine.length > 0) await work(mine.map(({ inode }) => inode));
     } finally {
       for (const { inode, done } of mine) {
         inode.writing = null;
@@ -59,28 +76,60 @@ export class InodeWriter {
     }
   }
 
-  async #write(inodes: readonly Inode[]): Promise<void> {
-    for (let at = 0; at < inodes.length; at += FLUSHES_MAX)
-      await Promise.all(inodes.slice(at, at + FLUSHES_MAX).map((inode) => this.#flushData(inode)));
-    const images: Image[] = [];
-    for (const inode of inodes) if (inode.dirty) images.push(this.#image(inode));
-    if (images.length === 0) return;
+  // Exposing
+
+  async #expose(inodes: readonly Inode[]): Promise<void> {
+    const held: Held[] = [];
+    for (const inode of inodes) {
+      this.#table.refresh(inode);
+      if (this.#table.hasDirtyData(inode)) holdBack(this.#volume, inode);
+      if (inode.unexposed) held.push(this.#take(inode));
+    }
     try {
-      // After the images were taken: every pointer in them was allocated before.
-      await this.#volume.allocator.flush();
-      await this.#writeIndirects(images);
-      for (const run of runsOf(images)) await this.#writeRun(run);
+      for (let at = 0; at < inodes.length; at += FLUSHES_MAX)
+        await Promise.all(inodes.slice(at, at + FLUSHES_MAX).map((inode) => this.#flushData(inode)));
+      await this.#flushNsds(held);
     } catch (error) {
-      for (const image of images) this.#takeBack(image);
+      for (const one of held) this.#takeBack(one);
       throw error;
     }
-    for (const image of images) await this.#finish(image);
+    for (const one of held) await this.#volume.innerChange(() => this.#log(one));
   }
 
-  /** Not written, or not known to be: everything is as dirty as before. Written again, it is the same. */
-  #takeBack({ inode, indirects, frees }: Image): void {
-    for (const { node } of indirects) node.dirty = true;
-    inode.pendingFrees.push(...frees);
+  /** A copy of how it is now: it may change while its data is on its way. */
+  #take(inode: Inode): Held {
+    // This node alone could write to it since it was read: whoever dies from now on does so in a later epoch.
+    if (!inode.tailDoubtful) inode.tailEpoch = this.#volume.parts.epoch();
+    const { image, unexposed } = inode;
+    inode.unexposed = false;
+    const now = inodeImage(this.#volume, inode);
+    inode.unexposed = unexposed;
+    inode.image = image;
+    const indirects = dirtyIndirects(inode).map((node) => {
+      node.dirty = false;
+      return { home: node.home, sector: node.sector.slice() };
+    });
+    const held = {
+      inode,
+      image: now,
+      sequence: inode.heldChanges,
+      wasInline: inode.isInline,
+      sizeBytes: inode.sizeBytes,
+      indirects,
+      reserved: inode.reserved,
+      frees: inode.pendingFrees,
+    };
+    inode.reserved = [];
+    inode.pendingFrees = [];
+    return held;
+  }
+
+  /** Nothing of it was logged: it is held back as before. */
+  #takeBack({ inode, reserved, frees, indirects }: Held): void {
+    inode.reserved.unshift(...reserved);
+    inode.pendingFrees.unshift(...frees);
+    const homes = new Set(indirects.map(({ home }) => keyOf(home)));
+    for (const node of allIndirects(inode)) if (homes.has(keyOf(node.home))) node.dirty = true;
     this.#table.markDirty(inode, true);
   }
 
@@ -91,81 +140,86 @@ export class InodeWriter {
     this.#table.refresh(inode);
   }
 
-  /** A copy of how it is now: it may change while it is being written. */
-  #image(inode: Inode): Image {
-    if (inode.isInline && inode.area.length !== inode.sizeBytes) fitInline(inode);
-    // This node alone could write to it since it was read: whoever dies from now on does so in a later epoch.
-    if (!inode.tailDoubtful) inode.tailEpoch = this.#volume.parts.epoch();
-    const sector = new Uint8Array(SECTOR_BYTES);
-    encodeInode(inode.ino, inode, sector, this.#volume.fsId, this.#volume.checksums);
-    const indirects = dirtyIndirects(inode).map((node) => {
-      node.dirty = false;
-      return { node, sector: node.sector.slice() };
-    });
-    const frees = inode.pendingFrees;
-    inode.pendingFrees = [];
-    return { inode, sector, sequence: inode.dirtySequence, frees, indirects, wasFree: inode.type === FREE_INODE };
-  }
-
-  async #writeIndirects(images: readonly Image[]): Promise<void> {
-    for (const { inode, indirects } of images) {
-      for (const { node, sector } of indirects) {
-        sealSector(sector, this.#volume.checksums);
-        await this.#volume.writeSectors(node.home.nsd, node.home.sector, 1, (bytes) => bytes.set(sector));
-        inode.unflushed.add(node.home.nsd);
-      }
+  /** The data of what will be exposed is durable afterwards. */
+  async #flushNsds(held: readonly Held[]): Promise<void> {
+    const written = held.map(({ inode }) => inode.unflushed);
+    for (;;) {
+      const { nsds, of, flushing } = UnflushedNsds.take(written);
+      if (nsds.size > 0) await UnflushedNsds.during(of, nsds, () => this.#volume.parts.nsds.flush([...nsds]));
+      if ((await Promise.all(flushing)).every((succeeded) => succeeded)) return;
     }
   }
 
-  async #writeRun(run: readonly Image[]): Promise<void> {
-    const first = run[0]!.inode.home;
-    await this.#volume.writeSectors(first.nsd, first.sector, run.length, (bytes) => {
-      run.forEach((image, index) => {
-        bytes.set(image.sector, index * SECTOR_BYTES);
-      });
-    });
-    for (const { inode, sequence } of run) {
-      inode.unflushed.add(inode.home.nsd);
-      inode.onDevice = true;
-      if (inode.dirtySequence === sequence) {
-        inode.dirty = false;
-        inode.dirtyCore = false;
-      } else inode.dirtySinceMs = this.#volume.clock.nowMs();
-      this.#table.wasWritten(inode.ino);
+  #log({ inode, image, sequence, wasInline, sizeBytes, indirects, reserved, frees }: Held): void {
+    const volume = this.#volume;
+    if (!inode.valid) return;
+    const transaction = new MetadataTransaction(volume);
+    // Freed meanwhile, all its space is in limbo but what it had given up before.
+    if (inode.type !== FREE_INODE) {
+      const exposed = wasInline && inode.isInline ? this.#inlineImage(inode, sizeBytes) : image;
+      transaction.expose({ inode, image: exposed, indirects });
+      transaction.settled(reserved);
+      if (inode.heldChanges === sequence) inode.unexposed = false;
     }
+    transaction.limbo(frees);
+    const logged = transaction.commit();
+    if (frees.length > 0) void inode.transfersEnded().then(() => volume.frees.add(frees, logged));
+  }
+
+  /** Inline bytes came to the inode by the flush of its page: as many of them as there were when it began. */
+  #inlineImage(inode: Inode, sizeBytes: number): Uint8Array {
+    const { sizeBytes: sizeNow, area } = inode;
+    const length = Math.min(sizeBytes, sizeNow);
+    const fitted = new Uint8Array(length);
+    fitted.set(area.subarray(0, length));
+    inode.sizeBytes = length;
+    inode.area = fitted;
+    const { unexposed } = inode;
+    inode.unexposed = false;
+    const image = inodeImage(this.#volume, inode);
+    inode.unexposed = unexposed;
+    inode.sizeBytes = sizeNow;
+    inode.area = area;
+    return image;
+  }
+
+  // In place
+
+  async #place(inodes: readonly Inode[]): Promise<void> {
+    const { log, sectors } = this.#volume;
+    if (log === null) return;
+    const keys: SectorKey[] = [];
+    for (const inode of inodes) {
+      keys.push(keyOf(inode.home));
+      for (const node of allIndirects(inode)) keys.push(keyOf(node.home));
+    }
+    await log.writeInPlace(keys.filter((key) => sectors.latest(key) !== undefined));
+    for (const inode of inodes) this.#placed(inode);
     this.#volume.counters.add('fs.inodeWrites');
-    this.#volume.counters.add('fs.inodesWritten', run.length);
+    this.#volume.counters.add('fs.inodesWritten', inodes.length);
   }
 
-  async #finish({ inode, frees, wasFree }: Image): Promise<void> {
-    if (frees.length > 0) {
-      await inode.transfersEnded();
-      this.#volume.frees.add(frees);
+  #placed(inode: Inode): void {
+    const { sectors } = this.#volume;
+    this.#table.wasWritten(inode.ino);
+    if (inode.unexposed || sectors.latest(keyOf(inode.home)) !== undefined) {
+      inode.dirtySinceMs = this.#volume.clock.nowMs();
+      return;
     }
-    if (!wasFree || inode.dirty) return;
+    for (const node of allIndirects(inode)) if (node.dirty || sectors.latest(keyOf(node.home)) !== undefined) return;
+    inode.dirty = false;
+    inode.dirtyCore = false;
+    inode.image = null;
+    if (inode.type !== FREE_INODE) return;
     this.#volume.numbers.giveBack(inode.ino);
     this.#table.drop(inode);
   }
 }
 
-/** Inline bytes follow the size: what truncation and sparse writes leave is zeros. */
-function fitInline(inode: Inode): void {
-  const fitted = new Uint8Array(Math.min(inode.sizeBytes, AREA_BYTES));
-  fitted.set(inode.area.subarray(0, fitted.length));
-  inode.area = fitted;
-}
-
-function runsOf(images: readonly Image[]): Image[][] {
-  const runs: Image[][] = [];
-  let run: Image[] = [];
-  for (const image of images) {
-    const last = run.at(-1)?.inode.home;
-    const home = image.inode.home;
-    if (last === undefined || last.nsd !== home.nsd || last.sector + 1 !== home.sector || run.length >= RUN_MAX) {
-      run = [];
-      runs.push(run);
-    }
-    run.push(image);
+function* allIndirects(inode: Inode) {
+  const nodes = inode.roots.filter((root) => root !== null && root !== undefined);
+  for (let node = nodes.pop(); node !== undefined; node = nodes.pop()) {
+    yield node;
+    nodes.push(...node.children.values());
   }
-  return runs;
 }

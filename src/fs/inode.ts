@@ -17,7 +17,7 @@ import type { Acl } from './acl.js';
 import type { BlockPointer } from './block-pointer.js';
 import { type Attributes, FileType } from './file-system-api.js';
 import { EMPTY_AREA, FREE_INODE, type InodeFields, InodeFlag } from './inode-format.js';
-import type { Extent } from './layout.js';
+import { type Extent, FIRST_USER_INODE } from './layout.js';
 import { Mutex, SharedMutex } from './mutex.js';
 import { UnflushedNsds } from './unflushed.js';
 import { aclInBlock, type XattrEntry, type XattrSpace } from './xattr-format.js';
@@ -65,14 +65,25 @@ export class Inode implements InodeFields {
   /** When it was read here, while `atimeNs` doesn't say so yet (access-times.ts). */
   readAtNs: bigint | null = null;
 
+  /** Its sector as the log, or its NSD, has it, while that differs from the fields here. */
+  image: Uint8Array | null = null;
+  /** Size, pointers or inline bytes are ahead of what the log may say (L1): the next write-out exposes them. */
+  unexposed = false;
+  /** Counted up with each change of them. */
+  heldChanges = 0;
+  /** Told before pointers change; null: nobody logs them. */
+  keeper: { holdBack(inode: Inode): void } | null = null;
+  /** Of its attributes' block: what the transaction that is being made takes, and what it gives up. */
+  readonly attributeSpace: { taken: Extent[]; given: Extent[] } = { taken: [], given: [] };
+  /** Space that was allocated for it and that no logged pointer names. */
+  reserved: Extent[] = [];
+
   valid = false;
   /**
    * Somebody may have died since its sector was written, who had written behind the size that the sector says: those bytes are made zeros
    * before anything here is written (file-tail.ts). Only regular files.
    */
   tailDoubtful = false;
-  /** Its sector holds this life of it; false from creation to the first write-out. */
-  onDevice = true;
   /** Something must be written; `dirtyCore`: more than times (fdatasync asks). */
   dirty = false;
   dirtyCore = false;
@@ -101,11 +112,6 @@ export class Inode implements InodeFields {
   readonly roots: (IndirectNode | null)[] = [null, null, null];
   /** No longer pointed to by the fields; free once a write-out of them is done. */
   pendingFrees: Extent[] = [];
-  /**
-   * Directories to which this node gave a name of it, or from which it took one, since it was last synced; and which change
-   * that was. Null: none. They are written out with it, after it.
-   */
-  renamedIn: Map<InodeNumber, number> | null = null;
   /** NSDs that this node wrote to for the file since their last flush. */
   readonly unflushed = new UnflushedNsds();
   /** Read from a device: what another node, or this one before it gave the inode up, wrote for the file may wait for a flush on any NSD. */
@@ -120,7 +126,6 @@ export class Inode implements InodeFields {
 
   readonly #transfers = new Set<Promise<void>>();
   #gate: Promise<void> | null = null;
-  #nameChanges = 0;
 
   constructor(readonly ino: InodeNumber) {}
 
@@ -135,6 +140,10 @@ export class Inode implements InodeFields {
   get needsXattrBlock(): boolean {
     return this.xattrBlock === null && aclInBlock(this.kept);
   }
+  /** Regular files: their data is written beside the log. Everything else of an inode is metadata, and logged at once. */
+  get holdsDataBack(): boolean {
+    return this.type === FileType.regular && this.ino >= FIRST_USER_INODE;
+  }
 
   assign(fields: InodeFields): void {
     Object.assign(this, fields);
@@ -142,6 +151,9 @@ export class Inode implements InodeFields {
     this.acls = null;
     this.readAtNs = null;
     this.roots.fill(null);
+    this.image = null;
+    this.unexposed = false;
+    this.reserved = [];
     this.tailDoubtful = false;
   }
 
@@ -176,17 +188,15 @@ export class Inode implements InodeFields {
     }
   }
 
-  /** Its names in a directory change: who syncs it syncs that too. */
-  noteName(directory: InodeNumber): void {
-    this.renamedIn ??= new Map();
-    this.renamedIn.set(directory, ++this.#nameChanges);
+  /** Whether writes did something to size or times that is not in the fields. */
+  get stateAhead(): boolean {
+    return this.file !== null && this.valid && this.file.state.changes !== this.seenChanges;
   }
 
   /** Takes over what writes did to size and times. */
   mergeState(): 'nothing' | 'times' | 'size' {
-    if (this.file === null || !this.valid) return 'nothing';
+    if (this.file === null || !this.stateAhead) return 'nothing';
     const state = this.file.state;
-    if (state.changes === this.seenChanges) return 'nothing';
     this.seenChanges = state.changes;
     const grown = state.sizeBytes !== this.sizeBytes;
     if (!grown && state.mtimeNs === this.mtimeNs && state.ctimeNs === this.ctimeNs) return 'nothing';

@@ -17,9 +17,11 @@ export const ALLOCATION_MAP = inodeNumber(3);
 export const INODE_MAP = inodeNumber(4);
 /** Nothing is stored under it: its exclusive data token lets a node move directories between directories. */
 export const RENAME_LOCK = inodeNumber(5);
+/** One sector per log of a node. */
+export const LOG_TABLE = inodeNumber(6);
 export const FIRST_USER_INODE = inodeNumber(16);
 
-/** Whole blocks at the start of every NSD's data space: the superblock copy, and room for log descriptors. */
+/** Whole blocks at the start of every NSD's data space: the superblock copy. */
 export const RESERVED_BLOCKS = 1;
 /** Inodes in one block of the inode file, and so the step in which it grows. */
 export const INODES_PER_BLOCK = SUB_BLOCKS_PER_BLOCK;

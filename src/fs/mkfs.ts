@@ -27,6 +27,7 @@ import {
   type Geometry,
   INODE_FILE,
   INODE_MAP,
+  LOG_TABLE,
   NSD_COUNT_MAX,
   REGION_BLOCKS_MAX,
   RENAME_LOCK,
@@ -36,6 +37,15 @@ import {
   regionOf,
   SEGMENT_COUNT_MAX,
 } from './layout.js';
+import {
+  encodeDescriptor,
+  type LogDescriptor,
+  LogState,
+  logBytesFor,
+  logPieces,
+  logsFor,
+  unusedSlot,
+} from './log/log-table.js';
 import {
   fillBits,
   formatRegion,
@@ -67,6 +77,8 @@ export interface CreateFileSystemOptions {
   readonly segmentCount?: number;
   /** Nodes that will allocate at the same time; default 16. */
   readonly expectedNodes?: number;
+  /** Of each log; default: by the size of the file system. */
+  readonly logBytes?: number;
   /** Of the root directory. */
   readonly rootMode?: number;
 }
@@ -75,6 +87,7 @@ export interface CreateFileSystemOptions {
 export const blocksOf = (dataSectors: number): number => Math.floor(dataSectors / SUB_BLOCKS_PER_BLOCK);
 
 const WRITE_RUN = 64;
+const EXPECTED_NODES = 16;
 const REGION_BLOCKS_DEFAULT = 64;
 const SEGMENTS_MIN = 64;
 const BLOCKS_PER_SEGMENT_OF_CAPACITY = 256;
@@ -98,7 +111,7 @@ function chooseGeometry(options: CreateFileSystemOptions): Geometry {
   if (nsdBlocks.length === 0 || nsdBlocks.length > NSD_COUNT_MAX) throw invalid(`${nsdBlocks.length} NSDs`);
   if (nsdBlocks.some((blocks) => !(blocks > RESERVED_BLOCKS))) throw invalid('an NSD is too small');
   const largest = Math.max(...nsdBlocks);
-  const wanted = (options.expectedNodes ?? 16) * 4;
+  const wanted = (options.expectedNodes ?? EXPECTED_NODES) * 4;
   const regionBlocks =
     options.regionBlocks ?? Math.max(1, Math.min(REGION_BLOCKS_DEFAULT, Math.floor(largest / wanted)));
   if (!(regionBlocks >= 1 && regionBlocks <= REGION_BLOCKS_MAX)) throw invalid(`${regionBlocks} blocks per region`);
@@ -144,13 +157,17 @@ class Mkfs implements PointerHost {
     const sectorsOfMap = geometry.regionCount * geometry.nsdCount;
     const map = await this.#file(ALLOCATION_MAP, Math.ceil(sectorsOfMap / SUB_BLOCKS_PER_BLOCK));
     const inodeMap = await this.#file(INODE_MAP, Math.ceil(geometry.segmentCount / SUB_BLOCKS_PER_BLOCK));
+    const logTable = await this.#file(LOG_TABLE, 1);
+    const logs = this.#logs();
     map.sizeBytes = sectorsOfMap * SECTOR_BYTES;
     inodeMap.sizeBytes = geometry.segmentCount * SECTOR_BYTES;
     const first = findPointer(inodeFile, 0)!;
-    const inodes = [inodeFile, this.#root(), map, inodeMap, this.#inode(RENAME_LOCK)];
+    const inodes = [inodeFile, this.#root(), map, inodeMap, this.#inode(RENAME_LOCK), logTable];
     await this.#writeSectors(first.nsd, first.sector, FIRST_USER_INODE, (sector, index) => {
       const inode = inodes.find(({ ino }) => ino === index);
-      if (inode !== undefined) encodeInode(inode.ino, inode, sector, this.fsId, this.checksums);
+      if (inode === undefined) return;
+      encodeInode(inode.ino, inode, sector, this.fsId);
+      sealSector(sector, this.checksums);
     });
     for (const inode of inodes)
       for (const { home, sector } of dirtyIndirects(inode)) {
@@ -159,6 +176,10 @@ class Mkfs implements PointerHost {
       }
     await this.#writeFile(map, sectorsOfMap, (sector, index) => this.#region(sector, index));
     await this.#writeFile(inodeMap, geometry.segmentCount, (sector, index) => this.#segment(sector, index));
+    await this.#writeFile(logTable, logs.length, (sector, slot) => {
+      sector.set(encodeDescriptor(logs[slot]!, this.fsId, this.parts.epoch()));
+      sealSector(sector, this.checksums);
+    });
     const { nsdClient } = this.#options;
     await nsdClient.flush(allNsds(geometry));
     const superblock: Superblock = {
@@ -189,6 +210,19 @@ class Mkfs implements PointerHost {
     const { nsd, sector } = this.#fragment;
     this.#fragment = { nsd, sector: sector + count, left: this.#fragment.left - count };
     return this.#mark({ nsd, sector, count });
+  }
+
+  /** One for each node that is expected, ready to be taken. */
+  #logs(): LogDescriptor[] {
+    const bytes = logBytesFor(this.geometry, this.#options.logBytes ?? null);
+    const { pieceSectors, pieces } = logPieces(bytes);
+    const count = logsFor(this.geometry, bytes, this.#options.expectedNodes ?? EXPECTED_NODES);
+    return Array.from({ length: count }, (_, slot) => ({
+      ...unusedSlot(slot),
+      state: LogState.clean,
+      pieceSectors,
+      copies: [Array.from({ length: pieces }, () => this.#allocate(pieceSectors))],
+    }));
   }
 
   #block(): Extent {

@@ -16,23 +16,26 @@ import { decodeInode, FREE_INODE } from './inode-format.js';
 import { InodeNumbers } from './inode-numbers.js';
 import { InodeTable } from './inode-table.js';
 import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
+import { LogClaim } from './log-claim.js';
 import { type MountedFileSystem, MountedFs } from './mounted-file-system.js';
 import { Neighbours } from './neighbours.js';
 import { Orphans } from './orphans.js';
 import { DEFAULT_FS_SETTINGS, type FsSettings } from './settings.js';
 import { NO_PEERS, type SpacePeers } from './space-peers.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
-import { Volume, type VolumeParts } from './volume.js';
+import { type Lives, NOBODY_ELSE, Volume, type VolumeParts } from './volume.js';
 
 export type { MountedFileSystem } from './mounted-file-system.js';
 
-export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers'> {
+export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers' | 'lives'> {
   /** Made over `backing`, which is bound to the file system here: the circle is closed at mount. */
   readonly cache: PageCacheApi;
   readonly backing: FileBacking;
   readonly settings?: Partial<FsSettings>;
   /** Absent: nobody else has it mounted. */
   readonly peers?: SpacePeers;
+  /** Absent: whoever left a log behind is gone. */
+  readonly lives?: Lives;
   /** What the caller believes is there; refused when the superblock says otherwise. */
   readonly fsUuid?: string | undefined;
   readonly nsdUuids?: readonly string[] | undefined;
@@ -43,11 +46,16 @@ const SUPERBLOCK_TRIES = 4;
 
 /** Needs 1 MiB of staging at least: a fragment on the move is in it. */
 export async function mountFileSystem(options: MountOptions): Promise<MountedFileSystem> {
-  const { cache, backing, settings, fsUuid, nsdUuids, peers, ...parts } = options;
+  const { cache, backing, settings, fsUuid, nsdUuids, peers, lives, ...parts } = options;
   const superblock = await readSuperblock(parts, nsdUuids?.length);
   checkIdentity(superblock, fsUuid, nsdUuids);
   const volume = new Volume(
-    { ...parts, settings: { ...DEFAULT_FS_SETTINGS, ...settings }, peers: peers ?? NO_PEERS },
+    {
+      ...parts,
+      settings: { ...DEFAULT_FS_SETTINGS, ...settings },
+      peers: peers ?? NO_PEERS,
+      lives: lives ?? NOBODY_ELSE,
+    },
     superblock,
     fsIdOf(superblock.fsUuid),
   );
@@ -64,6 +72,8 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
   cache.setRevokeHook(ALLOCATION_MAP, async (range) => {
     volume.allocator.forget(range);
   });
+  volume.claim = await LogClaim.take(volume);
+  await volume.claim.settleLeft();
   volume.parts.logger.info({ name: superblock.name, fsUuid: superblock.fsUuid }, 'file system mounted');
   return new MountedFs(volume);
 }

@@ -1,5 +1,6 @@
 /** The FileSystem of one node's engine: paths in, operations out. Owns the background and the order of unmounting. */
 
+import { constants } from 'node:fs';
 import { WHOLE } from '../common/byte-range.js';
 import type { Timer } from '../common/clock.js';
 import { FsError } from '../common/errors.js';
@@ -19,7 +20,7 @@ import type {
   XattrSetOptions,
 } from './file-system-api.js';
 import { FileType } from './file-system-api.js';
-import { ALLOCATION_MAP, allNsds, INODE_MAP, RENAME_LOCK } from './layout.js';
+import { ALLOCATION_MAP, allNsds, INODE_MAP, LOG_TABLE, RENAME_LOCK } from './layout.js';
 import { access, onPath, setInodeAttributes, statInode } from './operations/attributes.js';
 import { link } from './operations/link.js';
 import { mkdir, mknod, symlink } from './operations/make.js';
@@ -43,6 +44,8 @@ export interface MountedFileSystem extends FileSystem {
   abandon(): InodeNumber[];
   /** Another node asks for what this one has freed. @throws {FsError} closed, fenced; what writing out gives. */
   settle(what: Settling): Promise<Settled>;
+  /** After a node's log has been redone: what it left unfinished is brought to an end, as far as nobody else is at it. */
+  settleLeft(): Promise<void>;
   /** For status pages. */
   usage(): { inodes: number; dirtyInodes: number; regionsHeld: number; extentsToFree: number; openFiles: number };
 }
@@ -64,7 +67,8 @@ export class MountedFs implements MountedFileSystem {
   }
 
   open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpenOptions): Promise<OpenFile> {
-    return open(this.#volume, path, flags, mode, credentials, options);
+    const body = () => open(this.#volume, path, flags, mode, credentials, options);
+    return (flags & (constants.O_CREAT | constants.O_TRUNC)) === 0 ? body() : this.#volume.change(body);
   }
   openInode(ino: InodeNumber, generation: number, flags: number, credentials: Credentials): Promise<OpenFile> {
     return openInode(this.#volume, { ino, generation }, flags, credentials, undefined);
@@ -83,14 +87,14 @@ export class MountedFs implements MountedFileSystem {
     return access(this.#volume, path, mode, credentials, options);
   }
   mkdir(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void> {
-    return mkdir(this.#volume, path, mode, credentials, options);
+    return this.#volume.change(() => mkdir(this.#volume, path, mode, credentials, options));
   }
   rmdir(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
-    return remove(this.#volume, 'rmdir', path, credentials, options);
+    return this.#volume.change(() => remove(this.#volume, 'rmdir', path, credentials, options));
   }
   async unlink(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
     await this.#volume.frees.makeRoom();
-    return remove(this.#volume, 'unlink', path, credentials, options);
+    return this.#volume.change(() => remove(this.#volume, 'unlink', path, credentials, options));
   }
   mknod(
     path: string,
@@ -100,16 +104,16 @@ export class MountedFs implements MountedFileSystem {
     credentials: Credentials,
     options?: OpOptions,
   ): Promise<void> {
-    return mknod(this.#volume, path, type, mode, rdev, credentials, options);
+    return this.#volume.change(() => mknod(this.#volume, path, type, mode, rdev, credentials, options));
   }
   rename(from: string, to: string, credentials: Credentials, options?: RenameOptions): Promise<void> {
-    return rename(this.#volume, from, to, credentials, options);
+    return this.#volume.change(() => rename(this.#volume, from, to, credentials, options));
   }
   link(existing: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
-    return link(this.#volume, existing, path, credentials, options);
+    return this.#volume.change(() => link(this.#volume, existing, path, credentials, options));
   }
   symlink(target: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
-    return symlink(this.#volume, target, path, credentials, options);
+    return this.#volume.change(() => symlink(this.#volume, target, path, credentials, options));
   }
   async readlink(path: string, credentials: Credentials, options?: OpOptions): Promise<string> {
     const op = 'readlink';
@@ -133,8 +137,10 @@ export class MountedFs implements MountedFileSystem {
     options?: OpOptions,
   ): Promise<Attributes> {
     const request = { op: 'setAttributes', credentials, followLast: followLinks, options };
-    return onPath(this.#volume, path, request, (ref) =>
-      setInodeAttributes(this.#volume, ref, changes, credentials, path, options),
+    return this.#volume.change(() =>
+      onPath(this.#volume, path, request, (ref) =>
+        setInodeAttributes(this.#volume, ref, changes, credentials, path, options),
+      ),
     );
   }
   getXattr(
@@ -160,8 +166,10 @@ export class MountedFs implements MountedFileSystem {
     options?: XattrSetOptions & OpOptions,
   ): Promise<void> {
     const request = { op: 'setxattr', credentials, followLast: followLinks, options };
-    return onPath(this.#volume, path, request, (ref) =>
-      setXattr(this.#volume, ref, name, value, credentials, path, options),
+    return this.#volume.change(() =>
+      onPath(this.#volume, path, request, (ref) =>
+        setXattr(this.#volume, ref, name, value, credentials, path, options),
+      ),
     );
   }
   async truncate(path: string, sizeBytes: number, credentials: Credentials, options?: OpOptions): Promise<void> {
@@ -181,20 +189,31 @@ export class MountedFs implements MountedFileSystem {
     return this.#statistics.read();
   }
 
+  async settleLeft(): Promise<void> {
+    this.#volume.checkOpen('settle');
+    await this.#volume.claim?.settleLeft();
+  }
+
   settle(what: Settling): Promise<Settled> {
     return settle(this.#volume, what);
   }
 
   async sync(): Promise<void> {
+    const { cache, inodes, log, parts, geometry } = this.#volume;
     this.#volume.checkOpen('sync');
-    await this.#writeEverything();
-    await this.#volume.parts.nsds.flush(allNsds(this.#volume.geometry));
+    await cache.flushAll();
+    await inodes.exposeAll();
+    await log?.force();
+    await parts.nsds.flush(allNsds(geometry));
   }
 
+  /** In place, and out of the log. */
   async #writeEverything(): Promise<void> {
-    await this.#volume.cache.flushAll();
-    await this.#volume.inodes.writeOutAll();
-    await this.#volume.cache.flushAll();
+    const { cache, inodes, log } = this.#volume;
+    await cache.flushAll();
+    await inodes.writeOutAll();
+    await cache.flushAll();
+    await log?.checkpoint();
   }
 
   async unmount(): Promise<void> {
@@ -204,13 +223,19 @@ export class MountedFs implements MountedFileSystem {
     volume.closed = true;
     this.#timer?.cancel();
     if (this.#working !== null) await this.#working;
+    // What those who left before us could not bring to an end.
+    await volume.claim?.settleLeft();
     await volume.orphans.finish(volume.settings.regionTimeoutMs);
     // The first flush also tells of write-behind that failed earlier, and was mended long ago perhaps: what counts is the second.
     await this.#writeEverything().catch(() => this.#writeEverything());
-    await volume.frees.drain();
-    await volume.numbers.close();
-    await this.#writeEverything();
+    // What is in place at last gives space and numbers back, which is logged in turn.
+    do {
+      await volume.frees.drain();
+      await volume.numbers.close();
+      await this.#writeEverything();
+    } while (volume.numbers.returnedCount > 0);
     await volume.parts.nsds.flush(allNsds(volume.geometry));
+    await volume.claim?.close();
     await this.#giveBack();
     await volume.cache.close();
   }
@@ -218,7 +243,8 @@ export class MountedFs implements MountedFileSystem {
   /** Regions and segments first: others may be waiting for them. */
   async #giveBack(): Promise<void> {
     const { tokens } = this.#volume.parts;
-    for (const ino of [ALLOCATION_MAP, INODE_MAP, RENAME_LOCK]) await tokens.release(TokenClass.data, ino, WHOLE);
+    for (const ino of [ALLOCATION_MAP, INODE_MAP, RENAME_LOCK, LOG_TABLE])
+      await tokens.release(TokenClass.data, ino, WHOLE);
     const segments = new Set<number>([0, this.#volume.numbers.segment]);
     for (const inode of [...this.#volume.inodes.all()]) {
       segments.add(Math.floor(inode.ino / 4096));
@@ -236,6 +262,7 @@ export class MountedFs implements MountedFileSystem {
     volume.fenced = true;
     volume.orphans.stop();
     this.#timer?.cancel();
+    volume.claim?.abandon(new FsError('fenced', { op: 'log', detail: 'this node was fenced' }));
     const lost: InodeNumber[] = [];
     for (const inode of volume.inodes.all()) {
       if (inode.dirty) lost.push(inode.ino);
@@ -276,10 +303,13 @@ export class MountedFs implements MountedFileSystem {
 
   /** Old dirty inodes go out, what was freed goes back, what is not used is forgotten. */
   async #work(): Promise<void> {
-    const { clock, settings, inodes, frees, numbers, accessTimes } = this.#volume;
+    const { clock, settings, inodes, frees, numbers, log, sectors, accessTimes } = this.#volume;
     await inodes.writeOutOlderThan(clock.nowMs() - settings.inodeWriteBehindMs);
     if (frees.length > 0) await frees.drain();
     if (numbers.returnedCount > 0) await numbers.returnNumbers();
+    await log?.force();
+    if (sectors.oldestMs() <= clock.nowMs() - settings.inodeWriteBehindMs)
+      await log?.checkpoint(settings.inodeWriteBehindMs);
     inodes.trim();
     await accessTimes.settle(clock.nowMs() - settings.inodeWriteBehindMs);
   }

@@ -111,7 +111,7 @@ export class FsOpenFile implements OpenFile {
   ): Promise<{ offsetBytes: number; lengthBytes: number }> {
     this.#checkWritable('write');
     const at = (this.flags & constants.O_APPEND) !== 0 ? null : offsetBytes;
-    const written = await writeFile(this.#volume, this.#handle, at, source, options);
+    const written = await this.#volume.change(() => writeFile(this.#volume, this.#handle, at, source, options));
     if ((this.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
       await this.sync((this.flags & SYNC) === 0, options);
     return written;
@@ -120,7 +120,7 @@ export class FsOpenFile implements OpenFile {
   async truncate(sizeBytes: number, options?: OpOptions): Promise<void> {
     this.#checkWritable('truncate');
     await this.#volume.frees.makeRoom();
-    await truncateFile(this.#volume, this.#handle, sizeBytes, options);
+    await this.#volume.change(() => truncateFile(this.#volume, this.#handle, sizeBytes, options));
   }
 
   #checkWritable(op: string): void {
@@ -138,7 +138,9 @@ export class FsOpenFile implements OpenFile {
 
   async setAttributes(changes: AttributeChanges, credentials: Credentials, options?: OpOptions): Promise<Attributes> {
     this.#check('setAttributes');
-    return setInodeAttributes(this.#volume, this.#handle, changes, credentials, `inode ${this.ino}`, options);
+    return this.#volume.change(() =>
+      setInodeAttributes(this.#volume, this.#handle, changes, credentials, `inode ${this.ino}`, options),
+    );
   }
 
   async getXattr(name: string, credentials: Credentials, options?: OpOptions): Promise<Uint8Array> {

@@ -99,7 +99,7 @@ test('a dead opener falls, and the file is freed', async () => {
   await one.fs.unlink('/f', ROOT);
   await volume.clock.advance(1000);
   expect(freed(...nodes)).toBe(0);
-  volume.bury(two);
+  await volume.bury(two);
   await until(volume, () => freed(...nodes) === 1);
   await end(volume, [one, other]);
 });

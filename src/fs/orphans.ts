@@ -13,6 +13,7 @@ import type { InodeNumber } from '../common/ids.js';
 import { aloneItem } from './open-tokens.js';
 import { freeOrphan } from './operations/free-inode.js';
 import type { InodeRef } from './pinning.js';
+import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
 
 const RETRY_MIN_MS = 50;
@@ -87,7 +88,8 @@ export class Orphans {
 
   /** False: somebody has it open. */
   #try(ref: InodeRef): Promise<boolean> {
-    const running = freeOrphan(this.#volume, ref, undefined).then(
+    const freed = this.#volume.change(() => freeOrphan(this.#volume, ref, undefined));
+    const running = freed.then(
       () => true,
       (error: unknown) => {
         if (FsError.is(error) && error.reason === 'tokenRefused') return false;
@@ -100,6 +102,15 @@ export class Orphans {
       () => this.#tries.delete(running),
     );
     return running;
+  }
+
+  /** It is gone, whoever freed it. */
+  #settled({ ino, generation }: InodeRef): void {
+    const volume = this.#volume;
+    if (volume.log?.ends.orphans.get(ino) !== generation) return;
+    const transaction = new MetadataTransaction(volume);
+    transaction.looseEnd({ kind: 'orphanSettled', ino, generation });
+    transaction.commit();
   }
 
   #pause(delayMs: number): Promise<void> {
@@ -147,7 +158,10 @@ export class Orphans {
     let running = first;
     for (;;) {
       try {
-        if (await running) break;
+        if (await running) {
+          this.#settled(ref);
+          break;
+        }
         this.#volume.counters.add('fs.orphansWait');
         await this.#alone(ref.ino);
         retryMs = RETRY_MIN_MS;

@@ -20,6 +20,8 @@ export const Magic = {
   region: 0x31415748, // HWA1
   segment: 0x31535348, // HSS1
   xattrs: 0x31585748, // HWX1
+  log: 0x31474c48, // HLG1
+  logTable: 0x31544c48, // HLT1
 } as const;
 export type Magic = (typeof Magic)[keyof typeof Magic];
 

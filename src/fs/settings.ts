@@ -18,6 +18,8 @@ export interface FsSettings {
   readonly peersTimeoutMs: number;
   /** Extents waiting to be freed before an operation helps out. */
   readonly freeQueueMax: number;
+  /** Bytes of a new log; null: by the size of the file system, 256 KiB to 64 MiB. */
+  readonly logBytes: number | null;
   /** How old the counts that statfs answers with may be at most; never older than ten times what it takes to count. */
   readonly statisticsAgeMs: number;
   /** Whether reads move atime: as Linux's relatime, or not at all. */
@@ -36,4 +38,5 @@ export const DEFAULT_FS_SETTINGS: FsSettings = {
   freeQueueMax: 16_384,
   statisticsAgeMs: 2_000,
   accessTimes: 'relatime',
+  logBytes: null,
 };

@@ -23,8 +23,10 @@ import { FileBacking } from './backing.js';
 import { type CheckReport, checkFileSystem } from './check.js';
 import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from './mount.js';
+import { type Recovered, recoverLife } from './recovery.js';
 import type { FsSettings } from './settings.js';
 import type { SettledPeers, Settling } from './space-peers.js';
+import { fsIdOf } from './superblock.js';
 import { TestLockServer, TestLocks } from './testing-locks.js';
 import { TestArbiter, TestTokens } from './testing-tokens.js';
 
@@ -109,6 +111,15 @@ export class RamNsds implements NsdClientApi {
     this.#devices[nsd]!.set(sector, bytes.slice());
   }
 
+  #cut = false;
+  /** The node that uses it is gone: what it does reaches nothing and is never answered. */
+  cut(): void {
+    this.#cut = true;
+  }
+  #alive(): Promise<void> {
+    return this.#cut ? new Promise(() => undefined) : turns();
+  }
+
   #check(op: string, io: SectorIo): void {
     const blocks = this.blocks[io.nsd];
     const sectors = io.memory.lengthBytes / SECTOR_BYTES;
@@ -132,7 +143,7 @@ export class RamNsds implements NsdClientApi {
 
   async read(ios: readonly SectorIo[]): Promise<void> {
     this.#shared.reads++;
-    await turns();
+    await this.#alive();
     for (const io of ios) {
       this.#check('nsd.read', io);
       for (const [sector, bytes] of this.#slices(io)) {
@@ -157,7 +168,7 @@ export class RamNsds implements NsdClientApi {
         return { nsd: io.nsd, sector, bytes, copy: bytes.slice(), version };
       });
     });
-    await turns();
+    await this.#alive();
     for (const { nsd, sector, version } of before)
       if (version !== undefined && !takesVersion(this.#word(nsd, sector), version))
         throw new FsError('staleVersion', { op: 'nsd.write', object: `nsd ${nsd} sector ${sector}` });
@@ -169,7 +180,7 @@ export class RamNsds implements NsdClientApi {
     }
   }
   async versions(extents: readonly NsdExtent[]): Promise<SectorVersions> {
-    await turns();
+    await this.#alive();
     const words = extents.flatMap(({ nsd, sector, sectorCount }) =>
       Array.from({ length: sectorCount }, (_, i) => this.#word(nsd, sector + i)),
     );
@@ -182,14 +193,14 @@ export class RamNsds implements NsdClientApi {
   readonly flushes: (readonly NsdIndex[])[] = [];
   async flush(nsds: readonly NsdIndex[]): Promise<void> {
     this.flushes.push(nsds);
-    await turns();
+    await this.#alive();
   }
   /** Memory loses nothing. */
   lossesOf(): number {
     return 0;
   }
   async discard(extents: readonly NsdExtent[]): Promise<void> {
-    await turns();
+    await this.#alive();
     for (const { nsd, sector, sectorCount } of extents) {
       const device = this.#devices[nsd]!;
       const words = this.#shared.words[nsd]!;
@@ -214,13 +225,14 @@ export interface TestNode {
   readonly counters: Counters;
   readonly pool: PagePool;
   readonly nsds: RamNsds;
+  readonly life: { readonly nodeId: number; readonly incarnation: number };
 }
 
 export interface TestVolumeOptions {
   /** Blocks (MiB) of each NSD. */
   readonly blocks?: readonly number[];
   readonly mkfs?: Partial<
-    Pick<CreateFileSystemOptions, 'regionBlocks' | 'segmentCount' | 'expectedNodes' | 'rootMode'>
+    Pick<CreateFileSystemOptions, 'regionBlocks' | 'segmentCount' | 'expectedNodes' | 'rootMode' | 'logBytes'>
   >;
   readonly settings?: Partial<FsSettings>;
   readonly cacheSettings?: Partial<PageCacheSettings>;
@@ -237,10 +249,12 @@ export class TestVolume {
   readonly clock = new TestClock();
   readonly arbiter = new TestArbiter();
   readonly lockServer = new TestLockServer();
-  #lives = 0;
   readonly nsds: RamNsds;
   epoch = epoch(1);
   readonly #mounted = new Map<number, MountedFileSystem>();
+  /** By node: the life that is there. */
+  readonly #lives = new Map<number, number>();
+  #lastLife = 0;
   readonly #options: TestVolumeOptions;
 
   private constructor(options: TestVolumeOptions, nsds: RamNsds) {
@@ -272,13 +286,56 @@ export class TestVolume {
     return volume;
   }
 
-  /** It answers nothing any more and takes what it had in memory with it; what it held falls, in a new epoch. */
-  bury(node: TestNode): void {
+  /**
+   * It answers nothing any more and takes what it had in memory with it: nothing of it reaches an NSD from here on. Then F1: its log is redone, and
+   * what it held falls, in a new epoch; somebody who is there settles what it left unfinished.
+   */
+  async bury(node: TestNode): Promise<void> {
+    node.nsds.cut();
     node.tokens.die();
     this.lockServer.bury(node.locks);
-    this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
-    for (const [number, fs] of this.#mounted) if (fs === node.fs) this.#mounted.delete(number);
     this.epoch = epoch(this.epoch + 1);
+    await this.recover(node);
+    this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
+    for (const [number, fs] of this.#mounted) {
+      if (fs !== node.fs) continue;
+      this.#mounted.delete(number);
+      this.#lives.delete(number);
+    }
+    await [...this.#mounted.values()][0]?.settleLeft();
+  }
+
+  /** All of them at once, with their tokens and whoever knew of them; what they left is for the next mount. */
+  powerOff(nodes: readonly TestNode[]): void {
+    for (const node of nodes) {
+      node.nsds.cut();
+      node.tokens.die();
+      this.lockServer.bury(node.locks);
+      this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
+    }
+    this.#mounted.clear();
+    this.#lives.clear();
+    this.epoch = epoch(this.epoch + 1);
+  }
+
+  /** Its log is redone. */
+  async recover({ fs, life }: Pick<TestNode, 'fs' | 'life'>): Promise<Recovered> {
+    const pool = heapPagePool(STAGING_BYTES);
+    const { superblock } = fs;
+    return recoverLife(
+      {
+        nsds: this.nsds.from(pool),
+        pool,
+        arena: new SegmentArena({ offsetBytes: 0, lengthBytes: STAGING_BYTES }),
+        checksums: testChecksums,
+        fsId: fsIdOf(superblock.fsUuid),
+        geometry: superblock.geometry,
+        inodeFile: superblock.inodeFile,
+        logger: this.#options.logger ?? silentLogger,
+        counters: new Counters(),
+      },
+      life,
+    );
   }
 
   /** Of node numbers that are used twice the last one counts. */
@@ -299,12 +356,14 @@ export class TestVolume {
   }
 
   async mount(node = 1, nodeSettings: Partial<FsSettings> = {}): Promise<TestNode> {
+    const life = ++this.#lastLife;
+    this.#lives.set(node, life);
     const poolPages = this.#options.poolPages ?? 2048;
     const pool = heapPagePool(poolPages * PAGE_BYTES + STAGING_BYTES);
     const arena = new SegmentArena({ offsetBytes: poolPages * PAGE_BYTES, lengthBytes: STAGING_BYTES });
     const nsds = this.nsds.from(pool);
     const tokens = new TestTokens(this.arbiter);
-    const locks = new TestLocks(this.lockServer, node, ++this.#lives);
+    const locks = new TestLocks(this.lockServer, node, life);
     const counters = new Counters();
     const random = new SeededRandom((this.#options.seed ?? 1) + node);
     const logger = this.#options.logger ?? silentLogger;
@@ -325,7 +384,7 @@ export class TestVolume {
     });
     const fs = await mountFileSystem({
       nodeId: nodeId(node),
-      incarnation: incarnation(1),
+      incarnation: incarnation(life),
       epoch: () => this.epoch,
       tokens,
       locks,
@@ -341,9 +400,10 @@ export class TestVolume {
       checksums: testChecksums,
       settings: { ...this.#options.settings, ...nodeSettings },
       peers: { settle: (what) => this.#settle(node, what) },
+      lives: { state: (id, life) => (this.#lives.get(id) === life ? 'here' : 'gone') },
     });
     this.#mounted.set(node, fs);
-    return { fs, tokens, locks, cache, map, counters, pool, nsds };
+    return { fs, tokens, locks, cache, map, counters, pool, nsds, life: { nodeId: node, incarnation: life } };
   }
 }
 

@@ -22,7 +22,10 @@ import type { FreeQueue } from './free-queue.js';
 import type { Inode } from './inode.js';
 import type { InodeNumbers } from './inode-numbers.js';
 import type { InodeTable } from './inode-table.js';
-import type { Geometry } from './layout.js';
+import type { Extent, Geometry } from './layout.js';
+import { keyOf, LoggedSectors } from './log/logged-sectors.js';
+import type { EnterKind, NodeLog } from './log/node-log.js';
+import type { LogClaim } from './log-claim.js';
 import type { Neighbours } from './neighbours.js';
 import type { Orphans } from './orphans.js';
 import type { FsSettings } from './settings.js';
@@ -45,7 +48,19 @@ export interface VolumeParts {
   readonly checksums: Checksums;
   readonly settings: FsSettings;
   readonly peers: SpacePeers;
+  readonly lives: Lives;
 }
+
+/**
+ * Whether a life of a node is there. Of one that is being expelled others replay the log (F1); that of one that is gone is redone by who mounts
+ * next.
+ */
+export type LifeState = 'here' | 'expelling' | 'gone';
+export interface Lives {
+  state(nodeId: number, incarnation: number): LifeState;
+}
+/** Nobody else has it mounted. */
+export const NOBODY_ELSE: Lives = { state: () => 'gone' };
 
 export class Volume {
   cache!: PageCacheApi;
@@ -57,6 +72,10 @@ export class Volume {
   readonly accessTimes: AccessTimes = new AccessTimes(this);
   /** Inodes without names that this node is to free. */
   orphans!: Orphans;
+  readonly sectors = new LoggedSectors();
+  /** Null until the node has its log, early in mounting: nothing is logged before. */
+  log: NodeLog | null = null;
+  claim: LogClaim | null = null;
   /** The two maps: their blocks never move, so they need no status token. */
   readonly systemFiles = new Map<InodeNumber, Inode>();
   readonly geometry: Geometry;
@@ -129,6 +148,24 @@ export class Volume {
     return { class: TokenClass.data, object: ino, mode, required: range, desired: range };
   }
 
+  /** An operation that changes metadata, or may: with room for it in the log. Nothing is pinned yet. */
+  async change<T>(body: () => Promise<T>): Promise<T> {
+    return this.#entered('operation', body);
+  }
+  /** The same for what is done inside of operations, or beside them. It waits for devices only while it has entered. */
+  async innerChange<T>(body: () => Promise<T> | T): Promise<T> {
+    return this.#entered('inner', body);
+  }
+  async #entered<T>(kind: EnterKind, body: () => Promise<T> | T): Promise<T> {
+    const { log } = this;
+    const leave = log === null ? null : (log.tryEnter(kind) ?? (await log.enter(kind)));
+    try {
+      return await body();
+    } finally {
+      leave?.();
+    }
+  }
+
   /** Staging space in the pool for the time of `body`. Not to be waited for with another piece of staging in hand. */
   async withStaging<T>(lengthBytes: number, body: (bytes: Uint8Array, segment: PoolSegment) => Promise<T>): Promise<T> {
     const segment = await this.parts.arena.allocate(lengthBytes);
@@ -142,13 +179,33 @@ export class Volume {
     }
   }
 
-  async readSectors<T>(nsd: NsdIndex, sector: number, count: number, use: (bytes: Uint8Array) => T): Promise<T> {
+  /** Metadata, with its versions for the log. */
+  async readSectors<T>(
+    nsd: NsdIndex,
+    sector: number,
+    count: number,
+    use: (bytes: Uint8Array, versions: Uint32Array) => T,
+  ): Promise<T> {
     return this.withStaging(count * SECTOR_BYTES, async (bytes, memory) => {
-      await this.parts.nsds.read([
-        { nsd, sector, memory: { offsetBytes: memory.offsetBytes, lengthBytes: count * SECTOR_BYTES } },
-      ]);
-      return use(bytes);
+      const versions = new Uint32Array(count);
+      const io = { offsetBytes: memory.offsetBytes, lengthBytes: count * SECTOR_BYTES };
+      await this.parts.nsds.read([{ nsd, sector, memory: io, versions }]);
+      return use(bytes, versions);
     });
+  }
+
+  wasRead(place: Extent, version: number): void {
+    this.sectors.learn(keyOf(place), version);
+  }
+
+  /** Metadata sectors that are going to be changed without having been read: what the log must know of them. */
+  async learnVersions(extents: readonly Extent[]): Promise<void> {
+    if (extents.length === 0) return;
+    const asked = extents.map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count }));
+    const { versions } = await this.parts.nsds.versions(asked);
+    let index = 0;
+    for (const { nsd, sector, count } of extents)
+      for (let at = 0; at < count; at++) this.sectors.learn(keyOf({ nsd, sector: sector + at }), versions[index++]!);
   }
   async writeSectors(nsd: NsdIndex, sector: number, count: number, fill: (bytes: Uint8Array) => void): Promise<void> {
     await this.withStaging(count * SECTOR_BYTES, async (bytes, memory) => {

@@ -135,14 +135,15 @@ export function giveUpXattrs(volume: Volume, { block }: PreparedXattrs): void {
 }
 
 /** In the turn of the transaction that the inode is part of. */
-export function installXattrs(inode: Inode, { kept, inBlock }: PreparedXattrs): void {
+export function installXattrs(inode: Inode, { kept, inBlock, block }: PreparedXattrs): void {
   const before = keptBlock(inode.kept)?.pointer;
   const after = keptBlock(kept)?.pointer;
   if (
     before !== undefined &&
     before.sector + before.nsd * 2 ** 48 !== (after ? after.sector + after.nsd * 2 ** 48 : -1)
   )
-    inode.pendingFrees.push(before);
+    inode.attributeSpace.given.push(before);
+  if (block !== null) inode.attributeSpace.taken.push(block.pointer);
   inode.allocatedSubBlocks += (after?.count ?? 0) - (before?.count ?? 0);
   inode.kept = kept;
   inode.xattrBlock = inBlock === null ? null : [...inBlock];

@@ -167,6 +167,7 @@ export class SimNode {
         checksums: checksumsJs,
         stores: this.doors.map((door) => door.store),
         settings: world.nodeSettings,
+        fileSystems: async () => [world.identity],
         onBroken: (error) => world.broken(error, `node ${this.id}`),
       },
       { tokenServer: this.id <= world.plan.tokenServers },
@@ -233,6 +234,7 @@ export class SimNode {
     return {
       fence: (server, target) => actions.fence(server, target),
       tokensFall: async (server, target) => {
+        if (!target.clean) await this.gate.pass(this.node.redoLogs(target));
         await this.gate.pass(world.beforeTokensFall(target));
         const done = actions.tokensFall(server, target);
         if (!chance(this.#impatience, 0.03)) return done;
@@ -311,7 +313,7 @@ export class SimNode {
   }
 }
 
-const STAGING_BYTES = 1 << 20;
+const STAGING_BYTES = 2 << 20;
 
 function poolPlan(slotCount: number, storeCount: number): PoolPlan {
   let at = slotCount * PAGE_BYTES;

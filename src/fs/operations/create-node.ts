@@ -108,8 +108,7 @@ async function insertNode(
     const inode = volume.inodes.create(ticket.ino, ticket.home);
     initialise(volume, inode, directoryInode, node, inherited, ticket.generation, transaction.nowNs);
     installXattrs(inode, inheritance.use());
-    inode.renamedIn = null;
-    inode.noteName(directoryInode.ino);
+    transaction.numbers('numbersSettled', ticket.ino);
     transaction.inode(inode);
     transaction.commit();
     node.onCreated?.(inode);

@@ -41,7 +41,14 @@ async function freeAlone(volume: Volume, inode: Inode): Promise<void> {
     if (inode.openCount > 0 || inode.type === FREE_INODE) return;
     const transaction = new MetadataTransaction(volume);
     inode.pendingFrees.push(...cutPointers(inode, 0));
+    // Its attributes' block is given up by the transaction.
     installXattrs(inode, NO_XATTRS);
+    const frees = inode.pendingFrees;
+    inode.pendingFrees = [];
+    transaction.looseEnd({ kind: 'orphanSettled', ino: inode.ino, generation: inode.generation });
+    transaction.numbers('numbersTaken', inode.ino);
+    const hadMetadata = inode.isDirectory;
+    inode.unexposed = false;
     inode.type = FREE_INODE;
     inode.orphan = false;
     inode.flags = 0;
@@ -50,19 +57,12 @@ async function freeAlone(volume: Volume, inode: Inode): Promise<void> {
     inode.directoryDepth = 0;
     inode.directoryEntries = 0;
     transaction.inode(inode);
-    transaction.commit();
+    transaction.limbo(frees, hadMetadata);
+    const logged = transaction.commit();
     volume.counters.add('fs.inodesFreed');
+    // Who waited for a transfer with this inode's tokens would hold up whoever asks for them.
+    if (frees.length > 0) void inode.transfersEnded().then(() => volume.frees.add(frees, logged));
   });
-  if (inode.onDevice || inode.writing !== null || (inode.type as number) !== FREE_INODE) return;
-  // It never reached a device, so there is nothing to be written before its space and number are free.
-  await inode.transfersEnded();
-  if (inode.onDevice || inode.writing !== null) return;
-  volume.frees.add(inode.pendingFrees);
-  inode.pendingFrees = [];
-  inode.dirty = false;
-  inode.dirtyCore = false;
-  volume.numbers.giveBack(inode.ino);
-  volume.inodes.drop(inode);
 }
 
 /** An inode that had no name, or may have none, when it was last looked at. @throws {FsError} tokenRefused: it is open elsewhere. */

@@ -65,7 +65,6 @@ export async function link(
       }
       withSettledState(volume, inode, () => {
         inode.nlink++;
-        inode.noteName(directoryInode.ino);
         inode.ctimeNs = transaction.nowNs;
         transaction.inode(inode);
         transaction.commit();

@@ -238,15 +238,10 @@ function changeNames(
 /** It has a name in another directory now, or another one in the same. */
 function renamed(inode: Inode, into: Inode, outOf: Inode, transaction: MetadataTransaction): void {
   inode.ctimeNs = transaction.nowNs;
-  // In this order: written half, it has two names rather than none.
-  inode.noteName(into.ino);
-  if (into !== outOf) {
-    inode.noteName(outOf.ino);
-    if (inode.isDirectory) {
-      inode.parent = into.ino;
-      outOf.nlink--;
-      into.nlink++;
-    }
+  if (into !== outOf && inode.isDirectory) {
+    inode.parent = into.ino;
+    outOf.nlink--;
+    into.nlink++;
   }
   transaction.inode(inode);
 }

@@ -103,6 +103,7 @@ export function dropLink(inode: Inode, directory: Inode, transaction: MetadataTr
     inode.nlink = 0;
     directory.nlink--;
   } else inode.nlink--;
+  if (inode.nlink === 0) transaction.looseEnd({ kind: 'orphan', ino: inode.ino, generation: inode.generation });
   inode.ctimeNs = transaction.nowNs;
   transaction.inode(inode);
   transaction.inode(directory);

@@ -134,7 +134,7 @@ export class DeadlockDetector {
     const [gone] = this.#reports.splice(at, 1);
     this.#toSearch = this.#toSearch.filter((report) => report !== gone);
     const check = this.#check;
-    if (check !== null && check.cycle.some(({ report }) => report === gone)) {
+    if (check?.cycle.some(({ report }) => report === gone)) {
       this.#check = null;
       this.#again(check);
     }

@@ -16,7 +16,6 @@ import { TokenClass } from '../token.js';
 import { findCycle, type OwnerReport, type OwnerWait, type PlacedPiece } from './deadlock.js';
 import type {
   FileState,
-  LocalWait,
   LockClientEffect,
   LockClientEvent,
   LockClientOptions,

@@ -1,0 +1,76 @@
+/** A set of sub-blocks, kept as a bitmap for each block that has any. Extents lie inside one block. */
+import { invariant } from '../../common/assert.js';
+import { nsdIndex } from '../../common/ids.js';
+import { SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
+import type { Extent } from '../layout.js';
+
+const WORDS = SUB_BLOCKS_PER_BLOCK / 32;
+/** Blocks of one NSD: sectors are 48 bits in a block pointer. */
+const BLOCKS_MAX = 2 ** 40;
+
+export class ExtentSet {
+  readonly #blocks = new Map<number, Uint32Array>();
+  #count = 0;
+
+  /** Sub-blocks in the set. */
+  get count(): number {
+    return this.#count;
+  }
+
+  add(extent: Extent): void {
+    this.#change(extent, true);
+  }
+  remove(extent: Extent): void {
+    this.#change(extent, false);
+  }
+  clear(): void {
+    this.#blocks.clear();
+    this.#count = 0;
+  }
+
+  #change({ nsd, sector, count }: Extent, present: boolean): void {
+    const first = sector % SUB_BLOCKS_PER_BLOCK;
+    invariant(count >= 1 && first + count <= SUB_BLOCKS_PER_BLOCK, 'an extent lies inside one block');
+    const key = nsd * BLOCKS_MAX + Math.floor(sector / SUB_BLOCKS_PER_BLOCK);
+    let words = this.#blocks.get(key);
+    if (words === undefined) {
+      if (!present) return;
+      words = new Uint32Array(WORDS);
+      this.#blocks.set(key, words);
+    }
+    for (let bit = first; bit < first + count; bit++) {
+      const mask = 1 << (bit & 31);
+      const was = (words[bit >> 5]! & mask) !== 0;
+      if (was === present) continue;
+      words[bit >> 5]! ^= mask;
+      this.#count += present ? 1 : -1;
+    }
+    if (!present && words.every((word) => word === 0)) this.#blocks.delete(key);
+  }
+
+  has({ nsd, sector }: { readonly nsd: number; readonly sector: number }): boolean {
+    const words = this.#blocks.get(nsd * BLOCKS_MAX + Math.floor(sector / SUB_BLOCKS_PER_BLOCK));
+    const bit = sector % SUB_BLOCKS_PER_BLOCK;
+    return words !== undefined && ((words[bit >> 5]! >>> (bit & 31)) & 1) === 1;
+  }
+
+  /** In ascending order, each as long as it can be. */
+  extents(): Extent[] {
+    const found: Extent[] = [];
+    for (const key of [...this.#blocks.keys()].sort((a, b) => a - b)) {
+      const words = this.#blocks.get(key)!;
+      const nsd = nsdIndex(Math.floor(key / BLOCKS_MAX));
+      const base = (key % BLOCKS_MAX) * SUB_BLOCKS_PER_BLOCK;
+      let from = -1;
+      for (let bit = 0; bit <= SUB_BLOCKS_PER_BLOCK; bit++) {
+        const set = bit < SUB_BLOCKS_PER_BLOCK && ((words[bit >> 5]! >>> (bit & 31)) & 1) === 1;
+        if (set && from < 0) from = bit;
+        if (!set && from >= 0) {
+          found.push({ nsd, sector: base + from, count: bit - from });
+          from = -1;
+        }
+      }
+    }
+    return found;
+  }
+}

@@ -1,0 +1,148 @@
+/**
+ * Records of the log, and transactions made of them. A transaction is what is redone wholly or not at all.
+ *
+ *   transaction  u32 bytes that follow · records
+ *   sector       u8 1 · u8 flags (1: full, from zeros; 2: raw, a sector without header, not to be sealed) · u16 NSD · u32 version it was made on · u64 sector · u16 runs
+ *                · runs × (u16 offset · u16 length · bytes)
+ *   limbo 2, settled 3          u16 n · n × (u16 NSD · u64 sector · u16 sub-blocks)
+ *   numbersTaken 4, numbersSettled 5   u64 first · u16 count
+ *   orphan 6, orphanSettled 7   u64 inode · u32 generation
+ *   reset 8
+ *
+ * Little-endian. What was read from a device is believed in nothing: a record that is not exactly one of these ends the log
+ * where its transaction begins.
+ */
+import { FsError } from '../../common/errors.js';
+import { inodeNumber, type NsdIndex, nsdIndex } from '../../common/ids.js';
+import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
+import { ByteReader, ByteWriter } from '../../protocol/codec.js';
+import type { Extent } from '../layout.js';
+import { EXTENTS_MAX, type LooseEnd } from './loose-ends.js';
+import type { Run } from './sector-delta.js';
+
+export interface SectorRecord {
+  readonly nsd: NsdIndex;
+  readonly sector: number;
+  /** The version that the sector has, or will have, on its NSD without this change (L2). */
+  readonly base: number;
+  /** Begins with a sector of zeros. */
+  readonly full: boolean;
+  /** A file's bytes: it has no header and is written as it is. */
+  readonly raw: boolean;
+  readonly runs: readonly Run[];
+}
+export type LogRecord = { readonly kind: 'sector'; readonly sector: SectorRecord } | LooseEnd;
+
+const KINDS = ['sector', 'limbo', 'settled', 'numbersTaken', 'numbersSettled', 'orphan', 'orphanSettled', 'reset'];
+const codeOf = (kind: LogRecord['kind']): number => KINDS.indexOf(kind) + 1;
+const FULL = 1;
+const RAW = 2;
+/** Of one transaction: a bound for what is read, and for what is written at once. */
+export const TRANSACTION_BYTES_MAX = 1 << 20;
+
+export function encodeTransaction(records: readonly LogRecord[]): Uint8Array {
+  const body = new ByteWriter(512);
+  for (const record of records) encodeRecord(body, record);
+  if (body.lengthBytes > TRANSACTION_BYTES_MAX)
+    throw new FsError('internal', { op: 'log.append', detail: `a transaction of ${body.lengthBytes} bytes` });
+  return new ByteWriter(4 + body.lengthBytes).bytes(body.finish()).finish();
+}
+
+function encodeRecord(writer: ByteWriter, record: LogRecord): void {
+  writer.u8(codeOf(record.kind));
+  switch (record.kind) {
+    case 'sector': {
+      const { nsd, sector, base, full, raw, runs } = record.sector;
+      writer
+        .u8((full ? FULL : 0) | (raw ? RAW : 0))
+        .u16(nsd)
+        .u32(base)
+        .u64(sector)
+        .u16(runs.length);
+      for (const { offsetBytes, bytes } of runs) writer.u16(offsetBytes).u16(bytes.length).raw(bytes);
+      break;
+    }
+    case 'limbo':
+    case 'settled':
+      writer.u16(record.extents.length);
+      for (const { nsd, sector, count } of record.extents) writer.u16(nsd).u64(sector).u16(count);
+      break;
+    case 'numbersTaken':
+    case 'numbersSettled':
+      writer.u64(record.first).u16(record.count);
+      break;
+    case 'orphan':
+    case 'orphanSettled':
+      writer.u64(record.ino).u32(record.generation);
+      break;
+    case 'reset':
+      break;
+  }
+}
+
+/** @throws {FsError} badFrame */
+export function decodeTransaction(body: Uint8Array): LogRecord[] {
+  const reader = new ByteReader(body, 'log transaction');
+  const records: LogRecord[] = [];
+  while (reader.remainingBytes > 0) records.push(decodeRecord(reader));
+  return records;
+}
+
+const wrong = (detail: string): FsError => new FsError('badFrame', { op: 'log.read', detail });
+
+function decodeRecord(reader: ByteReader): LogRecord {
+  const kind = KINDS[reader.u8() - 1] as LogRecord['kind'] | undefined;
+  switch (kind) {
+    case undefined:
+      throw wrong('a record of an unknown kind');
+    case 'sector':
+      return { kind, sector: decodeSector(reader) };
+    case 'limbo':
+    case 'settled': {
+      const count = reader.u16();
+      if (count > EXTENTS_MAX) throw wrong(`${count} extents`);
+      return { kind, extents: Array.from({ length: count }, () => decodeExtent(reader)) };
+    }
+    case 'numbersTaken':
+    case 'numbersSettled': {
+      const first = inodeNumber(reader.u64());
+      const count = reader.u16();
+      if (count === 0 || !Number.isSafeInteger(first + count)) throw wrong(`${count} numbers from ${first} on`);
+      return { kind, first, count };
+    }
+    case 'orphan':
+    case 'orphanSettled':
+      return { kind, ino: inodeNumber(reader.u64()), generation: reader.u32() };
+    case 'reset':
+      return { kind };
+  }
+}
+
+function decodeSector(reader: ByteReader): SectorRecord {
+  const flags = reader.u8();
+  if ((flags & ~(FULL | RAW)) !== 0) throw wrong(`flags ${flags}`);
+  const nsd = nsdIndex(reader.u16());
+  const base = reader.u32();
+  const sector = reader.u64();
+  const count = reader.u16();
+  const runs: Run[] = [];
+  let from = 0;
+  for (let i = 0; i < count; i++) {
+    const offsetBytes = reader.u16();
+    const length = reader.u16();
+    if (length === 0 || offsetBytes < from || offsetBytes + length > SECTOR_BYTES)
+      throw wrong(`a run of ${length} bytes at ${offsetBytes}`);
+    from = offsetBytes + length;
+    runs.push({ offsetBytes, bytes: reader.raw(length) });
+  }
+  return { nsd, sector, base, full: (flags & FULL) !== 0, raw: (flags & RAW) !== 0, runs };
+}
+
+function decodeExtent(reader: ByteReader): Extent {
+  const nsd = nsdIndex(reader.u16());
+  const sector = reader.u64();
+  const count = reader.u16();
+  if (count < 1 || (sector % SUB_BLOCKS_PER_BLOCK) + count > SUB_BLOCKS_PER_BLOCK)
+    throw wrong(`an extent of ${count} sub-blocks at ${sector}`);
+  return { nsd, sector, count };
+}

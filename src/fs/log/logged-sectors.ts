@@ -1,0 +1,181 @@
+/**
+ * Metadata sectors of which the log has records, and how far they have got.
+ *
+ * Owns, for every metadata sector in memory, the version that the next record about it names; and for each sector with records that may not be
+ * durable in place yet, which transaction recovery would have to begin with.
+ * States of a sector: *dirty* (records, not in place) -> *writing* -> *unflushed* (in place, in the NSD's volatile cache) -> forgotten, at the
+ * NSD's flush. A record that comes while it is being written makes it dirty anew beside that, with a full image.
+ * Invariant: a sector is written in place only with what its durable records say (L1); whoever writes waits for `force` first.
+ */
+import { invariant } from '../../common/assert.js';
+import { type Deferred, deferred } from '../../common/deferred.js';
+import type { InodeNumber, NsdIndex } from '../../common/ids.js';
+import { isVersionBefore, nextSectorVersion } from '../../common/sector-version.js';
+import type { LogRecord } from './log-records.js';
+import { sectorDelta } from './sector-delta.js';
+
+export interface MetadataPlace {
+  readonly nsd: NsdIndex;
+  readonly sector: number;
+  /** In the page cache: the file that it is a page of, and where. Absent: the log's own image is what is written in place. */
+  readonly paged?: { readonly ino: InodeNumber; readonly offsetBytes: number };
+}
+
+export type SectorKey = number;
+const SECTORS_MAX = 2 ** 44;
+export const keyOf = ({ nsd, sector }: { readonly nsd: number; readonly sector: number }): SectorKey =>
+  nsd * SECTORS_MAX + sector;
+
+export interface DirtySector {
+  readonly key: SectorKey;
+  readonly place: MetadataPlace;
+  /** As the last record left it; never changed, only replaced. */
+  image: Uint8Array;
+  /** Transactions: the first that is not in place, the last. 0: appended in this very turn. */
+  first: number;
+  last: number;
+  readonly sinceMs: number;
+}
+
+/** A write in place, under way. */
+export interface SectorWrite {
+  readonly key: SectorKey;
+  readonly place: MetadataPlace;
+  /** Null: no record since it was last written; the bytes are the page's. */
+  readonly dirty: DirtySector | null;
+  readonly version: number;
+  readonly ended: Deferred<void>;
+}
+
+export class LoggedSectors {
+  readonly #versions = new Map<SectorKey, number>();
+  readonly #dirty = new Map<SectorKey, DirtySector>();
+  readonly #writing = new Map<SectorKey, SectorWrite>();
+  readonly #unflushed = new Map<NsdIndex, number>();
+  readonly #flushing = new Map<NsdIndex, number>();
+  #recorded: DirtySector[] = [];
+
+  /** Read from its NSD, or newly allocated there; a read that began before a write of ours tells of the past. */
+  learn(key: SectorKey, version: number): void {
+    const known = this.#versions.get(key);
+    if (known === undefined || isVersionBefore(known, version)) this.#versions.set(key, version);
+  }
+  knows(key: SectorKey): boolean {
+    return this.#versions.has(key);
+  }
+  /** Out of memory, or somebody else's: nothing of it is dirty. */
+  forget(key: SectorKey): void {
+    if (!this.#dirty.has(key)) this.#versions.delete(key);
+  }
+  /** Freed: what it was is not written any more. */
+  drop(key: SectorKey): void {
+    this.#dirty.delete(key);
+    this.#versions.delete(key);
+  }
+
+  dirty(key: SectorKey): DirtySector | undefined {
+    return this.#dirty.get(key);
+  }
+  /** What the sector says, where its NSD doesn't say so yet. */
+  latest(key: SectorKey): Uint8Array | undefined {
+    return (this.#dirty.get(key) ?? this.#writing.get(key)?.dirty)?.image;
+  }
+  /** Since when the one longest dirty is; infinite when nothing is. */
+  oldestMs(): number {
+    // Entered in the order in which they became dirty.
+    for (const { sinceMs } of this.#dirty.values()) return sinceMs;
+    return Number.POSITIVE_INFINITY;
+  }
+  all(): IterableIterator<DirtySector> {
+    return this.#dirty.values();
+  }
+  isWriting(key: SectorKey): boolean {
+    return this.#writing.has(key);
+  }
+  /** Resolves when the write of it that is under way has ended, well or not. */
+  writeEnded(key: SectorKey): Promise<void> | undefined {
+    return this.#writing.get(key)?.ended.promise;
+  }
+
+  /** The record of a sector that now is as `image` says, which is kept; null when that is nothing new. Then `appended`, in the same turn. */
+  record(place: MetadataPlace, image: Uint8Array, nowMs: number): LogRecord | null {
+    const key = keyOf(place);
+    const base = this.#versions.get(key);
+    invariant(
+      base !== undefined,
+      `the version of sector ${place.sector} of NSD ${place.nsd} is known before it is changed`,
+    );
+    let dirty = this.#dirty.get(key);
+    const runs = sectorDelta(dirty?.image ?? null, image);
+    if (dirty !== undefined && runs.length === 0) return null;
+    const full = dirty === undefined;
+    if (dirty === undefined) {
+      dirty = { key, place, image, first: 0, last: 0, sinceMs: nowMs };
+      this.#dirty.set(key, dirty);
+    } else dirty.image = image;
+    this.#recorded.push(dirty);
+    return { kind: 'sector', sector: { nsd: place.nsd, sector: place.sector, base, full, raw: false, runs } };
+  }
+
+  /** The records made in this turn are in this transaction. */
+  appended(sequence: number): void {
+    for (const dirty of this.#recorded) {
+      if (dirty.first === 0) dirty.first = sequence;
+      dirty.last = sequence;
+    }
+    this.#recorded = [];
+  }
+
+  /** The image, or the page as it is in this turn, goes to its place. One write of a sector at a time. */
+  beginWrite(place: MetadataPlace): SectorWrite {
+    const key = keyOf(place);
+    invariant(!this.#writing.has(key), `one write at a time of sector ${place.sector} of NSD ${place.nsd}`);
+    const dirty = this.#dirty.get(key) ?? null;
+    const version = nextSectorVersion(this.#versions.get(key) ?? 0);
+    this.#dirty.delete(key);
+    this.#versions.set(key, version);
+    const write = { key, place, dirty, version, ended: deferred<void>() };
+    this.#writing.set(key, write);
+    return write;
+  }
+
+  endWrite(write: SectorWrite, succeeded: boolean): void {
+    const { dirty, key, place, ended } = write;
+    this.#writing.delete(key);
+    ended.resolve();
+    if (dirty === null) return;
+    if (succeeded) {
+      this.#unflushed.set(place.nsd, Math.min(this.#unflushed.get(place.nsd) ?? Number.POSITIVE_INFINITY, dirty.first));
+      return;
+    }
+    const since = this.#dirty.get(key);
+    if (since === undefined) this.#dirty.set(key, dirty);
+    else since.first = dirty.first;
+  }
+
+  /** NSDs with sectors in place that are not flushed; they are being flushed from now on. One flush at a time. */
+  beginFlush(): NsdIndex[] {
+    invariant(this.#flushing.size === 0, 'one flush of what is in place at a time');
+    for (const [nsd, first] of this.#unflushed) this.#flushing.set(nsd, first);
+    this.#unflushed.clear();
+    return [...this.#flushing.keys()];
+  }
+  endFlush(nsds: readonly NsdIndex[], succeeded: boolean): void {
+    for (const nsd of nsds) {
+      const first = this.#flushing.get(nsd);
+      this.#flushing.delete(nsd);
+      if (!succeeded && first !== undefined)
+        this.#unflushed.set(nsd, Math.min(this.#unflushed.get(nsd) ?? Number.POSITIVE_INFINITY, first));
+    }
+  }
+
+  /** The first transaction that recovery would need; infinite when there is none. */
+  needed(): number {
+    let needed = Number.POSITIVE_INFINITY;
+    for (const { first } of this.#dirty.values()) if (first > 0) needed = Math.min(needed, first);
+    for (const { dirty } of this.#writing.values()) if (dirty !== null) needed = Math.min(needed, dirty.first);
+    for (const first of this.#unflushed.values()) needed = Math.min(needed, first);
+    for (const first of this.#flushing.values()) needed = Math.min(needed, first);
+    return needed;
+  }
+}

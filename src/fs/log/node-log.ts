@@ -1,0 +1,407 @@
+/**
+ * A node's log, at work: carries out what the log's machine says, and brings what is logged to its place.
+ *
+ * Owns the log's space on the NSDs while the file system is mounted, the staging it is written from, the loose ends of this node.
+ * Fault model: a write of the log that fails is tried again for ever, after pauses; every failure is told to those who wait at that moment,
+ * so that nobody waits without a bound. Needs no token, ever (T5).
+ */
+import { type Clock, sleep } from '../../common/clock.js';
+import type { Counters } from '../../common/counters.js';
+import { type Deferred, deferred } from '../../common/deferred.js';
+import { FsError } from '../../common/errors.js';
+import type { InodeNumber, NsdIndex } from '../../common/ids.js';
+import type { Logger } from '../../common/logger.js';
+import { SECTOR_BYTES } from '../../common/units.js';
+import type { BufferArena, PagePool, PoolSegment } from '../../native/page-pool.js';
+import type { Checksums } from '../../nsd/checksums.js';
+import type { NsdClientApi, SectorIo } from '../../nsd/nsd-api.js';
+import { Mutex } from '../mutex.js';
+import { sealSector } from '../sector.js';
+import { type LogEffect, type LogEvent, LogMachine } from './log-machine.js';
+import { encodeTransaction, type LogRecord } from './log-records.js';
+import { encodeGroup, type LogGroup, type LogIdentity } from './log-sectors.js';
+import type { LogSpace } from './log-space.js';
+import type { LoggedSectors, SectorKey, SectorWrite } from './logged-sectors.js';
+import { LooseEnds } from './loose-ends.js';
+
+export interface NodeLogParts {
+  readonly sectors: LoggedSectors;
+  readonly nsds: NsdClientApi;
+  readonly pool: PagePool;
+  readonly arena: BufferArena;
+  readonly checksums: Checksums;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly counters: Counters;
+}
+
+/** What the log needs of the file system around it. */
+export interface LogHost {
+  /** Makes the pages of a range of a metadata file clean, in place. */
+  flushPages(ino: InodeNumber, range: { readonly start: number; readonly end: number }): Promise<void>;
+  /** The tail and head in the log's descriptor, durable when it resolves. */
+  announceTail(tail: number): Promise<void>;
+}
+
+const GROUP_SECTORS_MAX = 64;
+const STAGING_SECTORS = 256 + 2;
+const RETRY_MIN_MS = 20;
+const RETRY_MAX_MS = 2_000;
+/** Sectors written in place by one request. */
+const RUN_MAX = 64;
+/** From this share of the log's space on it is emptied. */
+const CHECKPOINT_AT = 0.5;
+/** How much of it operations may use, and how much what is done inside them; the rest is for emptying it. */
+const OPERATIONS_SHARE = 0.7;
+const INNER_SHARE = 0.85;
+export type EnterKind = 'operation' | 'inner';
+const ENTER_SECTORS: Readonly<Record<EnterKind, number>> = { operation: 8, inner: 4 };
+
+export class NodeLog {
+  readonly sectors: LoggedSectors;
+  readonly ends = new LooseEnds();
+  readonly #parts: NodeLogParts;
+  readonly #space: LogSpace;
+  readonly #identity: LogIdentity;
+  readonly #host: LogHost;
+  readonly #machine: LogMachine;
+  readonly #staging: PoolSegment;
+  readonly #checkpointing = new Mutex();
+  #waiters: { readonly sequence: number; readonly done: Deferred<void> }[] = [];
+  #entering: { readonly kind: EnterKind; readonly ready: Deferred<() => void> }[] = [];
+  /** Sectors for which somebody has entered. */
+  #entered = 0;
+  /** The transaction of the last snapshot of the loose ends: recovery needs it, or an earlier one. */
+  #snapshot = 1;
+  #stopped: FsError | null = null;
+  #group: Promise<void> = Promise.resolve();
+  #emptying = false;
+
+  /** `head`: where it goes on. The log is this node's, and recovered. */
+  static async open(
+    parts: NodeLogParts,
+    space: LogSpace,
+    identity: LogIdentity,
+    head: number,
+    host: LogHost,
+  ): Promise<NodeLog> {
+    const staging = await parts.arena.allocate(Math.min(STAGING_SECTORS, space.capacitySectors) * SECTOR_BYTES);
+    return new NodeLog(parts, space, identity, head, host, staging);
+  }
+
+  private constructor(
+    parts: NodeLogParts,
+    space: LogSpace,
+    identity: LogIdentity,
+    head: number,
+    host: LogHost,
+    staging: PoolSegment,
+  ) {
+    this.#parts = parts;
+    this.sectors = parts.sectors;
+    this.#space = space;
+    this.#identity = identity;
+    this.#host = host;
+    this.#staging = staging;
+    this.#machine = new LogMachine(
+      {
+        capacitySectors: space.capacitySectors,
+        groupSectorsMax: Math.max(1, Math.min(GROUP_SECTORS_MAX, Math.floor(space.capacitySectors / 8))),
+      },
+      head,
+    );
+  }
+
+  /** The transaction appended last. */
+  get appendedSequence(): number {
+    return this.#machine.appended;
+  }
+  /** The first sector that is not written. */
+  get headSector(): number {
+    return this.#machine.head;
+  }
+  /** From here on recovery reads it. */
+  get tailSector(): number {
+    return this.#machine.tail;
+  }
+  get usedShare(): number {
+    return this.#machine.usedSectors / this.#space.capacitySectors;
+  }
+
+  /** One transaction. Durable when `force` of its number has resolved. */
+  append(records: readonly LogRecord[]): number {
+    for (const record of records) if (record.kind !== 'sector') this.ends.apply(record);
+    const bytes = encodeTransaction(records);
+    this.#parts.counters.add('log.transactions');
+    this.#parts.counters.add('log.bytes', bytes.length);
+    this.#dispatch({ type: 'append', bytes });
+    const sequence = this.#machine.appended;
+    this.sectors.appended(sequence);
+    if (this.usedShare > CHECKPOINT_AT) this.#empty();
+    return sequence;
+  }
+
+  /** Resolves when everything up to this transaction is durable. @throws {FsError} what writing the log gave; it is being tried again. */
+  force(sequence = this.#machine.appended): Promise<void> {
+    if (sequence <= this.#machine.durable) return Promise.resolve();
+    if (this.#stopped !== null) return Promise.reject(this.#stopped);
+    const done = deferred<void>();
+    this.#waiters.push({ sequence, done });
+    this.#dispatch({ type: 'force', sequence });
+    return done.promise;
+  }
+
+  /**
+   * Before something is going to be logged: room for it, until `leave`. What is logged without having entered could fill the log with records
+   * that nothing can be put in place for before they are durable, which they can't become in a full log.
+   * Kinds: *operations* wait first, for what they may need inside (*inner* work: giving space back, taking numbers, exposing data), which waits for
+   * nothing but the devices.
+   */
+  tryEnter(kind: EnterKind): (() => void) | null {
+    if (this.#entering.length > 0 && kind === 'operation') return null;
+    return this.#take(kind);
+  }
+
+  /** @throws {FsError} fenced, closed */
+  async enter(kind: EnterKind): Promise<() => void> {
+    const leave = this.tryEnter(kind);
+    if (leave !== null) return leave;
+    if (this.#stopped !== null) throw this.#stopped;
+    this.#parts.counters.add('log.waitsForRoom');
+    const ready = deferred<() => void>();
+    this.#entering.push({ kind, ready });
+    this.#empty();
+    return ready.promise;
+  }
+
+  #take(kind: EnterKind): (() => void) | null {
+    const { capacitySectors } = this.#space;
+    const share = kind === 'operation' ? OPERATIONS_SHARE : INNER_SHARE;
+    const sectors = Math.max(1, Math.min(ENTER_SECTORS[kind], Math.floor(capacitySectors / 32)));
+    if (this.#machine.usedSectors + this.#entered + sectors > share * capacitySectors) return null;
+    this.#entered += sectors;
+    let left = false;
+    return () => {
+      if (left) return;
+      left = true;
+      this.#entered -= sectors;
+      this.#admit();
+    };
+  }
+
+  /** In their order, inner work before operations. */
+  #admit(): void {
+    for (const kind of ['inner', 'operation'] as const)
+      for (let i = 0; i < this.#entering.length; ) {
+        const waiter = this.#entering[i]!;
+        if (waiter.kind !== kind) {
+          i++;
+          continue;
+        }
+        const leave = this.#take(kind);
+        if (leave === null) {
+          this.#empty();
+          return;
+        }
+        this.#entering.splice(i, 1);
+        waiter.ready.resolve(leave);
+      }
+  }
+
+  /** Expelled, or closed: nothing is written any more. */
+  stop(error: FsError): void {
+    this.#stopped = error;
+    for (const { done } of this.#waiters.splice(0)) done.reject(error);
+    for (const { ready } of this.#entering.splice(0)) ready.reject(error);
+  }
+
+  /** After the last checkpoint. */
+  async close(): Promise<void> {
+    await this.#group;
+    this.stop(new FsError('closed', { op: 'log', detail: 'the file system is not mounted any more' }));
+    this.#parts.arena.free(this.#staging);
+  }
+
+  // The log's own writes
+
+  #dispatch(event: LogEvent): void {
+    for (const effect of this.#machine.step(event)) this.#carryOut(effect);
+  }
+
+  #carryOut(effect: LogEffect): void {
+    switch (effect.type) {
+      case 'write':
+        this.#group = this.#write(effect.group);
+        break;
+      case 'durable': {
+        const waiters = this.#waiters;
+        this.#waiters = waiters.filter(({ sequence }) => sequence > effect.sequence);
+        for (const { sequence, done } of waiters) if (sequence <= effect.sequence) done.resolve();
+        break;
+      }
+      case 'full':
+        this.#parts.counters.add('log.full');
+        this.#empty();
+        break;
+    }
+  }
+
+  async #write(group: LogGroup): Promise<void> {
+    let retryMs = RETRY_MIN_MS;
+    for (;;) {
+      if (this.#stopped !== null) return;
+      try {
+        await this.#writeOnce(group);
+        break;
+      } catch (error) {
+        this.#parts.counters.add('log.writesFailed');
+        const failure = FsError.from(error, 'log.write', `log ${this.#identity.slot}`);
+        this.#parts.logger.warn({ error: failure.message }, 'the log could not be written; tried again');
+        for (const { done } of this.#waiters.splice(0)) done.reject(failure);
+        await sleep(this.#parts.clock, retryMs);
+        retryMs = Math.min(2 * retryMs, RETRY_MAX_MS);
+      }
+    }
+    this.#dispatch({ type: 'written' });
+  }
+
+  async #writeOnce(group: LogGroup): Promise<void> {
+    const { nsds, pool, checksums, counters } = this.#parts;
+    const { offsetBytes } = this.#staging;
+    const lengthBytes = group.sectorCount * SECTOR_BYTES;
+    encodeGroup(group, this.#identity, checksums, pool.bytes.subarray(offsetBytes, offsetBytes + lengthBytes));
+    const ios: SectorIo[] = [];
+    for (const { nsd, sector, at, count } of this.#space.runs(group.first, group.sectorCount))
+      ios.push({
+        nsd,
+        sector,
+        memory: { offsetBytes: offsetBytes + at * SECTOR_BYTES, lengthBytes: count * SECTOR_BYTES },
+        // Log sectors check themselves: one that is torn ends the log, and was never acknowledged (S1).
+        logged: true,
+      });
+    await nsds.write(ios);
+    await nsds.flush([...new Set(ios.map(({ nsd }) => nsd))]);
+    counters.add('log.groups');
+    counters.add('log.sectors', group.sectorCount);
+  }
+
+  // In place
+
+  /** Writes sectors of the log's own images in place; their records first. Neighbours go together. */
+  async writeInPlace(wanted: Iterable<SectorKey>): Promise<void> {
+    const keys = [...wanted].sort((a, b) => a - b);
+    for (const key of keys) while (this.sectors.isWriting(key)) await this.sectors.writeEnded(key);
+    for (let at = 0; at < keys.length; ) {
+      let end = at + 1;
+      while (end < keys.length && end - at < RUN_MAX && keys[end] === keys[end - 1]! + 1) end++;
+      const memory = await this.#parts.arena.allocate((end - at) * SECTOR_BYTES);
+      try {
+        // Others may have begun, or done it, while this waited: a run is what is still to be written, as it is in this turn.
+        let from = at;
+        while (from < end && !this.#isDue(keys[from]!)) from++;
+        let to = from;
+        while (to < end && this.#isDue(keys[to]!)) to++;
+        if (from < to) await this.#writeRun(keys.slice(from, to), memory);
+        at = Math.max(to, from);
+      } finally {
+        this.#parts.arena.free(memory);
+      }
+    }
+  }
+
+  #isDue(key: SectorKey): boolean {
+    const dirty = this.sectors.dirty(key);
+    return dirty !== undefined && dirty.place.paged === undefined && !this.sectors.isWriting(key);
+  }
+
+  async #writeRun(keys: readonly SectorKey[], memory: PoolSegment): Promise<void> {
+    const { nsds, pool, checksums, counters } = this.#parts;
+    const writes: SectorWrite[] = [];
+    let succeeded = false;
+    try {
+      let last = 0;
+      keys.forEach((key, index) => {
+        const dirty = this.sectors.dirty(key)!;
+        const at = memory.offsetBytes + index * SECTOR_BYTES;
+        const sector = pool.bytes.subarray(at, at + SECTOR_BYTES);
+        sector.set(dirty.image);
+        sealSector(sector, checksums);
+        last = Math.max(last, dirty.last);
+        writes.push(this.sectors.beginWrite(dirty.place));
+      });
+      await this.force(last);
+      const { nsd, sector } = writes[0]!.place;
+      const io = { offsetBytes: memory.offsetBytes, lengthBytes: keys.length * SECTOR_BYTES };
+      const versions = Uint32Array.from(writes, ({ version }) => version);
+      // Its records, a full image among them, are its intent.
+      await nsds.write([{ nsd, sector, memory: io, versions, logged: true }]);
+      succeeded = true;
+      counters.add('log.sectorsInPlace', keys.length);
+    } finally {
+      for (const write of writes) this.sectors.endWrite(write, succeeded);
+    }
+  }
+
+  // Space
+
+  #empty(): void {
+    if (this.#emptying || this.#stopped !== null) return;
+    this.#emptying = true;
+    void this.checkpoint()
+      .catch((error: unknown) => {
+        this.#parts.logger.warn({ error: String(error) }, 'the log could not be emptied yet');
+        return sleep(this.#parts.clock, RETRY_MIN_MS);
+      })
+      .finally(() => {
+        this.#emptying = false;
+        if (this.#stopped === null) this.#admit();
+      });
+  }
+
+  /** Everything that was logged before `ageMs` ago comes to its place, and its space in the log is free again. */
+  checkpoint(ageMs = 0): Promise<void> {
+    return this.#checkpointing.run(async () => {
+      const dueMs = this.#parts.clock.nowMs() - ageMs;
+      const due = [...this.sectors.all()].filter(({ sinceMs }) => sinceMs <= dueMs);
+      await this.writeInPlace(due.filter(({ place }) => place.paged === undefined).map(({ key }) => key));
+      const pages = new Map<InodeNumber, { start: number; end: number }[]>();
+      for (const { place } of due) {
+        if (place.paged === undefined) continue;
+        const { ino, offsetBytes } = place.paged;
+        const list = pages.get(ino) ?? [];
+        list.push({ start: offsetBytes, end: offsetBytes + SECTOR_BYTES });
+        pages.set(ino, list);
+      }
+      for (const [ino, ranges] of pages) for (const range of ranges) await this.#host.flushPages(ino, range);
+      await this.#flushInPlace();
+      await this.#trim();
+      this.#parts.counters.add('log.checkpoints');
+    });
+  }
+
+  /** What is in place is durable there afterwards. */
+  async #flushInPlace(): Promise<void> {
+    const flushing: NsdIndex[] = this.sectors.beginFlush();
+    if (flushing.length === 0) return;
+    let succeeded = false;
+    try {
+      await this.#parts.nsds.flush(flushing);
+      succeeded = true;
+    } finally {
+      this.sectors.endFlush(flushing, succeeded);
+    }
+  }
+
+  async #trim(): Promise<void> {
+    if (!this.ends.empty || this.#snapshot < this.#machine.appended) {
+      this.#snapshot = this.append(this.ends.snapshot().map((change) => change));
+      await this.force(this.#snapshot);
+    }
+    const before = this.#machine.tail;
+    this.#dispatch({ type: 'trim', needed: Math.min(this.sectors.needed(), this.#snapshot) });
+    const { tail } = this.#machine;
+    if (tail === before) return;
+    await this.#host.announceTail(tail);
+    this.#dispatch({ type: 'tailAnnounced', tail });
+  }
+}

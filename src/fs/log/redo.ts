@@ -1,0 +1,51 @@
+/**
+ * Redo: what recovery makes of the records about one sector (L2, L3). Pure.
+ *
+ * A record names the version that the sector had, or was on its way to, when the record was made; a write in place raises it. So a sector
+ * that is at version v on its NSD has in it every record made on less than v, and none made on v or more; records of several
+ * nodes' logs are in the order of those versions, because the next holder of the sector's token goes on from what it read. The first
+ * record after each write in place is a full image: from it a sector is made anew that was torn by that very write.
+ * Redone, the sector is at a version above all its records: doing it again changes nothing.
+ */
+import { isVersionBefore, nextSectorVersion } from '../../common/sector-version.js';
+import { SECTOR_BYTES } from '../../common/units.js';
+import type { SectorRecord } from './log-records.js';
+import { applyRuns } from './sector-delta.js';
+
+/** As it is on its NSD. */
+export interface PresentSector {
+  readonly version: number;
+  /** Null: it can't be read, its bytes don't have the checksum that is kept for them. */
+  readonly bytes: Uint8Array | null;
+}
+
+export type Redone =
+  | { readonly kind: 'current' }
+  /** Not sealed yet, unless raw. */
+  | { readonly kind: 'write'; readonly image: Uint8Array; readonly version: number; readonly raw: boolean }
+  /** The log doesn't fit to what is there, and is not applied; a check of the file system says what that means. */
+  | { readonly kind: 'unfit'; readonly why: string };
+
+/** `records`: of all logs, one behind the other; of one log in its order. */
+export function redoSector(records: readonly SectorRecord[], present: PresentSector): Redone {
+  const ordered = [...records].sort((a, b) => +isVersionBefore(b.base, a.base) - +isVersionBefore(a.base, b.base));
+  const last = ordered.at(-1);
+  if (last === undefined) return { kind: 'current' };
+  const { bytes, version } = present;
+  if (bytes === null && isVersionBefore(nextSectorVersion(last.base), version)) return { kind: 'current' };
+  const live = bytes === null ? ordered : ordered.filter(({ base }) => !isVersionBefore(base, version));
+  if (live.length === 0) return { kind: 'current' };
+  const from = live.findLastIndex(({ full }) => full);
+  const first = live[0]!;
+  if (from < 0 && (bytes === null || first.base !== version)) {
+    const why =
+      bytes === null
+        ? 'it is unreadable, and no record has all of it'
+        : `it is at version ${version}, the first record was made on ${first.base}`;
+    return { kind: 'unfit', why };
+  }
+  const image = from < 0 ? bytes!.slice() : new Uint8Array(SECTOR_BYTES);
+  for (const { runs } of live.slice(Math.max(from, 0))) applyRuns(image, runs);
+  const top = isVersionBefore(last.base, version) ? version : last.base;
+  return { kind: 'write', image, version: nextSectorVersion(top), raw: last.raw };
+}

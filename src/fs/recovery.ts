@@ -1,0 +1,164 @@
+/**
+ * Recovery of nodes that are gone: their logs are redone (L2, L3).
+ *
+ * What may be redone is what nobody else can touch: the caller knows that the owners write no more (fenced everywhere, F1) and that their tokens
+ * are still held for them, or that nobody has the file system mounted. Redone any number of times, by anybody, in any state of an
+ * earlier attempt, it comes to the same. What the owners left unfinished (loose-ends.ts) stays in the log; it is settled by a mounted node
+ * later (settlement.ts), because that takes tokens.
+ * Fault model: an NSD that can't be reached fails the recovery, which is begun again; a sector that doesn't fit to the log is left as it is, counted
+ * and reported.
+ */
+import type { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
+import type { NsdIndex } from '../common/ids.js';
+import type { Logger } from '../common/logger.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import type { Extent } from './layout.js';
+import {
+  findLogTable,
+  LOG_RUN,
+  type LogVolume,
+  readDescriptors,
+  readLog,
+  withSectors,
+  writeDescriptor,
+} from './log/log-reader.js';
+import { type LogDescriptor, LogState } from './log/log-table.js';
+import { redoSector } from './log/redo.js';
+import { type PlannedSector, RedoPlan } from './log/redo-plan.js';
+import { sealSector } from './sector.js';
+
+export interface RecoveryVolume extends LogVolume {
+  readonly logger: Logger;
+  readonly counters: Counters;
+}
+
+export interface Recovered {
+  readonly logs: number;
+  readonly transactions: number;
+  readonly sectorsRedone: number;
+  readonly sectorsUnfit: number;
+}
+
+/** F1: a node is fenced everywhere, and its tokens are still held for it. Its log is redone, if it had one in this file system. */
+export async function recoverLife(
+  volume: RecoveryVolume,
+  life: { readonly nodeId: number; readonly incarnation: number },
+): Promise<Recovered> {
+  const table = await findLogTable(volume);
+  const slots = (await readDescriptors(volume, table)).filter(
+    (descriptor): descriptor is LogDescriptor =>
+      descriptor !== null &&
+      descriptor.state === LogState.open &&
+      descriptor.owner.nodeId === life.nodeId &&
+      descriptor.owner.incarnation === life.incarnation,
+  );
+  return replayLogs(volume, table, slots);
+}
+
+/** Redoes the logs of these slots together: their records about one sector are put in order. */
+export async function replayLogs(
+  volume: RecoveryVolume,
+  table: Extent,
+  slots: readonly LogDescriptor[],
+): Promise<Recovered> {
+  const plan = new RedoPlan();
+  let transactions = 0;
+  const done: LogDescriptor[] = [];
+  for (const descriptor of slots) {
+    // Its space may not even be marked as used: whoever takes the slot goes on with that.
+    if (descriptor.state !== LogState.open) continue;
+    const scanned = await readLog(volume, descriptor);
+    if (scanned.ended !== null)
+      volume.logger.info({ slot: descriptor.slot, why: scanned.ended }, 'the log ends with a write that was cut off');
+    const ends = plan.add(scanned.transactions);
+    transactions += scanned.transactions.length;
+    done.push({ ...descriptor, state: ends.empty ? LogState.clean : LogState.replayed, settledEnds: 0 });
+  }
+  const result = await redo(volume, plan);
+  for (const descriptor of done) await writeDescriptor(volume, table, descriptor);
+  volume.counters.add('recovery.logs', done.length);
+  volume.counters.add('recovery.transactions', transactions);
+  return { logs: done.length, transactions, ...result };
+}
+
+async function redo(volume: RecoveryVolume, plan: RedoPlan) {
+  let sectorsRedone = 0;
+  let sectorsUnfit = 0;
+  const touched = new Set<NsdIndex>();
+  const sectors = plan.sectors();
+  for (let at = 0; at < sectors.length; ) {
+    let end = at + 1;
+    while (end < sectors.length && end - at < LOG_RUN && follows(sectors[end - 1]!, sectors[end]!)) end++;
+    const { redone, unfit } = await redoRun(volume, sectors.slice(at, end));
+    if (redone > 0) touched.add(sectors[at]!.nsd);
+    sectorsRedone += redone;
+    sectorsUnfit += unfit;
+    at = end;
+  }
+  if (touched.size > 0) await volume.nsds.flush([...touched]);
+  volume.counters.add('recovery.sectorsRedone', sectorsRedone);
+  volume.counters.add('recovery.sectorsUnfit', sectorsUnfit);
+  return { sectorsRedone, sectorsUnfit };
+}
+
+const follows = (a: PlannedSector, b: PlannedSector): boolean => a.nsd === b.nsd && a.sector + 1 === b.sector;
+
+interface Present {
+  readonly version: number;
+  readonly bytes: Uint8Array | null;
+}
+
+async function redoRun(volume: RecoveryVolume, run: readonly PlannedSector[]) {
+  const present = await readPresent(volume, run);
+  let redone = 0;
+  let unfit = 0;
+  for (const [index, { nsd, sector, records }] of run.entries()) {
+    const result = redoSector(records, present[index]!);
+    if (result.kind === 'unfit') {
+      unfit++;
+      volume.logger.error({ nsd, sector, why: result.why }, 'a sector does not fit to the log');
+    }
+    if (result.kind !== 'write') continue;
+    redone++;
+    await withSectors(volume, 1, async (bytes, offsetBytes) => {
+      bytes.set(result.image);
+      if (!result.raw) sealSector(bytes, volume.checksums);
+      const memory = { offsetBytes, lengthBytes: SECTOR_BYTES };
+      await volume.nsds.write([{ nsd, sector, memory, versions: Uint32Array.of(result.version) }]);
+    });
+  }
+  return { redone, unfit };
+}
+
+async function readPresent(volume: RecoveryVolume, run: readonly PlannedSector[]): Promise<Present[]> {
+  const { nsd, sector } = run[0]!;
+  try {
+    return await readSome(volume, nsd, sector, run.length);
+  } catch (error) {
+    if (!isUnreadable(error)) throw error;
+  }
+  const found: Present[] = [];
+  for (let at = sector; at < sector + run.length; at++) {
+    try {
+      found.push(...(await readSome(volume, nsd, at, 1)));
+    } catch (error) {
+      if (!isUnreadable(error)) throw error;
+      const { versions } = await volume.nsds.versions([{ nsd, sector: at, sectorCount: 1 }]);
+      found.push({ version: versions[0]!, bytes: null });
+    }
+  }
+  return found;
+}
+
+const isUnreadable = (error: unknown): boolean => FsError.is(error) && error.reason === 'checksumMismatch';
+
+const readSome = (volume: RecoveryVolume, nsd: NsdIndex, sector: number, count: number): Promise<Present[]> =>
+  withSectors(volume, count, async (bytes, offsetBytes) => {
+    const versions = new Uint32Array(count);
+    await volume.nsds.read([{ nsd, sector, memory: { offsetBytes, lengthBytes: count * SECTOR_BYTES }, versions }]);
+    return Array.from({ length: count }, (_, i) => ({
+      version: versions[i]!,
+      bytes: bytes.slice(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES),
+    }));
+  });

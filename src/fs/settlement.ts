@@ -1,0 +1,144 @@
+/**
+ * What nodes that are gone left unfinished (log/loose-ends.ts) is brought to an end by a node that has the file system mounted: space in limbo is
+ * freed, numbers go back, inodes without a name go.
+ *
+ * Each step is one transaction of this node's log together with the count of steps done, in the descriptor of the log that was left: so whoever dies
+ * in the midst, a step is done once. The steps are the same for everybody who reads that log, in one order.
+ */
+import { FsError } from '../common/errors.js';
+import type { InodeNumber } from '../common/ids.js';
+import { SECTOR_BYTES } from '../common/units.js';
+import { INODES_PER_SEGMENT } from '../token-manager/token.js';
+import { groupBy } from './group.js';
+import { type Extent, INODE_MAP, LOG_TABLE, regionOf, segmentOf, segmentRange } from './layout.js';
+import { type LogVolume, readDescriptor, readDescriptors, readLog, writeDescriptor } from './log/log-reader.js';
+import { encodeDescriptor, type LogDescriptor, LogState, slotRange } from './log/log-table.js';
+import { keyOf } from './log/logged-sectors.js';
+import type { LooseEnds } from './log/loose-ends.js';
+import { runsOf } from './log/loose-ends.js';
+import { RedoPlan } from './log/redo-plan.js';
+import { inodeUsed, segmentFree, setInodeUsed, setSegmentFree } from './map-formats.js';
+import { MetadataTransaction } from './transaction.js';
+import type { Volume } from './volume.js';
+
+type Step =
+  | { readonly kind: 'orphan'; readonly ino: InodeNumber; readonly generation: number }
+  | { readonly kind: 'space'; readonly extents: readonly Extent[] }
+  | { readonly kind: 'numbers'; readonly segment: number; readonly numbers: readonly InodeNumber[] };
+
+/** Every log that has been replayed and not settled. Those that somebody else is at are left to it. */
+export async function settleReplayed(volume: Volume, logs: LogVolume, table: Extent): Promise<number> {
+  let settled = 0;
+  for (const seen of await readDescriptors(logs, table)) {
+    if (seen === null || seen.state !== LogState.replayed) continue;
+    let pins: Awaited<ReturnType<Volume['pin']>>;
+    try {
+      const item = volume.dataItem(LOG_TABLE, slotRange(seen.slot));
+      pins = await volume.parts.tokens.acquire([item], { timeoutMs: volume.settings.regionTimeoutMs });
+    } catch (error) {
+      if (FsError.is(error) && error.retry === 'same') continue;
+      throw error;
+    }
+    try {
+      const descriptor = await readDescriptor(logs, table, seen.slot);
+      if (descriptor.state !== LogState.replayed) continue;
+      await settleOne(volume, logs, table, descriptor);
+      settled++;
+    } finally {
+      pins.release();
+    }
+  }
+  return settled;
+}
+
+async function settleOne(volume: Volume, logs: LogVolume, table: Extent, left: LogDescriptor): Promise<void> {
+  const scanned = await readLog(logs, left);
+  const steps = stepsOf(volume, new RedoPlan().add(scanned.transactions));
+  const home = { nsd: table.nsd, sector: table.sector + left.slot };
+  await volume.learnVersions([{ ...home, count: 1 }]);
+  let descriptor = left;
+  const done = (transaction: MetadataTransaction): void => {
+    descriptor = { ...descriptor, settledEnds: descriptor.settledEnds + 1 };
+    transaction.image(home, encodeDescriptor(descriptor, volume.fsId, 1));
+  };
+  for (const step of steps.slice(left.settledEnds)) await settleStep(volume, step, done);
+  const { log } = volume;
+  if (log !== null) {
+    // In place before its token leaves (L2), and before the plain write that follows.
+    await log.force();
+    await log.writeInPlace([keyOf(home)]);
+    volume.sectors.forget(keyOf(home));
+  }
+  await writeDescriptor(logs, table, { ...descriptor, state: LogState.clean, tail: scanned.head, settledEnds: 0 });
+  volume.counters.add('recovery.settled', steps.length);
+}
+
+function stepsOf(volume: Volume, { limbo, numbers, orphans }: LooseEnds): Step[] {
+  const { geometry } = volume;
+  const steps: Step[] = [];
+  for (const [ino, generation] of [...orphans].sort(([a], [b]) => a - b))
+    steps.push({ kind: 'orphan', ino, generation });
+  // One sector of the map each.
+  const bySector = groupBy(
+    limbo.extents(),
+    ({ nsd, sector }) => nsd * geometry.regionCount + regionOf(geometry, sector),
+  );
+  for (const extents of bySector.values()) steps.push({ kind: 'space', extents });
+  for (const [segment, some] of groupBy(
+    [...numbers].sort((a, b) => a - b),
+    segmentOf,
+  ))
+    steps.push({ kind: 'numbers', segment, numbers: some });
+  return steps;
+}
+
+async function settleStep(volume: Volume, step: Step, done: (transaction: MetadataTransaction) => void): Promise<void> {
+  switch (step.kind) {
+    case 'orphan': {
+      // From here on it is this node's to free: somebody may have it open for as long as he likes.
+      await volume.innerChange(() => {
+        const transaction = new MetadataTransaction(volume);
+        transaction.looseEnd({ kind: 'orphan', ino: step.ino, generation: step.generation });
+        done(transaction);
+        transaction.commit();
+      });
+      await volume.orphans.take(step);
+      return;
+    }
+    case 'space':
+      return volume.frees.giveBack(step.extents, done);
+    case 'numbers':
+      return volume.innerChange(() => giveNumbersBack(volume, step.segment, step.numbers, done));
+  }
+}
+
+async function giveNumbersBack(
+  volume: Volume,
+  segment: number,
+  numbers: readonly InodeNumber[],
+  done: (transaction: MetadataTransaction) => void,
+): Promise<void> {
+  const range = segmentRange(segment);
+  const pins = await volume.pin([volume.dataItem(INODE_MAP, range)], undefined);
+  try {
+    await volume.mapFile(INODE_MAP).withBytes(range, 'exclusive', (view) => {
+      const sector = view.bytes(range.start, SECTOR_BYTES);
+      let freed = 0;
+      for (const { first, count } of runsOf(numbers))
+        for (let i = 0; i < count; i++) {
+          const slot = (first + i) % INODES_PER_SEGMENT;
+          if (!inodeUsed(sector, slot)) continue;
+          setInodeUsed(sector, slot, false);
+          freed++;
+        }
+      setSegmentFree(sector, segmentFree(sector) + freed);
+      view.changed(range.start, SECTOR_BYTES);
+      const transaction = new MetadataTransaction(volume);
+      transaction.sector(volume.systemFiles.get(INODE_MAP)!, range.start, sector);
+      done(transaction);
+      transaction.commit();
+    });
+  } finally {
+    pins.release();
+  }
+}
