@@ -104,8 +104,10 @@ describe('the command line', () => {
       ['dev', 'status'],
       ['fs', 'create'],
       ['fs', 'info'],
+      ['fs', 'check'],
       ['nsd', 'list'],
       ['node', 'list'],
+      ['node', 'expel'],
       ['token', 'list'],
     ];
     for (const command of [

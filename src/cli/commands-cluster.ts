@@ -1,4 +1,5 @@
 import type { Command } from 'commander';
+import { SUB_BLOCK_BYTES } from '../common/units.js';
 import { ADMIN_METHODS, type FileSystemInfo, type NsdLine } from '../daemon/admin-api.js';
 import { addNsdPathCommands } from './commands-nsd-paths.js';
 import { bytesText, countText, durationText, facts, print, printJson, table, UsageError } from './output.js';
@@ -80,6 +81,23 @@ export function addClusterCommands(program: Command): void {
               n.nsds.join(' ') || null,
             ]),
           ),
+        );
+    });
+
+  withJson(withTarget(node.command('expel')))
+    .argument('<node>', 'number of the node', parseCount(1, 65_535))
+    .description('say that a node is dead: it is shut out everywhere, its log is redone, its tokens fall')
+    .addHelpText(
+      'after',
+      '\nA node that lives all the same loses what it had not written.\n\nExample:\n  holdfast node expel 3 --node 1\n',
+    )
+    .action(async (number: number, options: TargetOptions) => {
+      const expelled = await withAdmin(options, (admin) => admin.call('expel', { node: number }));
+      if (options.json === true) printJson(expelled);
+      else if (expelled.done) print(`node ${expelled.nodeId} (incarnation ${expelled.incarnation}) is out`);
+      else
+        print(
+          `node ${expelled.nodeId} (incarnation ${expelled.incarnation}) is being expelled: holdfast status tells when it is over`,
         );
     });
 
@@ -165,6 +183,31 @@ export function addClusterCommands(program: Command): void {
       );
       if (options.json === true) printJson(made);
       else print(describe(made));
+    });
+  withJson(withTarget(fs.command('check')))
+    .argument('<name>', 'name of the file system')
+    .description(
+      'read a whole file system that nobody has mounted, and say what does not fit together; changes nothing',
+    )
+    .addHelpText('after', '\nExit code 1 when something does not fit.\n\nExample:\n  holdfast fs check data\n')
+    .action(async (name: string, options: TargetOptions) => {
+      const report = await withAdmin(options, (admin) => admin.call('checkFileSystem', { name }));
+      const { problems, lostSubBlocks, lostInodes, inodes, directories, usedSubBlocks } = report;
+      const sound = problems.length === 0 && lostSubBlocks === 0 && lostInodes === 0;
+      if (!sound) process.exitCode = 1;
+      if (options.json === true) {
+        printJson(report);
+        return;
+      }
+      for (const problem of problems) print(problem);
+      print(
+        facts([
+          ['verdict', sound ? 'sound' : 'not sound'],
+          ['inodes', `${countText(inodes)}, ${countText(directories)} of them directories`],
+          ['space in use', bytesText(usedSubBlocks * SUB_BLOCK_BYTES)],
+          ['lost', `${countText(lostInodes)} inodes, ${bytesText(lostSubBlocks * SUB_BLOCK_BYTES)}`],
+        ]),
+      );
     });
   withJson(withTarget(fs.command('info')))
     .argument('[name]', 'default: all')

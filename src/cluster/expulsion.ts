@@ -10,7 +10,7 @@ import type { StoreMirror } from './store-mirror.js';
  * of the membership machine, and as pure.
  *
  * Invariants: the view loses a life only when its key has been gone for a while or belongs to a newer life, as of the view's
- * revision that the swap names; tokens fall only after every full node of the present view has acknowledged the fence; an
+ * revision that the swap names, or when an operator says that it is dead; tokens fall only after every full node of the present view has acknowledged the fence; an
  * entry of `expelling` goes only after both.
  * Fault model: the driver may die between any two steps: all progress that counts is in the store, the next driver starts at
  * the view's `expelling` and asks again (fencing and falling are idempotent). A node that doesn't acknowledge is asked again
@@ -94,11 +94,7 @@ export class ExpulsionDriver {
     });
     const open = view.expelling.filter((entry) => !this.#cleanedUp(entry, view));
     if (dead.length === 0) return open.length === view.expelling.length ? view : { ...view, expelling: open };
-    const epoch = (view.epoch + 1) as Epoch;
-    const added = dead.map(({ nodeId, incarnation }) => ({ nodeId, incarnation, epoch, clean: false }));
-    const nodes = view.nodes.filter((node) => !hasLife(dead, node));
-    const tokenServers = view.tokenServers.filter((id) => nodes.some((node) => node.nodeId === id));
-    return { epoch, nodes, tokenServers, expelling: [...open, ...added] };
+    return withoutLives({ ...view, expelling: open }, dead);
   }
 
   wakeMs(nowMs: number): number {
@@ -147,6 +143,16 @@ export class ExpulsionDriver {
     return job !== undefined && allDone(job.fence, fullNodes(view)) && allDone(job.fall, tokenServers(view));
   }
 }
+
+/** A new epoch in which these lives are being expelled. */
+function withoutLives(view: ViewRecord, dead: readonly Life[]): ViewRecord {
+  const epoch = (view.epoch + 1) as Epoch;
+  const added = dead.map(({ nodeId, incarnation }) => ({ nodeId, incarnation, epoch, clean: false }));
+  const nodes = view.nodes.filter((node) => !hasLife(dead, node));
+  const tokenServers = view.tokenServers.filter((id) => nodes.some((node) => node.nodeId === id));
+  return { epoch, nodes, tokenServers, expelling: [...view.expelling, ...added] };
+}
+export const withoutLife = (view: ViewRecord, life: Life): ViewRecord => withoutLives(view, [life]);
 
 const hasLife = (lives: readonly Life[], life: Life): boolean => lives.some((other) => sameLife(other, life));
 /** Every full node may serve an NSD, or be about to: all of them must have shut the dead one out. */

@@ -1,12 +1,14 @@
 import type { Timer } from '../common/clock.js';
 import { type Deferred, deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
-import { FILE_SYSTEM_NUMBER_MAX, type FileSystemNumber, fileSystemNumber } from '../common/ids.js';
+import { FILE_SYSTEM_NUMBER_MAX, type FileSystemNumber, fileSystemNumber, type NodeId } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { NodeIdentity } from '../fabric/fabric.js';
 import type { StoreLease, StoreWatch } from './cluster-store.js';
+import { withoutLife } from './expulsion.js';
 import { type ClaimOptions, claimIdentity, takeAlive } from './identity.js';
 import {
+  type Life,
   type MembershipEffect,
   type MembershipEvent,
   MembershipMachine,
@@ -21,6 +23,7 @@ import {
   parseAlive,
   parseFileSystem,
   parseNsd,
+  parseView,
   StoreKey,
 } from './records.js';
 
@@ -208,6 +211,30 @@ export class MembershipRuntime implements Membership {
       if ((await store.compareAndSwap(key, entry?.revision ?? 0, String(next + 1))).ok) return fileSystemNumber(next);
     }
     throw new FsError('busy', { op: 'fs.create', object: name, detail: 'file systems are made all the time' });
+  }
+
+  /**
+   * An operator says that a node is dead: it is expelled (F1) without its lease being waited for. A node that lives all the same finds itself
+   * fenced and loses what it had not written. Resolves when the new epoch stands; the rest goes on by itself (`view.expelling`).
+   * @throws {FsError} notFound, notPermitted (this node itself), busy
+   */
+  async expel(nodeId: NodeId): Promise<Life> {
+    const { store, logger } = this.options;
+    const refuse = (reason: 'notFound' | 'notPermitted' | 'busy', detail: string): FsError =>
+      new FsError(reason, { op: 'node.expel', object: `node ${nodeId}`, detail });
+    if (nodeId === this.self.nodeId) throw refuse('notPermitted', 'it is the node that was asked: ask another');
+    for (let attempt = 0; attempt < CAS_ATTEMPTS_MAX; attempt++) {
+      const entry = await store.get(StoreKey.view);
+      const view = entry === null ? null : parseView(entry.value);
+      if (entry === null || view === null) throw refuse('notFound', 'there is no view of the cluster');
+      const life = view.nodes.find((node) => node.nodeId === nodeId);
+      if (life === undefined) throw refuse('notFound', 'it is not in the cluster');
+      if (await this.#swap(StoreKey.view, entry.revision, JSON.stringify(withoutLife(view, life)))) {
+        logger.warn({ node: nodeId, incarnation: life.incarnation }, 'expelled by an operator');
+        return { nodeId, incarnation: life.incarnation };
+      }
+    }
+    throw refuse('busy', 'the view changes all the time');
   }
 
   /** @throws {FsError} exists. */

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import type { RungResult } from '../fabric/rung-test.js';
+import type { CheckReport } from '../fs/check.js';
 import type { RefusedNsd } from './refused-nsds.js';
 
 /**
@@ -17,6 +18,10 @@ export const ADMIN_METHODS = {
     nsds: z.array(z.string()).min(1).max(1024).optional(),
   }),
   fileSystems: z.strictObject({}),
+  /** Reads a whole file system that nobody has mounted, and says what does not fit together. */
+  checkFileSystem: z.strictObject({ name: z.string() }),
+  /** The operator says that it is dead (F1). */
+  expel: z.strictObject({ node: z.int().min(1).max(65_535) }),
   /** Moves an NSD to another of its servers; null: to the daemon that is asked. */
   nsdTakeover: z.strictObject({ nsd: z.string(), to: z.int().min(1).max(65_535).nullable() }),
   fabricTest: z.strictObject({ node: z.int().min(1).max(65_535) }),
@@ -35,6 +40,8 @@ export interface AdminResults {
   tokens: TokenList;
   createFileSystem: FileSystemInfo;
   fileSystems: FileSystemInfo[];
+  checkFileSystem: CheckReport;
+  expel: { readonly nodeId: number; readonly incarnation: number; readonly done: boolean };
   nsdTakeover: NsdLine;
   fabricTest: RungResult[];
   counters: Record<string, number>;

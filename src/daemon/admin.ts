@@ -1,4 +1,5 @@
 import type { FileSystemRecord } from '../cluster/records.js';
+import { sleep } from '../common/clock.js';
 import { FsError } from '../common/errors.js';
 import { type NodeId, nodeId } from '../common/ids.js';
 import { RANGE_END } from '../common/units.js';
@@ -19,10 +20,13 @@ import type {
 } from './admin-api.js';
 import type { DaemonConfig } from './config-schema.js';
 import type { NodeEngine } from './engine.js';
+import { lifeState } from './node-recovery.js';
 import { systemClock } from './system-clock.js';
 
 /** The admin calls, answered from a running engine. Owns nothing; everything it says is of the moment it was asked. */
 const TOKEN_LIST_TIMEOUT_MS = 5000;
+const EXPEL_WAIT_MS = 60_000;
+const EXPEL_LOOK_MS = 50;
 
 type Handlers = { readonly [M in AdminMethod]: (params: AdminParams<M>) => Promise<AdminResults[M]> };
 
@@ -39,6 +43,13 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
       const found = await engine.fileSystems();
       return Promise.all(found.map(({ name, record }) => describe(engine, name, record)));
     },
+    checkFileSystem: async ({ name }) => {
+      const found = (await engine.fileSystems()).find((one) => one.name === name);
+      if (found === undefined)
+        throw new FsError('notFound', { op: 'fs.check', object: name, detail: 'no such file system' });
+      return engine.node.check({ ...found.record, name });
+    },
+    expel: ({ node }) => expel(engine, nodeId(node)),
     nsdTakeover: async ({ nsd, to }) => {
       await engine.takeover(nsd, to === null ? null : nodeId(to));
       const line = (await nsds(engine)).find(({ name }) => name === nsd);
@@ -56,6 +67,17 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
     },
   };
   return { call: (method, params) => handlers[method](params) };
+}
+
+/** Waits until it has been cleaned up after: fenced everywhere, its log redone, its tokens fallen. */
+async function expel(engine: NodeEngine, node: NodeId): Promise<AdminResults['expel']> {
+  const { membership } = engine;
+  const life = await membership.expel(node);
+  const deadlineMs = systemClock.nowMs() + EXPEL_WAIT_MS;
+  while (lifeState(membership.view, life.nodeId, life.incarnation) !== 'gone' && systemClock.nowMs() < deadlineMs)
+    await sleep(systemClock, EXPEL_LOOK_MS);
+  const done = lifeState(membership.view, life.nodeId, life.incarnation) === 'gone';
+  return { nodeId: life.nodeId, incarnation: life.incarnation, done };
 }
 
 async function status(engine: NodeEngine, config: DaemonConfig, uptimeMs: number): Promise<NodeStatus> {

@@ -13,6 +13,7 @@ import type { Logger } from '../common/logger.js';
 import type { Random } from '../common/random.js';
 import type { Fabric, NodeIdentity } from '../fabric/fabric.js';
 import { FileBacking } from '../fs/backing.js';
+import { type CheckReport, checkFileSystem, logOwners } from '../fs/check.js';
 import { blocksOf, createFileSystem } from '../fs/mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from '../fs/mount.js';
 import type { FsSettings } from '../fs/settings.js';
@@ -323,6 +324,27 @@ export class HoldfastNode {
     const objects = new Map<string, Holding>();
     for (const held of this.tokens.machine.holdings()) objects.set(`${held.class} ${held.object}`, held);
     await Promise.all([...objects.values()].map((held) => this.tokens.release(held.class, held.object, WHOLE)));
+  }
+
+  /** Of a file system that nobody has mounted. @throws {FsError} busy */
+  check(identity: FileSystemIdentity): Promise<CheckReport> {
+    return this.#inTurn(async () => {
+      const { pool, checksums, membership } = this.#parts;
+      const mountedBy = (nodes: string): FsError =>
+        new FsError('busy', {
+          op: 'fs.check',
+          object: identity.name,
+          detail: `it is mounted by ${nodes}: unmount it first`,
+        });
+      if (this.#mounted?.identity.uuid === identity.uuid) throw mountedBy('this node');
+      const storage = { nsds: this.nsdClient(identity.nsds), arena: this.#staging, pool, checksums };
+      const owners = await logOwners(storage, identity.nsds.length);
+      const here = owners.filter(
+        ({ nodeId, incarnation }) => lifeState(membership.view, nodeId, incarnation) !== 'gone',
+      );
+      if (here.length > 0) throw mountedBy(`node ${here.map(({ nodeId }) => nodeId).join(', ')}`);
+      return checkFileSystem(storage);
+    });
   }
 
   /** mkfs. The NSDs must be served by somebody, and be nobody's. */

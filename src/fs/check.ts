@@ -59,6 +59,17 @@ export async function checkFileSystem(parts: CheckParts): Promise<CheckReport> {
   return new Check(parts, await readSuperblock(parts)).run();
 }
 
+/** Who has a log open: whoever has it mounted, or had when it died. */
+export async function logOwners(
+  parts: CheckParts,
+  nsdCount: number,
+): Promise<{ readonly nodeId: number; readonly incarnation: number }[]> {
+  const { fsUuid, geometry, inodeFile } = await readSuperblock(parts, nsdCount);
+  const logs = { ...parts, fsId: fsIdOf(fsUuid), geometry, inodeFile };
+  const descriptors = await readDescriptors(logs, await findLogTable(logs));
+  return descriptors.flatMap((descriptor) => (descriptor?.state === LogState.open ? [descriptor.owner] : []));
+}
+
 class Check implements PointerHost {
   readonly fsId: bigint;
   readonly geometry;
