@@ -231,10 +231,23 @@ export class MembershipRuntime implements Membership {
       if (life === undefined) throw refuse('notFound', 'it is not in the cluster');
       if (await this.#swap(StoreKey.view, entry.revision, JSON.stringify(withoutLife(view, life)))) {
         logger.warn({ node: nodeId, incarnation: life.incarnation }, 'expelled by an operator');
+        await this.#giveUpClaim(life);
         return { nodeId, incarnation: life.incarnation };
       }
     }
     throw refuse('busy', 'the view changes all the time');
+  }
+
+  /** Its next life need not wait for the lease of the one that is out. Best effort: the lease runs out by itself. */
+  async #giveUpClaim({ nodeId, incarnation }: Life): Promise<void> {
+    const { store, logger } = this.options;
+    try {
+      const entry = await store.get(StoreKey.alive(nodeId));
+      if (entry !== null && parseAlive(entry.value)?.incarnation === incarnation)
+        await store.delete(entry.key, entry.revision);
+    } catch (error) {
+      logger.warn({ node: nodeId, error: String(error) }, 'the claim of an expelled node stays until its lease is out');
+    }
   }
 
   /** @throws {FsError} exists. */
