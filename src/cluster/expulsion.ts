@@ -128,7 +128,7 @@ export class ExpulsionDriver {
     const fenced = allDone(job.fence, fullNodes(view));
     const step = fenced ? job.fall : job.fence;
     const effects: ExpulsionEffect[] = [];
-    for (const server of fenced ? tokenServers(view) : fullNodes(view)) {
+    for (const server of fenced ? fallServers(view) : fullNodes(view)) {
       const name = lifeKey(server);
       if (step.done.has(name) || step.asked.has(name) || nowMs < (step.notBeforeMs.get(name) ?? 0)) continue;
       step.asked.add(name);
@@ -140,7 +140,7 @@ export class ExpulsionDriver {
   /** A server that joined in the meantime is asked too: it knows only what it was told. */
   #cleanedUp(entry: ExpellingRecord, view: ViewRecord): boolean {
     const job = this.#jobs.get(lifeKey(entry));
-    return job !== undefined && allDone(job.fence, fullNodes(view)) && allDone(job.fall, tokenServers(view));
+    return job !== undefined && allDone(job.fence, fullNodes(view)) && allDone(job.fall, fallServers(view));
   }
 }
 
@@ -159,5 +159,10 @@ const hasLife = (lives: readonly Life[], life: Life): boolean => lives.some((oth
 const fullNodes = (view: ViewRecord): NodeRecord[] => view.nodes.filter((node) => node.address !== null);
 const tokenServers = (view: ViewRecord): NodeRecord[] =>
   view.nodes.filter((node) => view.tokenServers.includes(node.nodeId));
+/** With no token server left its log has to be redone all the same, which comes before the fall: one full node stands for them. */
+const fallServers = (view: ViewRecord): NodeRecord[] => {
+  const servers = tokenServers(view);
+  return servers.length > 0 ? servers : fullNodes(view).slice(0, 1);
+};
 const allDone = (step: Step, servers: readonly NodeRecord[]): boolean =>
   servers.every((server) => step.done.has(lifeKey(server)));

@@ -17,8 +17,8 @@ import type { FileSystemIdentity } from './node.js';
  * A node's part in the recovery of others (F1): redoing the log of a dead one, in every file system, before its tokens fall; and when they have
  * fallen, settling what it left unfinished in the file system that is mounted here.
  *
- * Fault model: what fails is begun again by whoever drives the expulsion, which may be somebody else by then (L3). A file system of which nobody
- * serves an NSD is passed over: nobody can touch it, and who mounts it next finds the log and that its owner is gone.
+ * Fault model: what fails is begun again by whoever drives the expulsion, which may be somebody else by then (L3). An NSD that nobody serves is
+ * waited for: others may have its file system mounted, and must not go on before the log has been redone.
  */
 interface Parts {
   readonly self: NodeId;
@@ -70,17 +70,8 @@ export class NodeRecovery {
   }
 
   async #redoAll(life: Life): Promise<void> {
-    const { nsdClient, fileSystems, membership, arena, pool, checksums, counters, logger } = this.#parts;
+    const { nsdClient, fileSystems, arena, pool, checksums, counters, logger } = this.#parts;
     for (const { nsds: uuids, name } of await fileSystems()) {
-      const { nsds, nodes } = membership.view;
-      const isServed = (uuid: string): boolean => {
-        const serving = nsds.get(uuid)?.serving ?? null;
-        return serving !== null && nodes.has(serving);
-      };
-      if (!uuids.some(isServed)) {
-        logger.warn({ life, fileSystem: name }, 'nobody serves an NSD of it: its logs are left to who mounts it next');
-        continue;
-      }
       const storage = { nsds: nsdClient(uuids), arena, pool, checksums };
       const { geometry, fsUuid, inodeFile } = await readSuperblock(storage, uuids.length);
       const volume = { ...storage, geometry, fsId: fsIdOf(fsUuid), inodeFile, logger, counters };

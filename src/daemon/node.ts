@@ -191,6 +191,7 @@ export class HoldfastNode {
       tokensFall: async (server, target) => {
         // What it held stays closed until its logs have been redone (I6). Who left in order has nothing in them.
         if (!target.clean) await this.redoLogs(target);
+        if (!server.tokenServer) return;
         const fate = { type: 'expelled', nodeId: target.nodeId, incarnation: target.incarnation } as const;
         await fabric
           .peer(server.nodeId)
