@@ -8,6 +8,7 @@
  */
 import { SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { groupBy } from './group.js';
+import type { Inode } from './inode.js';
 import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange } from './layout.js';
 import { countBits, fillBits, regionFree, setRegionFree } from './map-formats.js';
 import { Mutex } from './mutex.js';
@@ -35,6 +36,11 @@ export class FreeQueue {
   add(extents: readonly Extent[], sequence = 0): void {
     for (const extent of extents) this.#extents.push(extent);
     this.#sequence = Math.max(this.#sequence, sequence);
+  }
+
+  /** Of an inode, when the last transfer to or from it has ended; who waited for that with its tokens would hold up whoever asks for them. */
+  addOf(inode: Inode, extents: readonly Extent[], sequence: number): void {
+    if (extents.length > 0) void inode.transfersEnded().then(() => this.add(extents, sequence));
   }
 
   /** Before an operation that will free more, with nothing pinned: keeps the queue bounded. */

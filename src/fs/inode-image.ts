@@ -2,9 +2,10 @@
  * What the log says about an inode. `image` of an inode is its sector as the log has it last (or the NSD, where the log has nothing), kept while
  * that differs from what is in memory.
  */
+import type { InodeNumber } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { Inode } from './inode.js';
-import { encodeInode, InodeFlag } from './inode-format.js';
+import { encodeInode, type InodeFields, InodeFlag } from './inode-format.js';
 import { getU32, getU64, setU32, setU64 } from './sector.js';
 import type { Volume } from './volume.js';
 import { KEPT_AT, KEPT_BYTES, keptBlock } from './xattr-format.js';
@@ -24,10 +25,16 @@ const ALLOCATED_AT = 112;
 const attributeSubBlocks = (image: Uint8Array): number =>
   keptBlock(image.subarray(KEPT_AT, KEPT_AT + KEPT_BYTES))?.pointer.count ?? 0;
 
+/** As these fields say, in memory or a variation of that. Not sealed. */
+export function wholeImage(volume: Volume, ino: InodeNumber, fields: InodeFields): Uint8Array {
+  const image = new Uint8Array(SECTOR_BYTES);
+  encodeInode(ino, fields, image, volume.fsId);
+  return image;
+}
+
 /** As it is in memory, without what is not exposed yet. Not sealed. */
 export function inodeImage(volume: Volume, inode: Inode): Uint8Array {
-  const image = new Uint8Array(SECTOR_BYTES);
-  encodeInode(inode.ino, inode, image, volume.fsId);
+  const image = wholeImage(volume, inode.ino, inode);
   if (inode.unexposed && inode.image !== null) expose(image, inode.image);
   return image;
 }

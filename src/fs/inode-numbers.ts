@@ -162,16 +162,28 @@ export class InodeNumbers {
     }
   }
 
+  /** Numbers of one segment are free in the map from here on. `also`: what belongs into the same transaction. */
+  clear(
+    segment: number,
+    inos: readonly InodeNumber[],
+    also: (transaction: MetadataTransaction) => void,
+  ): Promise<void> {
+    return this.#change(segment, (sector, transaction) => {
+      const used = inos.filter((ino) => inodeUsed(sector, ino % INODES_PER_SEGMENT));
+      for (const ino of used) setInodeUsed(sector, ino % INODES_PER_SEGMENT, false);
+      setSegmentFree(sector, segmentFree(sector) + used.length);
+      also(transaction);
+      return true;
+    });
+  }
+
   async #returnNow(): Promise<void> {
     const returned = this.#returned;
     this.#returned = [];
     for (const [segment, inos] of groupBy(returned, segmentOf)) {
       try {
-        await this.#change(segment, (sector, transaction) => {
+        await this.clear(segment, inos, (transaction) => {
           for (const { first, count } of runsOf(inos)) transaction.numbers('numbersSettled', first, count);
-          for (const ino of inos) setInodeUsed(sector, ino % INODES_PER_SEGMENT, false);
-          setSegmentFree(sector, segmentFree(sector) + inos.length);
-          return true;
         });
       } catch (error) {
         this.#returned.push(...inos);

@@ -166,7 +166,6 @@ export class InodeTable {
     if (!inode.dirty) inode.dirtySinceMs = this.#volume.clock.nowMs();
     inode.dirty = true;
     inode.dirtyCore ||= core;
-    inode.dirtySequence++;
   }
 
   /** What hits did to an attached file, merged into its inode, and remembered as dirty. */

@@ -11,7 +11,7 @@ import { type Deferred, deferred } from '../common/deferred.js';
 import { dirtyIndirects } from './block-map.js';
 import type { Inode } from './inode.js';
 import { FREE_INODE } from './inode-format.js';
-import { holdBack, inodeImage } from './inode-image.js';
+import { holdBack, wholeImage } from './inode-image.js';
 import type { InodeTable } from './inode-table.js';
 import type { Extent } from './layout.js';
 import { keyOf, type SectorKey } from './log/logged-sectors.js';
@@ -100,18 +100,13 @@ export class InodeWriter {
   #take(inode: Inode): Held {
     // This node alone could write to it since it was read: whoever dies from now on does so in a later epoch.
     if (!inode.tailDoubtful) inode.tailEpoch = this.#volume.parts.epoch();
-    const { image, unexposed } = inode;
-    inode.unexposed = false;
-    const now = inodeImage(this.#volume, inode);
-    inode.unexposed = unexposed;
-    inode.image = image;
     const indirects = dirtyIndirects(inode).map((node) => {
       node.dirty = false;
       return { home: node.home, sector: node.sector.slice() };
     });
     const held = {
       inode,
-      image: now,
+      image: wholeImage(this.#volume, inode.ino, inode),
       sequence: inode.heldChanges,
       wasInline: inode.isInline,
       sizeBytes: inode.sizeBytes,
@@ -163,24 +158,15 @@ export class InodeWriter {
     }
     transaction.limbo(frees);
     const logged = transaction.commit();
-    if (frees.length > 0) void inode.transfersEnded().then(() => volume.frees.add(frees, logged));
+    volume.frees.addOf(inode, frees, logged);
   }
 
   /** Inline bytes came to the inode by the flush of its page: as many of them as there were when it began. */
   #inlineImage(inode: Inode, sizeBytes: number): Uint8Array {
-    const { sizeBytes: sizeNow, area } = inode;
-    const length = Math.min(sizeBytes, sizeNow);
-    const fitted = new Uint8Array(length);
-    fitted.set(area.subarray(0, length));
-    inode.sizeBytes = length;
-    inode.area = fitted;
-    const { unexposed } = inode;
-    inode.unexposed = false;
-    const image = inodeImage(this.#volume, inode);
-    inode.unexposed = unexposed;
-    inode.sizeBytes = sizeNow;
-    inode.area = area;
-    return image;
+    const length = Math.min(sizeBytes, inode.sizeBytes);
+    const area = new Uint8Array(length);
+    area.set(inode.area.subarray(0, length));
+    return wholeImage(this.#volume, inode.ino, { ...inode, sizeBytes: length, area });
   }
 
   // In place

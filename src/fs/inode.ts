@@ -88,8 +88,6 @@ export class Inode implements InodeFields {
   dirty = false;
   dirtyCore = false;
   dirtySinceMs = 0;
-  /** Counted up at every change: a write-out makes clean only what it has seen. */
-  dirtySequence = 0;
   /** Set while a write-out of this inode runs: the next one waits for it, or an older image could land last. */
   writing: Promise<void> | null = null;
 

@@ -51,10 +51,6 @@ export class LogClaim {
     }
   }
 
-  get slot(): number {
-    return this.#descriptor.slot;
-  }
-
   async #begin(): Promise<void> {
     const { parts } = this.#volume;
     if (this.#descriptor.copies.length === 0) await this.#create();

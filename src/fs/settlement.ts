@@ -7,17 +7,14 @@
  */
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
-import { SECTOR_BYTES } from '../common/units.js';
-import { INODES_PER_SEGMENT } from '../token-manager/token.js';
+import type { TokenPins } from '../token-manager/token.js';
 import { groupBy } from './group.js';
-import { type Extent, INODE_MAP, LOG_TABLE, regionOf, segmentOf, segmentRange } from './layout.js';
+import { type Extent, LOG_TABLE, regionOf, segmentOf } from './layout.js';
 import { type LogVolume, readDescriptor, readDescriptors, readLog, writeDescriptor } from './log/log-reader.js';
 import { encodeDescriptor, type LogDescriptor, LogState, slotRange } from './log/log-table.js';
 import { keyOf } from './log/logged-sectors.js';
 import type { LooseEnds } from './log/loose-ends.js';
-import { runsOf } from './log/loose-ends.js';
 import { RedoPlan } from './log/redo-plan.js';
-import { inodeUsed, segmentFree, setInodeUsed, setSegmentFree } from './map-formats.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
 
@@ -31,7 +28,7 @@ export async function settleReplayed(volume: Volume, logs: LogVolume, table: Ext
   let settled = 0;
   for (const seen of await readDescriptors(logs, table)) {
     if (seen === null || seen.state !== LogState.replayed) continue;
-    let pins: Awaited<ReturnType<Volume['pin']>>;
+    let pins: TokenPins;
     try {
       const item = volume.dataItem(LOG_TABLE, slotRange(seen.slot));
       pins = await volume.parts.tokens.acquire([item], { timeoutMs: volume.settings.regionTimeoutMs });
@@ -108,37 +105,6 @@ async function settleStep(volume: Volume, step: Step, done: (transaction: Metada
     case 'space':
       return volume.frees.giveBack(step.extents, done);
     case 'numbers':
-      return volume.innerChange(() => giveNumbersBack(volume, step.segment, step.numbers, done));
-  }
-}
-
-async function giveNumbersBack(
-  volume: Volume,
-  segment: number,
-  numbers: readonly InodeNumber[],
-  done: (transaction: MetadataTransaction) => void,
-): Promise<void> {
-  const range = segmentRange(segment);
-  const pins = await volume.pin([volume.dataItem(INODE_MAP, range)], undefined);
-  try {
-    await volume.mapFile(INODE_MAP).withBytes(range, 'exclusive', (view) => {
-      const sector = view.bytes(range.start, SECTOR_BYTES);
-      let freed = 0;
-      for (const { first, count } of runsOf(numbers))
-        for (let i = 0; i < count; i++) {
-          const slot = (first + i) % INODES_PER_SEGMENT;
-          if (!inodeUsed(sector, slot)) continue;
-          setInodeUsed(sector, slot, false);
-          freed++;
-        }
-      setSegmentFree(sector, segmentFree(sector) + freed);
-      view.changed(range.start, SECTOR_BYTES);
-      const transaction = new MetadataTransaction(volume);
-      transaction.sector(volume.systemFiles.get(INODE_MAP)!, range.start, sector);
-      done(transaction);
-      transaction.commit();
-    });
-  } finally {
-    pins.release();
+      return volume.numbers.clear(step.segment, step.numbers, done);
   }
 }

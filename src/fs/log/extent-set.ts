@@ -48,12 +48,6 @@ export class ExtentSet {
     if (!present && words.every((word) => word === 0)) this.#blocks.delete(key);
   }
 
-  has({ nsd, sector }: { readonly nsd: number; readonly sector: number }): boolean {
-    const words = this.#blocks.get(nsd * BLOCKS_MAX + Math.floor(sector / SUB_BLOCKS_PER_BLOCK));
-    const bit = sector % SUB_BLOCKS_PER_BLOCK;
-    return words !== undefined && ((words[bit >> 5]! >>> (bit & 31)) & 1) === 1;
-  }
-
   /** In ascending order, each as long as it can be. */
   extents(): Extent[] {
     const found: Extent[] = [];

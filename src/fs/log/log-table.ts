@@ -65,7 +65,7 @@ const LOG_BYTES_MAX = 64 * 1024 * 1024;
 const CAPACITY_SHARE = 128;
 const CAPACITY_SHARE_OF_ALL = 8;
 
-export const capacityOf = ({ nsdBlocks }: Geometry): number =>
+const capacityOf = ({ nsdBlocks }: Geometry): number =>
   nsdBlocks.reduce((sum, blocks) => sum + blocks, 0) * BLOCK_BYTES;
 
 export function logBytesFor(geometry: Geometry, wanted: number | null): number {

@@ -40,10 +40,6 @@ export class RedoPlan {
     return ends;
   }
 
-  get sectorCount(): number {
-    return this.#sectors.size;
-  }
-
   /** By NSD and sector, ascending: neighbours are read and written together. */
   sectors(): PlannedSector[] {
     return [...this.#sectors.entries()]

@@ -60,8 +60,7 @@ async function freeAlone(volume: Volume, inode: Inode): Promise<void> {
     transaction.limbo(frees, hadMetadata);
     const logged = transaction.commit();
     volume.counters.add('fs.inodesFreed');
-    // Who waited for a transfer with this inode's tokens would hold up whoever asks for them.
-    if (frees.length > 0) void inode.transfersEnded().then(() => volume.frees.add(frees, logged));
+    volume.frees.addOf(inode, frees, logged);
   });
 }
 
