@@ -76,8 +76,8 @@ export class Allocator {
         const again = this.#tryHeld(preferred, count) ?? (await this.#waitHeld(preferred, count));
         if (again !== null) return again;
         const known = urgently ? this.#knownFull(count, asked) : this.#knownScarce(count);
-        const looked = known ? 'full' : await this.#takeRegion(count);
-        if (looked === 'taken') continue;
+        const looked = known ? 'full' : await this.#takeRegion(preferred, count);
+        if (typeof looked === 'object') return looked;
         // What this node has freed but not yet given back counts before "full" is said; then what the others have.
         if (attempt < 3 && (await this.#volume.frees.reclaim())) continue;
         if (asked === null && urgently) {
@@ -268,12 +268,7 @@ export class Allocator {
         ]);
         if (pins === null) break;
         try {
-          const range = regionSectorRange(volume.geometry, held.region, nsd);
-          const extent = await volume.mapFile(ALLOCATION_MAP).withBytes(range, 'exclusive', (view) => {
-            const carved = this.#carve(held, view.bytes(range.start, SECTOR_BYTES), nsd, count);
-            if (carved !== null) view.changed(range.start, SECTOR_BYTES);
-            return carved;
-          });
+          const extent = await this.#carveIn(held, nsd, count);
           if (extent !== null) return extent;
         } finally {
           pins.release();
@@ -283,8 +278,29 @@ export class Allocator {
     return null;
   }
 
-  /** Gets a further region that can serve `count`. `unsure`: there is none among those that could be had in time. */
-  async #takeRegion(count: number): Promise<'taken' | 'full' | 'unsure'> {
+  /** With the region pinned; waits for its sectors. */
+  async #carvePinned(held: HeldRegion, preferred: NsdIndex, count: number): Promise<Extent | null> {
+    const { nsdCount } = this.#volume.geometry;
+    for (let i = 0; i < nsdCount; i++) {
+      const nsd = nsdIndex((preferred + i) % nsdCount);
+      if (this.#pickBlock(held, nsd, count) === null) continue;
+      const extent = await this.#carveIn(held, nsd, count);
+      if (extent !== null) return extent;
+    }
+    return null;
+  }
+
+  #carveIn(held: HeldRegion, nsd: NsdIndex, count: number): Promise<Extent | null> {
+    const range = regionSectorRange(this.#volume.geometry, held.region, nsd);
+    return this.#volume.mapFile(ALLOCATION_MAP).withBytes(range, 'exclusive', (view) => {
+      const carved = this.#carve(held, view.bytes(range.start, SECTOR_BYTES), nsd, count);
+      if (carved !== null) view.changed(range.start, SECTOR_BYTES);
+      return carved;
+    });
+  }
+
+  /** Out of a further region, which it gets. `unsure`: there is nothing in those that could be had in time. */
+  async #takeRegion(preferred: NsdIndex, count: number): Promise<Extent | 'full' | 'unsure'> {
     const volume = this.#volume;
     let looked: 'full' | 'unsure' = 'full';
     const { regionCount } = volume.geometry;
@@ -292,7 +308,8 @@ export class Allocator {
       const region = (this.#firstRegion + i) % regionCount;
       if (this.#held.has(region)) continue;
       try {
-        if (await this.#tryRegion(region, count)) return 'taken';
+        const extent = await this.#tryRegion(region, preferred, count);
+        if (extent !== null) return extent;
       } catch (error) {
         if (!FsError.is(error) || (error.reason !== 'tokenDeadline' && error.reason !== 'tokenRefused')) throw error;
         volume.counters.add('fs.regionsBusy');
@@ -304,7 +321,8 @@ export class Allocator {
     return looked;
   }
 
-  async #tryRegion(region: number, count: number): Promise<boolean> {
+  /** What is wanted is taken under the same pin (T3): whoever waits for the region, or a server that is short of ranges, may call it back at once, every time. */
+  async #tryRegion(region: number, preferred: NsdIndex, count: number): Promise<Extent | null> {
     const volume = this.#volume;
     const { geometry, settings } = volume;
     const range = regionRange(geometry, region);
@@ -328,11 +346,11 @@ export class Allocator {
           }
         }
       });
-      if (held.free < count || !this.#couldServe(held, count)) return false;
+      if (held.free < count || !this.#couldServe(held, count)) return null;
       await this.#clearFree(region, range.start);
       this.#held.set(region, held);
       volume.counters.add('fs.regionsTaken');
-      return true;
+      return await this.#carvePinned(held, preferred, count);
     } finally {
       pins.release();
     }

@@ -2,7 +2,9 @@ import { constants } from 'node:fs';
 import { expect, test } from 'vitest';
 import { nsdIndex } from '../common/ids.js';
 import { BLOCK_BYTES } from '../common/units.js';
+import { TokenClass, TokenMode } from '../token-manager/token.js';
 import { type FileSystem, ROOT } from './file-system-api.js';
+import { ALLOCATION_MAP } from './layout.js';
 import { checkVolume, TestVolume, turns } from './testing.js';
 
 const { O_CREAT, O_RDWR, O_RDONLY, O_EXCL } = constants;
@@ -84,6 +86,26 @@ test('what another node has just freed is there for the next write: nobody waits
     expect((await get(two.fs, `/again${round}`)).every((byte) => byte === 77 + round)).toBe(true);
   for (const { fs } of [one, two]) await fs.unmount();
   expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+});
+
+test('T3: a region that is called back as soon as it is there serves what it was taken for', async () => {
+  const volume = await TestVolume.create({ blocks: [64] });
+  const { fs, tokens } = await volume.mount();
+  let over = false;
+  const writing = (async () => {
+    for (let i = 0; i < 5; i++) await put(fs, `/f${i}`, Buffer.alloc(20_000, i + 1));
+  })().finally(() => {
+    over = true;
+  });
+  const map = { start: 0, end: Number.MAX_SAFE_INTEGER };
+  for (let round = 0; !over && round < 2000; round++) {
+    await turns();
+    await tokens.revoke({ class: TokenClass.data, object: ALLOCATION_MAP, range: map, keep: TokenMode.none });
+  }
+  expect(over).toBe(true);
+  await writing;
+  await fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0 });
 });
 
 test('a full file system is not looked through again as long as nobody has freed anything', async () => {
