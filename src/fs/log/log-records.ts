@@ -64,8 +64,13 @@ function encodeRecord(writer: ByteWriter, record: LogRecord): void {
     }
     case 'limbo':
     case 'settled':
-      writer.u16(record.extents.length);
-      for (const { nsd, sector, count } of record.extents) writer.u16(nsd).u64(sector).u16(count);
+      for (let at = 0; at < record.extents.length; at += EXTENTS_MAX) {
+        const extents = record.extents.slice(at, at + EXTENTS_MAX);
+        if (at > 0) writer.u8(codeOf(record.kind));
+        writer.u16(extents.length);
+        for (const { nsd, sector, count } of extents) writer.u16(nsd).u64(sector).u16(count);
+      }
+      if (record.extents.length === 0) writer.u16(0);
       break;
     case 'numbersTaken':
     case 'numbersSettled':

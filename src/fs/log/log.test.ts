@@ -71,6 +71,13 @@ describe('records', () => {
     expect(decodeTransaction(encodeTransaction(records).subarray(4))).toEqual(records);
   });
 
+  test('a file of many blocks that is cut off is as many records as it takes', () => {
+    const extents = Array.from({ length: 2500 }, (_, block) => ({ nsd, sector: block * 256, count: 256 }));
+    const decoded = decodeTransaction(encodeTransaction([{ kind: 'limbo', extents }]).subarray(4));
+    expect(decoded.flatMap((record) => (record.kind === 'limbo' ? record.extents : []))).toEqual(extents);
+    expect(decoded.length).toBe(3);
+  });
+
   test('of rubbish there are none: every cut and most flips are refused, none makes the decoder fail otherwise', () => {
     const bytes = encodeTransaction(records).subarray(4);
     for (let length = 1; length < bytes.length; length++) {
