@@ -83,7 +83,7 @@ const viewOf = (b: NodeJS.ArrayBufferView, offset: number, length: number): Uint
   new Uint8Array(b.buffer, b.byteOffset + offset, length);
 
 function toPosition(position: unknown): number | null {
-  if (typeof position === 'bigint') return position < 0n ? null : Number(position);
+  if (typeof position === 'bigint') return position < 0n ? null : Math.min(Number(position), Number.MAX_SAFE_INTEGER);
   return Number.isSafeInteger(position) && (position as number) >= 0 ? (position as number) : null;
 }
 

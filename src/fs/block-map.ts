@@ -24,10 +24,11 @@ import {
   INDIRECT_POINTERS_AT,
   type PointerPlace,
   pointerPlace,
+  rootPlace,
   span,
 } from './indirect-format.js';
 import type { IndirectNode, Inode } from './inode.js';
-import { AREA_BYTES, AREA_POINTERS, DIRECT_POINTERS } from './inode-format.js';
+import { AREA_BYTES, DIRECT_POINTERS, INDIRECT_LEVELS } from './inode-format.js';
 import type { Extent, Geometry } from './layout.js';
 
 /** What the tree of pointers needs around it: a mounted file system, or mkfs. */
@@ -51,7 +52,7 @@ export interface PointerHost {
 
 const NOT_LOADED = undefined;
 const entryOffset = (slot: number): number => INDIRECT_POINTERS_AT + slot * POINTER_BYTES;
-const rootIndex = (root: number): number => root - (AREA_POINTERS - 3);
+const rootIndex = (root: number): number => root - DIRECT_POINTERS;
 const slotOf = (node: { level: number; firstBlock: number }, block: number): number =>
   Math.floor((block - node.firstBlock) / span(node.level));
 
@@ -205,39 +206,87 @@ export function setPointer(inode: Inode, block: number, pointer: BlockPointer | 
   node.dirty = true;
 }
 
-async function loadBelow(volume: PointerHost, inode: Inode, node: IndirectNode, fromBlock: number): Promise<void> {
+async function loadBelow(
+  volume: PointerHost,
+  inode: Inode,
+  node: IndirectNode,
+  fromBlock: number,
+  toBlock: number,
+): Promise<void> {
   if (node.level === 1) return;
   for (let slot = 0; slot < INDIRECT_POINTERS; slot++) {
-    if (node.firstBlock + (slot + 1) * span(node.level) <= fromBlock) continue;
+    const first = node.firstBlock + slot * span(node.level);
+    if (first + span(node.level) <= fromBlock || first >= toBlock) continue;
     const child = await loadChild(volume, inode, node, slot);
-    if (child !== null) await loadBelow(volume, inode, child, fromBlock);
+    if (child !== null) await loadBelow(volume, inode, child, fromBlock, toBlock);
   }
 }
 
-/** Loads every indirect block that a cut from `fromBlock` on will look at. */
-export async function loadForCut(volume: PointerHost, inode: Inode, fromBlock: number): Promise<void> {
+/** Loads every indirect block that a cut from `fromBlock` to `toBlock` will look at. */
+export async function loadForCut(
+  volume: PointerHost,
+  inode: Inode,
+  fromBlock: number,
+  toBlock = FILE_BLOCKS_MAX,
+): Promise<void> {
   if (inode.isInline) return;
-  for (let level = 1 as 1 | 2 | 3; level <= 3; level++) {
-    const root = AREA_POINTERS - 4 + level;
-    let firstBlock = DIRECT_POINTERS;
-    for (let l = 1; l < level; l++) firstBlock += INDIRECT_POINTERS ** l;
-    const node = await loadRoot(volume, inode, { level, root, firstBlock });
-    if (node !== null) await loadBelow(volume, inode, node, fromBlock);
+  for (let level = 1; level <= INDIRECT_LEVELS; level++) {
+    const place = rootPlace(level);
+    if (place.firstBlock >= toBlock) return;
+    if (place.firstBlock + INDIRECT_POINTERS * span(level) <= fromBlock) continue;
+    const node = await loadRoot(volume, inode, place);
+    if (node !== null) await loadBelow(volume, inode, node, fromBlock, toBlock);
   }
 }
 
-function cutNode(node: IndirectNode, fromBlock: number, freed: Extent[]): boolean {
+/**
+ * The first block from `fromBlock` on whose pointer is as wanted; an indirect block that isn't there is so many holes. Null: none in the
+ * length that a file can have.
+ */
+export async function findBlock(
+  volume: PointerHost,
+  inode: Inode,
+  fromBlock: number,
+  wanted: (pointer: BlockPointer | null) => boolean,
+): Promise<number | null> {
+  for (let block = fromBlock; block < DIRECT_POINTERS; block++) if (wanted(areaPointer(inode, block))) return block;
+  const below = async (node: IndirectNode): Promise<number | null> => {
+    const from = Math.max(fromBlock, node.firstBlock);
+    for (let slot = slotOf(node, from); slot < INDIRECT_POINTERS; slot++) {
+      const first = Math.max(from, node.firstBlock + slot * span(node.level));
+      const pointer = readPointer(node.sector, entryOffset(slot));
+      if (node.level === 1 || pointer === null) {
+        if (wanted(pointer)) return first;
+        continue;
+      }
+      const child = await loadChild(volume, inode, node, slot);
+      const found = child === null ? null : await below(child);
+      if (found !== null) return found;
+    }
+    return null;
+  };
+  for (let level = 1; level <= INDIRECT_LEVELS; level++) {
+    const place = rootPlace(level);
+    if (place.firstBlock + INDIRECT_POINTERS * span(level) <= fromBlock) continue;
+    const node = await loadRoot(volume, inode, place);
+    const found = node !== null ? await below(node) : wanted(null) ? Math.max(fromBlock, place.firstBlock) : null;
+    if (found !== null) return found < FILE_BLOCKS_MAX ? found : null;
+  }
+  return null;
+}
+
+function cutNode(node: IndirectNode, fromBlock: number, toBlock: number, freed: Extent[]): boolean {
   let left = false;
   for (let slot = 0; slot < INDIRECT_POINTERS; slot++) {
     const pointer = readPointer(node.sector, entryOffset(slot));
     if (pointer === null) continue;
     const first = node.firstBlock + slot * span(node.level);
-    if (first + span(node.level) <= fromBlock) {
+    if (first + span(node.level) <= fromBlock || first >= toBlock) {
       left = true;
       continue;
     }
     if (node.level > 1) {
-      if (cutNode(node.children.get(slot)!, fromBlock, freed)) {
+      if (cutNode(node.children.get(slot)!, fromBlock, toBlock, freed)) {
         left = true;
         continue;
       }
@@ -250,20 +299,20 @@ function cutNode(node: IndirectNode, fromBlock: number, freed: Extent[]): boolea
   return left;
 }
 
-/** Takes away every pointer from a block on, indirect blocks that are empty then included. After `loadForCut`, in one turn. */
-export function cutPointers(inode: Inode, fromBlock: number): Extent[] {
+/** Takes away every pointer of the blocks named, indirect blocks that are empty then included. After `loadForCut`, in one turn. */
+export function cutPointers(inode: Inode, fromBlock: number, toBlock = FILE_BLOCKS_MAX): Extent[] {
   const freed: Extent[] = [];
   if (inode.isInline) return freed;
   inode.keeper?.holdBack(inode);
-  for (let entry = Math.min(fromBlock, DIRECT_POINTERS); entry < DIRECT_POINTERS; entry++) {
+  for (let entry = Math.min(fromBlock, DIRECT_POINTERS); entry < Math.min(toBlock, DIRECT_POINTERS); entry++) {
     const pointer = areaPointer(inode, entry);
     if (pointer === null) continue;
     freed.push(pointer);
     setAreaPointer(inode, entry, null);
   }
-  for (let index = 0; index < 3; index++) {
+  for (let index = 0; index < INDIRECT_LEVELS; index++) {
     const node = inode.roots[index];
-    if (!node || cutNode(node, fromBlock, freed)) continue;
+    if (!node || cutNode(node, fromBlock, toBlock, freed)) continue;
     freed.push(node.home);
     setAreaPointer(inode, DIRECT_POINTERS + index, null);
     inode.roots[index] = null;

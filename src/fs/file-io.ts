@@ -10,9 +10,10 @@ import { type ByteRange, WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
-import { cutSpace, FILE_BYTES_MAX, reserve } from './file-space.js';
+import { cutSpace, reserve } from './file-space.js';
 import type { Credentials, OpOptions } from './file-system-api.js';
 import { clearTail } from './file-tail.js';
+import { FILE_BYTES_MAX } from './indirect-format.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES, InodeFlag } from './inode-format.js';
 import { holdBack } from './inode-image.js';
@@ -294,6 +295,7 @@ async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeByt
 }
 
 function checkOffset(op: string, handle: FileHandle, offsetBytes: number): void {
-  if (!Number.isSafeInteger(offsetBytes) || offsetBytes < 0)
-    throw new FsError('invalidArgument', { op, object: named(handle), detail: `offset ${offsetBytes}` });
+  if (Number.isSafeInteger(offsetBytes) && offsetBytes >= 0) return;
+  const reason = op !== 'read' && offsetBytes > FILE_BYTES_MAX ? 'fileTooBig' : 'invalidArgument';
+  throw new FsError(reason, { op, object: named(handle), detail: `offset ${offsetBytes}` });
 }

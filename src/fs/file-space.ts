@@ -14,7 +14,7 @@ import { FsError } from '../common/errors.js';
 import { BLOCK_BYTES, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { cutPointers, findPointer, loadForCut, loadPointers, preparePointer, setPointer } from './block-map.js';
 import { type BlockPointer, blockPointer } from './block-pointer.js';
-import { FILE_BLOCKS_MAX } from './indirect-format.js';
+import { FILE_BLOCKS_MAX, FILE_BYTES_MAX } from './indirect-format.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES, EMPTY_AREA, InodeFlag } from './inode-format.js';
 import { holdBack } from './inode-image.js';
@@ -22,8 +22,6 @@ import type { Extent } from './layout.js';
 import { keyOf } from './log/logged-sectors.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
-
-export const FILE_BYTES_MAX = FILE_BLOCKS_MAX * BLOCK_BYTES;
 
 /** Sub-blocks of a block that a range up to `end` (a file offset) needs. */
 const subBlocksNeeded = (block: number, end: number): number =>

@@ -177,12 +177,15 @@ test('block pointers come back as they were, and wild ones are found out', () =>
 test('every block of a file has one place in the tree of pointers', () => {
   for (const [block, level, root, firstBlock] of [
     [0, 0, 0, 0],
-    [212, 0, 212, 212],
-    [213, 1, 213, 213],
-    [464, 1, 213, 213],
-    [465, 2, 214, 465],
-    [465 + 252 ** 2, 3, 215, 465 + 252 ** 2],
-    [FILE_BLOCKS_MAX - 1, 3, 215, 465 + 252 ** 2],
+    [210, 0, 210, 210],
+    [211, 1, 211, 211],
+    [462, 1, 211, 211],
+    [463, 2, 212, 463],
+    [463 + 252 ** 2, 3, 213, 463 + 252 ** 2],
+    [463 + 252 ** 2 + 252 ** 3, 4, 214, 463 + 252 ** 2 + 252 ** 3],
+    [463 + 252 ** 2 + 252 ** 3 + 252 ** 4 - 1, 4, 214, 463 + 252 ** 2 + 252 ** 3],
+    [2 ** 32, 5, 215, 463 + 252 ** 2 + 252 ** 3 + 252 ** 4],
+    [FILE_BLOCKS_MAX - 1, 5, 215, 463 + 252 ** 2 + 252 ** 3 + 252 ** 4],
   ] as const)
     expect(pointerPlace(block)).toEqual({ level, root, firstBlock });
 });

@@ -1,9 +1,9 @@
 /** An indirect block: one sub-block of pointers, to blocks (level 1) or to indirect blocks one level below. */
 import type { InodeNumber } from '../common/ids.js';
-import { SECTOR_BYTES } from '../common/units.js';
+import { BLOCK_BYTES, RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import type { Checksums } from '../nsd/checksums.js';
 import { POINTER_BYTES, pointersFault } from './block-pointer.js';
-import { AREA_POINTERS, DIRECT_POINTERS } from './inode-format.js';
+import { DIRECT_POINTERS, INDIRECT_LEVELS } from './inode-format.js';
 import type { Geometry } from './layout.js';
 import { corrupt, Magic, sectorFault, writeHeader } from './sector.js';
 
@@ -13,12 +13,20 @@ export const INDIRECT_POINTERS = (SECTOR_BYTES - INDIRECT_POINTERS_AT) / POINTER
 /** Blocks below one pointer of an indirect block of this level. */
 export const span = (level: number): number => INDIRECT_POINTERS ** (level - 1);
 
-/** Blocks that a file can have. */
-export const FILE_BLOCKS_MAX = DIRECT_POINTERS + INDIRECT_POINTERS + INDIRECT_POINTERS ** 2 + INDIRECT_POINTERS ** 3;
+/** Where a file ends at the latest: offsets are safe integers, and behind every end is a sector more. Five levels reach further. */
+export const FILE_BYTES_MAX = RANGE_END - SECTOR_BYTES;
+export const FILE_BLOCKS_MAX = Math.ceil(FILE_BYTES_MAX / BLOCK_BYTES);
+
+/** The first block below the area's pointer to an indirect block of this level. */
+export function firstBlockOf(level: number): number {
+  let firstBlock = DIRECT_POINTERS;
+  for (let below = 1; below < level; below++) firstBlock += INDIRECT_POINTERS ** below;
+  return firstBlock;
+}
 
 /** Where a block's pointer is: in the area (level 0), or below the area's entry `root`, `level` levels down. */
 export interface PointerPlace {
-  readonly level: 0 | 1 | 2 | 3;
+  readonly level: number;
   readonly root: number;
   /** First block below the root entry. */
   readonly firstBlock: number;
@@ -26,14 +34,16 @@ export interface PointerPlace {
 
 export function pointerPlace(block: number): PointerPlace {
   if (block < DIRECT_POINTERS) return { level: 0, root: block, firstBlock: block };
-  let firstBlock = DIRECT_POINTERS;
-  for (let level = 1 as 1 | 2 | 3; ; level++) {
-    const blocks = INDIRECT_POINTERS ** level;
-    if (block < firstBlock + blocks || level === 3)
-      return { level: level as 1 | 2 | 3, root: AREA_POINTERS - 4 + level, firstBlock };
-    firstBlock += blocks;
-  }
+  let level = 1;
+  while (level < INDIRECT_LEVELS && block >= firstBlockOf(level + 1)) level++;
+  return rootPlace(level);
 }
+
+export const rootPlace = (level: number): PointerPlace => ({
+  level,
+  root: DIRECT_POINTERS + level - 1,
+  firstBlock: firstBlockOf(level),
+});
 
 export function formatIndirect(
   ino: InodeNumber,

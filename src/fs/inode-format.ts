@@ -32,8 +32,9 @@ import { KEPT_AT, KEPT_BYTES, keptFault } from './xattr-format.js';
 export const AREA_AT = 640;
 export const AREA_BYTES = SECTOR_BYTES - AREA_AT;
 export const AREA_POINTERS = AREA_BYTES / POINTER_BYTES;
-/** The last three pointers of the area lead to indirect blocks of one, two and three levels. */
-export const DIRECT_POINTERS = AREA_POINTERS - 3;
+/** The last five pointers of the area lead to indirect blocks of one to five levels. */
+export const INDIRECT_LEVELS = 5;
+export const DIRECT_POINTERS = AREA_POINTERS - INDIRECT_LEVELS;
 /** Greatest depth of a directory's hash table: 2^24 leaves, some 10^9 entries. */
 export const DIRECTORY_DEPTH_MAX = 24;
 

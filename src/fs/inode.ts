@@ -16,7 +16,7 @@ import { SUB_BLOCK_BYTES } from '../common/units.js';
 import type { Acl } from './acl.js';
 import type { BlockPointer } from './block-pointer.js';
 import { type Attributes, FileType } from './file-system-api.js';
-import { EMPTY_AREA, FREE_INODE, type InodeFields, InodeFlag } from './inode-format.js';
+import { EMPTY_AREA, FREE_INODE, INDIRECT_LEVELS, type InodeFields, InodeFlag } from './inode-format.js';
 import { type Extent, FIRST_USER_INODE } from './layout.js';
 import { Mutex, SharedMutex } from './mutex.js';
 import { UnflushedNsds } from './unflushed.js';
@@ -106,8 +106,8 @@ export class Inode implements InodeFields {
   usedRound = 0;
   /** Where its sector is; set before it is ever valid. */
   home: { readonly nsd: NsdIndex; readonly sector: number } = { nsd: nsdIndex(0), sector: 0 };
-  /** Indirect blocks in memory, below the area's last three entries. */
-  readonly roots: (IndirectNode | null)[] = [null, null, null];
+  /** Indirect blocks in memory, below the area's last entries. */
+  readonly roots: (IndirectNode | null)[] = Array.from({ length: INDIRECT_LEVELS }, () => null);
   /** No longer pointed to by the fields; free once a write-out of them is done. */
   pendingFrees: Extent[] = [];
   /** NSDs that this node wrote to for the file since their last flush. */
