@@ -28,6 +28,8 @@ import {
 } from './sector.js';
 import { KEPT_AT, KEPT_BYTES, keptFault } from './xattr-format.js';
 
+/** Behind the fields. */
+export const FIELDS_END = 144;
 /** Where the area begins; bytes 256 to 639 are kept for extended attributes. */
 export const AREA_AT = 640;
 export const AREA_BYTES = SECTOR_BYTES - AREA_AT;

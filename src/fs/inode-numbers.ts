@@ -128,8 +128,9 @@ export class InodeNumbers {
         setInodeUsed(sector, slot, true);
         const ino = inodeNumber(segment * INODES_PER_SEGMENT + slot);
         batch.push({ ino, generation });
-        transaction.numbers('numbersTaken', ino);
       }
+      for (const { first, count } of runsOf(batch.map(({ ino }) => ino)))
+        transaction.numbers('numbersTaken', first, count);
       setSegmentFree(sector, free - batch.length);
       setSegmentGeneration(sector, generation + 1);
       return true;

@@ -65,7 +65,7 @@ export class Inode implements InodeFields {
   /** When it was read here, while `atimeNs` doesn't say so yet (access-times.ts). */
   readAtNs: bigint | null = null;
 
-  /** Its sector as the log, or its NSD, has it, while that differs from the fields here. */
+  /** Its sector as the log, or its NSD, has it, while something of it is held back. */
   image: Uint8Array | null = null;
   /** Size, pointers or inline bytes are ahead of what the log may say (L1): the next write-out exposes them. */
   unexposed = false;

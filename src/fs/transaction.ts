@@ -10,9 +10,9 @@ import type { InodeNumber } from '../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { dirtyIndirects, findPointer } from './block-map.js';
 import type { Inode } from './inode.js';
-import { expose, inodeImage } from './inode-image.js';
+import { inodeImage } from './inode-image.js';
 import type { Extent } from './layout.js';
-import type { LogRecord } from './log/log-records.js';
+import type { TransactionWriter } from './log/log-records.js';
 import { keyOf, type MetadataPlace } from './log/logged-sectors.js';
 import type { LooseEnd } from './log/loose-ends.js';
 import type { Volume } from './volume.js';
@@ -20,7 +20,7 @@ import type { Volume } from './volume.js';
 interface TouchedSector {
   readonly inode: Inode;
   readonly offsetBytes: number;
-  readonly image: Uint8Array;
+  readonly bytes: Uint8Array;
 }
 
 /** Of a regular file, what it was when the data that is durable by now began to be written. */
@@ -32,8 +32,10 @@ export interface Exposure {
 
 export class MetadataTransaction {
   readonly #volume: Volume;
-  readonly #inodes = new Map<Inode, boolean>();
-  readonly #sectors = new Map<Inode, Map<number, TouchedSector>>();
+  // A few of each at most: looking through them is cheaper than a map.
+  readonly #inodes: Inode[] = [];
+  readonly #onlyTimes: Inode[] = [];
+  readonly #sectors: TouchedSector[] = [];
   readonly #ends: LooseEnd[] = [];
   readonly #exposed: Exposure[] = [];
   readonly #images: { readonly place: MetadataPlace; readonly image: Uint8Array }[] = [];
@@ -51,20 +53,21 @@ export class MetadataTransaction {
 
   /** Its fields, area or indirect blocks change. */
   inode(inode: Inode): void {
-    this.#inodes.set(inode, true);
+    if (!this.#inodes.includes(inode)) this.#inodes.push(inode);
+    const at = this.#onlyTimes.indexOf(inode);
+    if (at >= 0) this.#onlyTimes.splice(at, 1);
   }
   /** Nothing but its times changes: fdatasync may pass over it. */
   times(inode: Inode): void {
-    if (!this.#inodes.has(inode)) this.#inodes.set(inode, false);
+    if (this.#inodes.includes(inode)) return;
+    this.#inodes.push(inode);
+    this.#onlyTimes.push(inode);
   }
-  /** A sector of a metadata file (a directory's leaf, a map's) is now as these bytes, which are copied; the page cache knows them. */
+  /** A sector of a metadata file (a directory's leaf, a map's) is in these bytes, as they are at the commit in this turn; the page cache knows them. */
   sector(inode: Inode, offsetBytes: number, bytes: Uint8Array): void {
-    let sectors = this.#sectors.get(inode);
-    if (sectors === undefined) {
-      sectors = new Map();
-      this.#sectors.set(inode, sectors);
-    }
-    sectors.set(offsetBytes, { inode, offsetBytes, image: bytes.slice() });
+    for (const touched of this.#sectors)
+      if (touched.inode === inode && touched.offsetBytes === offsetBytes && touched.bytes === bytes) return;
+    this.#sectors.push({ inode, offsetBytes, bytes });
   }
   /** Its size, pointers and inline bytes may be known as the image says; everything else about it is as it is now. */
   expose(exposure: Exposure): void {
@@ -97,58 +100,68 @@ export class MetadataTransaction {
   /** Everything is in memory already; from here on it is logged, in order. Returns the transaction's number in the log. */
   commit(): number {
     const volume = this.#volume;
-    for (const [inode, core] of this.#inodes) {
-      volume.inodes.markDirty(inode, core);
+    for (const inode of this.#inodes) {
+      volume.inodes.markDirty(inode, !this.#onlyTimes.includes(inode));
       inode.pushState();
     }
     volume.counters.add('fs.transactions');
     const { log } = volume;
     if (log === null) return 0;
+    const { writer } = log;
     const nowMs = volume.clock.nowMs();
-    const records: LogRecord[] = [];
-    const record = (place: MetadataPlace, image: Uint8Array): void => {
-      const made = volume.sectors.record(place, image, nowMs);
-      if (made !== null) records.push(made);
-    };
-    for (const sectors of this.#sectors.values())
-      for (const { inode, offsetBytes, image } of sectors.values()) {
-        const place = placeOf(inode, offsetBytes);
-        invariant(place !== null, 'what was changed has space');
-        record(place, image);
-      }
-    for (const { place, image } of this.#images) record(place, image);
-    const settled: Extent[] = [];
-    const given: Extent[] = [];
-    for (const inode of this.#inodes.keys()) {
+    writer.clear();
+    for (const { inode, offsetBytes, bytes } of this.#sectors) {
+      const place = placeOf(inode, offsetBytes);
+      invariant(place !== null, 'what was changed has space');
+      volume.sectors.record(place, bytes, nowMs, writer);
+    }
+    for (const { place, image } of this.#images) volume.sectors.record(place, image, nowMs, writer);
+    const ends: LooseEnd[] = [];
+    let settled: Extent[] | null = null;
+    let given: Extent[] | null = null;
+    for (const inode of this.#inodes) {
       if (!inode.unexposed) {
-        for (const node of dirtyIndirects(inode)) {
-          node.dirty = false;
-          record(node.home, node.sector.slice());
-        }
-        settled.push(...inode.reserved.splice(0));
+        if (!inode.isInline) this.#recordIndirects(inode, nowMs, writer);
+        settled = moved(inode.reserved, settled);
       }
-      settled.push(...inode.attributeSpace.taken.splice(0));
-      given.push(...inode.attributeSpace.given.splice(0));
+      settled = moved(inode.attributeSpace.taken, settled);
+      given = moved(inode.attributeSpace.given, given);
       const image = inodeImage(volume, inode);
-      record(inode.home, image);
-      if (inode.holdsDataBack) inode.image = image;
+      volume.sectors.record(inode.home, image, nowMs, writer);
+      inode.image = inode.unexposed ? image.slice() : null;
     }
     for (const { inode, image, indirects } of this.#exposed) {
-      for (const { home, sector } of indirects) record(home, sector);
-      const now = inodeImage(volume, inode);
-      expose(now, image);
-      record(inode.home, now);
-      inode.image = now;
+      for (const { home, sector } of indirects) volume.sectors.record(home, sector, nowMs, writer);
+      const now = inodeImage(volume, inode, image);
+      volume.sectors.record(inode.home, now, nowMs, writer);
+      inode.image = inode.unexposed ? now.slice() : null;
     }
     // First: what was allocated and cut off again is in limbo for another reason from here on.
-    if (settled.length > 0) records.push({ kind: 'settled', extents: settled });
-    if (given.length > 0) records.push({ kind: 'limbo', extents: given });
-    for (const change of this.#ends) records.push(change);
-    if (records.length === 0) return log.appendedSequence;
-    const sequence = log.append(records);
-    if (given.length > 0) volume.frees.add(given, sequence);
+    if (settled !== null) ends.push({ kind: 'settled', extents: settled });
+    if (given !== null) ends.push({ kind: 'limbo', extents: given });
+    for (const change of this.#ends) ends.push(change);
+    for (const change of ends) writer.record(change);
+    if (writer.isEmpty) return log.appendedSequence;
+    const sequence = log.append(ends);
+    if (given !== null) volume.frees.add(given, sequence);
     return sequence;
   }
+
+  #recordIndirects(inode: Inode, nowMs: number, writer: TransactionWriter): void {
+    for (const node of dirtyIndirects(inode)) {
+      node.dirty = false;
+      this.#volume.sectors.record(node.home, node.sector, nowMs, writer);
+    }
+  }
+}
+
+/** What is in a list of an inode's goes to the transaction's. */
+function moved(from: Extent[], to: Extent[] | null): Extent[] | null {
+  if (from.length === 0) return to;
+  const list = to ?? [];
+  list.push(...from);
+  from.length = 0;
+  return list;
 }
 
 /** Null: it has no space, or the pointer to it is not in memory. */

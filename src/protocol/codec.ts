@@ -1,6 +1,8 @@
 import { FsError } from '../common/errors.js';
 import { copyWordsFrom, copyWordsTo } from './words.js';
 
+const SHORT_PART_BYTES = 64;
+
 /**
  * Fixed little-endian encoding for message bodies and disk structures. The writer grows by itself; the reader checks every
  * access against the end, every integer against the safe range, and every count against a limit named by the caller.
@@ -89,6 +91,22 @@ export class ByteWriter {
   }
   reset(): this {
     this.#length = 0;
+    return this;
+  }
+  /** Instead of what was written there. */
+  u16At(at: number, value: number): void {
+    this.#view.setUint16(at, value, true);
+  }
+  u32At(at: number, value: number): void {
+    this.#view.setUint32(at, value, true);
+  }
+  /** Part of other bytes, as they are. */
+  part(from: Uint8Array, start: number, end: number): this {
+    const at = this.#room(end - start);
+    const bytes = this.#bytes;
+    // A view costs more than the few bytes that most parts are.
+    if (end - start > SHORT_PART_BYTES) bytes.set(from.subarray(start, end), at);
+    else for (let i = start; i < end; i++) bytes[at + i - start] = from[i]!;
     return this;
   }
 }

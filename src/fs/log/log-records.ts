@@ -18,7 +18,7 @@ import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
 import { ByteReader, ByteWriter } from '../../protocol/codec.js';
 import type { Extent } from '../layout.js';
 import { EXTENTS_MAX, type LooseEnd } from './loose-ends.js';
-import type { Run } from './sector-delta.js';
+import { type Run, runBounds } from './sector-delta.js';
 
 export interface SectorRecord {
   readonly nsd: NsdIndex;
@@ -40,25 +40,71 @@ const RAW = 2;
 /** Of one transaction: a bound for what is read, and for what is written at once. */
 export const TRANSACTION_BYTES_MAX = 1 << 20;
 
+/**
+ * Makes transactions, one after the other, in memory that it keeps: most of what a node does ends in one. What it has been told is forgotten by
+ * `finish` and by `clear`.
+ */
+export class TransactionWriter {
+  readonly #writer = new ByteWriter(8192).u32(0);
+
+  get isEmpty(): boolean {
+    return this.#writer.lengthBytes === LENGTH_BYTES;
+  }
+  record(record: LogRecord): void {
+    encodeRecord(this.#writer, record);
+  }
+  /** The runs that `findRuns` has just found, from an image that may be shorter than what they run over: the rest is zeros. */
+  runs(head: Omit<SectorRecord, 'runs'>, image: Uint8Array, runCount: number): void {
+    const writer = this.#writer;
+    writer.u8(codeOf('sector'));
+    encodeSectorHead(writer, head, runCount);
+    for (let i = 0; i < runCount; i++) {
+      const start = runBounds[2 * i]! * 4;
+      const end = runBounds[2 * i + 1]! * 4;
+      writer.u16(start).u16(end - start);
+      const held = Math.max(start, Math.min(end, image.length));
+      writer.part(image, start, held);
+      if (held < end) writer.zeros(end - held);
+    }
+  }
+  /** @throws {FsError} internal: it is too long, and forgotten. */
+  finish(): Uint8Array {
+    const length = this.#writer.lengthBytes - LENGTH_BYTES;
+    this.#writer.u32At(0, length);
+    const bytes = this.#writer.finish().slice();
+    this.clear();
+    if (length > TRANSACTION_BYTES_MAX)
+      throw new FsError('internal', { op: 'log.append', detail: `a transaction of ${length} bytes` });
+    return bytes;
+  }
+  clear(): void {
+    this.#writer.reset().u32(0);
+  }
+}
+const LENGTH_BYTES = 4;
+
 export function encodeTransaction(records: readonly LogRecord[]): Uint8Array {
-  const body = new ByteWriter(512);
-  for (const record of records) encodeRecord(body, record);
-  if (body.lengthBytes > TRANSACTION_BYTES_MAX)
-    throw new FsError('internal', { op: 'log.append', detail: `a transaction of ${body.lengthBytes} bytes` });
-  return new ByteWriter(4 + body.lengthBytes).bytes(body.finish()).finish();
+  const writer = new TransactionWriter();
+  for (const record of records) writer.record(record);
+  return writer.finish();
+}
+
+function encodeSectorHead(writer: ByteWriter, head: Omit<SectorRecord, 'runs'>, runCount: number): void {
+  const { nsd, sector, base, full, raw } = head;
+  writer
+    .u8((full ? FULL : 0) | (raw ? RAW : 0))
+    .u16(nsd)
+    .u32(base)
+    .u64(sector)
+    .u16(runCount);
 }
 
 function encodeRecord(writer: ByteWriter, record: LogRecord): void {
   writer.u8(codeOf(record.kind));
   switch (record.kind) {
     case 'sector': {
-      const { nsd, sector, base, full, raw, runs } = record.sector;
-      writer
-        .u8((full ? FULL : 0) | (raw ? RAW : 0))
-        .u16(nsd)
-        .u32(base)
-        .u64(sector)
-        .u16(runs.length);
+      const { runs } = record.sector;
+      encodeSectorHead(writer, record.sector, runs.length);
       for (const { offsetBytes, bytes } of runs) writer.u16(offsetBytes).u16(bytes.length).raw(bytes);
       break;
     }

@@ -5,7 +5,13 @@ import { SECTOR_BYTES } from '../../common/units.js';
 import { checksumsJs } from '../../nsd/checksum-js.js';
 import { ExtentSet } from './extent-set.js';
 import { LogMachine } from './log-machine.js';
-import { decodeTransaction, encodeTransaction, type LogRecord, type SectorRecord } from './log-records.js';
+import {
+  decodeTransaction,
+  encodeTransaction,
+  type LogRecord,
+  type SectorRecord,
+  TransactionWriter,
+} from './log-records.js';
 import { encodeGroup, type LogGroup, PAYLOAD_BYTES, scanLog, sectorsFor } from './log-sectors.js';
 import { LoggedSectors } from './logged-sectors.js';
 import { LooseEnds } from './loose-ends.js';
@@ -236,8 +242,10 @@ class History {
   }
   change(): void {
     this.memory = randomImage(this.random, this.memory);
-    const record = this.sectors.record(this.place, this.memory.slice(), 0);
-    if (record?.kind === 'sector') this.records.push(record.sector);
+    const writer = new TransactionWriter();
+    this.sectors.record(this.place, this.memory, 0, writer);
+    for (const record of decodeTransaction(writer.finish().subarray(4)))
+      if (record.kind === 'sector') this.records.push(record.sector);
     this.sectors.appended(this.records.length);
   }
   writeInPlace(): void {

@@ -11,8 +11,9 @@ import { invariant } from '../../common/assert.js';
 import { type Deferred, deferred } from '../../common/deferred.js';
 import type { InodeNumber, NsdIndex } from '../../common/ids.js';
 import { isVersionBefore, nextSectorVersion } from '../../common/sector-version.js';
-import type { LogRecord } from './log-records.js';
-import { sectorDelta } from './sector-delta.js';
+import { SECTOR_BYTES } from '../../common/units.js';
+import type { TransactionWriter } from './log-records.js';
+import { findRuns, wordsOf } from './sector-delta.js';
 
 export interface MetadataPlace {
   readonly nsd: NsdIndex;
@@ -29,8 +30,9 @@ export const keyOf = ({ nsd, sector }: { readonly nsd: number; readonly sector: 
 export interface DirtySector {
   readonly key: SectorKey;
   readonly place: MetadataPlace;
-  /** As the last record left it; never changed, only replaced. */
+  /** As the last record left it, changed with each; may be shorter than the sector, the rest is zeros. */
   image: Uint8Array;
+  words: Int32Array;
   /** Transactions: the first that is not in place, the last. 0: appended in this very turn. */
   first: number;
   last: number;
@@ -45,6 +47,27 @@ export interface SectorWrite {
   readonly dirty: DirtySector | null;
   readonly version: number;
   readonly ended: Deferred<void>;
+}
+
+const NO_BYTES = new Uint8Array(0);
+const NOTHING = new Int32Array(0);
+/** Images grow by so much. */
+const IMAGE_STEP_BYTES = 256;
+
+/** Behind them are zeros, as behind `from` there are in the image that it is compared to. */
+function wordsUsed(words: Int32Array, from: number): number {
+  let used = words.length;
+  while (used > from && words[used - 1] === 0) used--;
+  return used;
+}
+
+function hold(dirty: DirtySector, words: Int32Array): void {
+  if (words.length > dirty.words.length) {
+    const bytes = Math.min(SECTOR_BYTES, Math.ceil((words.length * 4) / IMAGE_STEP_BYTES) * IMAGE_STEP_BYTES);
+    dirty.image = new Uint8Array(bytes);
+    dirty.words = wordsOf(dirty.image);
+  } else if (words.length < dirty.words.length) dirty.words.fill(0, words.length);
+  dirty.words.set(words);
 }
 
 export class LoggedSectors {
@@ -97,24 +120,27 @@ export class LoggedSectors {
     return this.#writing.get(key)?.ended.promise;
   }
 
-  /** The record of a sector that now is as `image` says, which is kept; null when that is nothing new. Then `appended`, in the same turn. */
-  record(place: MetadataPlace, image: Uint8Array, nowMs: number): LogRecord | null {
+  /**
+   * Writes the record of a sector that is as `now` says, which may be shorter than a sector (the rest is zeros) and is copied. False: that is
+   * nothing new. Then `appended`, in the same turn.
+   */
+  record(place: MetadataPlace, now: Uint8Array, nowMs: number, into: TransactionWriter): boolean {
     const key = keyOf(place);
     const base = this.#versions.get(key);
-    invariant(
-      base !== undefined,
-      `the version of sector ${place.sector} of NSD ${place.nsd} is known before it is changed`,
-    );
+    invariant(base !== undefined, 'the version of a sector is known before it is changed');
     let dirty = this.#dirty.get(key);
-    const runs = sectorDelta(dirty?.image ?? null, image);
-    if (dirty !== undefined && runs.length === 0) return null;
     const full = dirty === undefined;
+    const all = wordsOf(now);
+    const words = all.subarray(0, wordsUsed(all, dirty?.words.length ?? 0));
+    const runCount = findRuns(dirty?.words ?? NOTHING, words);
     if (dirty === undefined) {
-      dirty = { key, place, image, first: 0, last: 0, sinceMs: nowMs };
+      dirty = { key, place, image: NO_BYTES, words: NOTHING, first: 0, last: 0, sinceMs: nowMs };
       this.#dirty.set(key, dirty);
-    } else dirty.image = image;
+    } else if (runCount === 0) return false;
+    into.runs({ nsd: place.nsd, sector: place.sector, base, full, raw: false }, now, runCount);
+    hold(dirty, words);
     this.#recorded.push(dirty);
-    return { kind: 'sector', sector: { nsd: place.nsd, sector: place.sector, base, full, raw: false, runs } };
+    return true;
   }
 
   /** The records made in this turn are in this transaction. */

@@ -18,11 +18,11 @@ import type { NsdClientApi, SectorIo } from '../../nsd/nsd-api.js';
 import { Mutex } from '../mutex.js';
 import { sealSector } from '../sector.js';
 import { type LogEffect, type LogEvent, LogMachine } from './log-machine.js';
-import { encodeTransaction, type LogRecord } from './log-records.js';
+import { TransactionWriter } from './log-records.js';
 import { encodeGroup, type LogGroup, type LogIdentity } from './log-sectors.js';
 import type { LogSpace } from './log-space.js';
 import type { LoggedSectors, SectorKey, SectorWrite } from './logged-sectors.js';
-import { LooseEnds } from './loose-ends.js';
+import { type LooseEnd, LooseEnds } from './loose-ends.js';
 
 export interface NodeLogParts {
   readonly sectors: LoggedSectors;
@@ -60,6 +60,8 @@ const ENTER_SECTORS: Readonly<Record<EnterKind, number>> = { operation: 8, inner
 export class NodeLog {
   readonly sectors: LoggedSectors;
   readonly ends = new LooseEnds();
+  /** Where transactions are made, each in one turn. */
+  readonly writer = new TransactionWriter();
   readonly #parts: NodeLogParts;
   readonly #space: LogSpace;
   readonly #identity: LogIdentity;
@@ -128,10 +130,10 @@ export class NodeLog {
     return this.#machine.usedSectors / this.#space.capacitySectors;
   }
 
-  /** One transaction. Durable when `force` of its number has resolved. */
-  append(records: readonly LogRecord[]): number {
-    for (const record of records) if (record.kind !== 'sector') this.ends.apply(record);
-    const bytes = encodeTransaction(records);
+  /** What is in the writer is one transaction. Durable when `force` of its number has resolved. `ends`: those in it, in their order. */
+  append(ends: readonly LooseEnd[]): number {
+    const bytes = this.writer.finish();
+    for (const end of ends) this.ends.apply(end);
     this.#parts.counters.add('log.transactions');
     this.#parts.counters.add('log.bytes', bytes.length);
     this.#dispatch({ type: 'append', bytes });
@@ -324,6 +326,7 @@ export class NodeLog {
         const dirty = this.sectors.dirty(key)!;
         const at = memory.offsetBytes + index * SECTOR_BYTES;
         const sector = pool.bytes.subarray(at, at + SECTOR_BYTES);
+        sector.fill(0, dirty.image.length);
         sector.set(dirty.image);
         sealSector(sector, checksums);
         last = Math.max(last, dirty.last);
@@ -394,7 +397,9 @@ export class NodeLog {
 
   async #trim(): Promise<void> {
     if (!this.ends.empty || this.#snapshot < this.#machine.appended) {
-      this.#snapshot = this.append(this.ends.snapshot().map((change) => change));
+      const snapshot = this.ends.snapshot();
+      for (const change of snapshot) this.writer.record(change);
+      this.#snapshot = this.append(snapshot);
       await this.force(this.#snapshot);
     }
     const before = this.#machine.tail;
