@@ -152,7 +152,7 @@ export async function replay(
   const table = await findLogTable(volume);
   const descriptor = (await readDescriptors(volume, table)).find((found) => found?.state === LogState.clean)!;
   const opened = { ...descriptor, state: LogState.open, owner: LIFE, generation: descriptor.generation + 1 };
-  const space = new LogSpace(descriptor.pieceSectors, descriptor.copies);
+  const space = new LogSpace(descriptor.pieceSectors, descriptor.pieces);
   const { tail: from, slot } = descriptor;
   const identity = { fsId: volume.fsId, slot, generation: opened.generation };
   // The file system's other half: nothing of it is in use.

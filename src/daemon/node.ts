@@ -368,6 +368,7 @@ export class HoldfastNode {
       clock,
       random,
       epoch: fabric.epoch,
+      metadataCopies: 1,
     });
   }
 

@@ -7,13 +7,32 @@
  * Invariant: the summary of a region is in `#held` only while no revoke of its token has been served since it was read.
  * A free sub-block reads as zeros: free-queue.ts sees to it for what is given back, and taking a region for what a dead node left.
  */
+import type { PageView } from '../cache/page-cache-api.js';
 import { invariant } from '../common/assert.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { copiesOf, firstCopy, mirrored, secondCopy } from '../nsd/copies.js';
 import { DISCARD_EXTENTS_MAX } from './free-queue.js';
-import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange } from './layout.js';
-import { blockFree, countBits, fillBits, findRun, freeRuns, regionFree, setRegionFree } from './map-formats.js';
+import {
+  ALLOCATION_MAP,
+  type Extent,
+  type Geometry,
+  regionOf,
+  regionRange,
+  regionSectorRange,
+  regionSectorsRange,
+} from './layout.js';
+import {
+  bitmapAt,
+  blockFree,
+  countBits,
+  fillBits,
+  findRun,
+  freeRuns,
+  regionFree,
+  setRegionFree,
+} from './map-formats.js';
 import { Mutex } from './mutex.js';
 import { type SettledPeers, Settling } from './space-peers.js';
 import { MetadataTransaction } from './transaction.js';
@@ -27,6 +46,12 @@ interface HeldRegion {
   readonly runMissing: Uint16Array;
 }
 
+interface Wanted {
+  readonly preferred: NsdIndex;
+  readonly count: number;
+  readonly copies: 1 | 2;
+}
+
 /** Low-discrepancy spread of nodes over the regions: neighbours in node id start far from each other. */
 const GOLDEN = 0.6180339887498949;
 
@@ -35,10 +60,10 @@ export class Allocator {
   readonly #held = new Map<number, HeldRegion>();
   readonly #acquiring = new Mutex();
   readonly #firstRegion: number;
-  /** Nothing was found for so many: no reason to look again for what is only wished for. */
-  #scarce: { readonly untilMs: number; readonly count: number } | null = null;
-  /** Every region was looked through for `count` sub-blocks in a row after the others had answered so, and there were none. */
-  #full: { readonly mark: string; readonly count: number } | null = null;
+  /** By copies. Nothing was found for so many: no reason to look again for what is only wished for. */
+  readonly #scarce = new Map<number, { readonly untilMs: number; readonly count: number }>();
+  /** By copies. Every region was looked through for `count` sub-blocks in a row after the others had answered so, and there were none. */
+  readonly #full = new Map<number, { readonly mark: string; readonly count: number }>();
 
   constructor(volume: Volume) {
     this.#volume = volume;
@@ -66,17 +91,29 @@ export class Allocator {
    * @param urgently false: it would be good to have, and nobody else is troubled for it.
    * @throws {FsError} noSpace
    */
-  async allocate(ino: InodeNumber, block: number, count: number, urgently = true): Promise<Extent> {
-    const preferred = nsdIndex((ino + block) % this.#volume.geometry.nsdCount);
-    const found = this.#tryHeld(preferred, count);
+  allocate(ino: InodeNumber, block: number, count: number, urgently = true): Promise<Extent> {
+    return this.#allocate(ino, { preferred: this.#preferred(ino, block), count, copies: 1 }, urgently);
+  }
+  /** The same for metadata and logs, with as many copies as the file system has of them. */
+  allocateMetadata(ino: InodeNumber, block: number, count: number, urgently = true): Promise<Extent> {
+    const copies = this.#volume.geometry.metadataCopies;
+    return this.#allocate(ino, { preferred: this.#preferred(ino, block), count, copies }, urgently);
+  }
+
+  #preferred(ino: InodeNumber, block: number): NsdIndex {
+    return nsdIndex((ino + block) % this.#volume.geometry.nsdCount);
+  }
+
+  async #allocate(ino: InodeNumber, wanted: Wanted, urgently: boolean): Promise<Extent> {
+    const found = this.#tryHeld(wanted);
     if (found !== null) return found;
     return this.#acquiring.run(async () => {
       let asked: SettledPeers | null = null;
       for (let attempt = 0; ; attempt++) {
-        const again = this.#tryHeld(preferred, count) ?? (await this.#waitHeld(preferred, count));
+        const again = this.#tryHeld(wanted) ?? (await this.#waitHeld(wanted));
         if (again !== null) return again;
-        const known = urgently ? this.#knownFull(count, asked) : this.#knownScarce(count);
-        const looked = known ? 'full' : await this.#takeRegion(preferred, count);
+        const known = urgently ? this.#knownFull(wanted, asked) : this.#knownScarce(wanted);
+        const looked = known ? 'full' : await this.#takeRegion(wanted);
         if (typeof looked === 'object') return looked;
         // What this node has freed but not yet given back counts before "full" is said; then what the others have.
         if (attempt < 3 && (await this.#volume.frees.reclaim())) continue;
@@ -85,23 +122,26 @@ export class Allocator {
           continue;
         }
         if (!known && looked === 'full' && asked !== null && asked.mark !== null)
-          this.#full = { mark: asked.mark, count };
-        throw this.#noSpace(ino, count);
+          this.#full.set(wanted.copies, { mark: asked.mark, count: wanted.count });
+        throw this.#noSpace(ino, wanted);
       }
     });
   }
 
-  #knownFull(count: number, asked: SettledPeers | null): boolean {
-    if (this.#full === null || count < this.#full.count) return false;
-    return asked === null || asked.mark === this.#full.mark;
+  #knownFull({ count, copies }: Wanted, asked: SettledPeers | null): boolean {
+    const full = this.#full.get(copies);
+    if (full === undefined || count < full.count) return false;
+    return asked === null || asked.mark === full.mark;
   }
-  #knownScarce(count: number): boolean {
-    return this.#scarce !== null && count >= this.#scarce.count && this.#volume.clock.nowMs() < this.#scarce.untilMs;
+  #knownScarce({ count, copies }: Wanted): boolean {
+    const scarce = this.#scarce.get(copies);
+    return scarce !== undefined && count >= scarce.count && this.#volume.clock.nowMs() < scarce.untilMs;
   }
 
-  #noSpace(ino: InodeNumber, count: number): FsError {
+  #noSpace(ino: InodeNumber, { count, copies }: Wanted): FsError {
     this.#volume.counters.add('fs.noSpace');
-    const detail = `the file system is full: no ${count} free sub-blocks of 4 KiB in a row`;
+    const where = copies === 1 ? '' : ' at the same place of two NSDs';
+    const detail = `the file system is full: no ${count} free sub-blocks of 4 KiB in a row${where}`;
     return new FsError('noSpace', { op: 'allocate', object: `inode ${ino}`, detail });
   }
 
@@ -114,10 +154,11 @@ export class Allocator {
     if (held === undefined) return false;
     const block = Math.floor(extent.sector / SUB_BLOCKS_PER_BLOCK) % geometry.regionBlocks;
     const more = count - extent.count;
-    if (held.blockFree[extent.nsd * geometry.regionBlocks + block]! < more) return false;
-    const done = this.#pinned(held, extent.nsd, (sector) => {
-      if (countBits(sector, block, first + extent.count, more, 0) !== more) return false;
-      this.#mark(held, sector, extent.nsd, block, first + extent.count, more);
+    const copies = copiesOf(extent.nsd);
+    if (copies.some((nsd) => held.blockFree[nsd * geometry.regionBlocks + block]! < more)) return false;
+    const done = this.#pinned(held, extent.nsd, (sectors) => {
+      if (sectors.some((sector) => countBits(sector, block, first + extent.count, more, 0) !== more)) return false;
+      this.#mark(held, sectors, extent.nsd, block, first + extent.count, more);
       return true;
     });
     return done === true;
@@ -128,18 +169,21 @@ export class Allocator {
     const volume = this.#volume;
     const { geometry } = volume;
     const region = regionOf(geometry, sector);
-    const range = regionSectorRange(geometry, region, nsd);
+    const range = regionSectorsRange(geometry, region, nsd);
     const pins = await volume.pin([volume.dataItem(ALLOCATION_MAP, regionRange(geometry, region))], undefined);
     try {
       await volume.mapFile(ALLOCATION_MAP).withBytes(range, 'exclusive', (view) => {
-        const bits = view.bytes(range.start, SECTOR_BYTES);
-        const block = Math.floor(sector / SUB_BLOCKS_PER_BLOCK) % geometry.regionBlocks;
-        const free = countBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 0);
-        if (free === 0) return;
-        fillBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 1);
-        setRegionFree(bits, regionFree(bits) - free);
-        view.changed(range.start, SECTOR_BYTES);
-        this.#held.delete(region);
+        for (const copy of copiesOf(nsd)) {
+          const { start } = regionSectorRange(geometry, region, copy);
+          const bits = view.bytes(start, SECTOR_BYTES);
+          const block = Math.floor(sector / SUB_BLOCKS_PER_BLOCK) % geometry.regionBlocks;
+          const free = countBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 0);
+          if (free === 0) continue;
+          fillBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 1);
+          setRegionFree(bits, regionFree(bits) - free);
+          view.changed(start, SECTOR_BYTES);
+          this.#held.delete(region);
+        }
       });
     } finally {
       pins.release();
@@ -148,8 +192,8 @@ export class Allocator {
 
   /** Space was freed in a region: "full" may be wrong now. */
   freed(region: number, nsd: NsdIndex, block: number, count: number): void {
-    this.#full = null;
-    this.#scarce = null;
+    this.#full.clear();
+    this.#scarce.clear();
     const held = this.#held.get(region);
     if (held === undefined) return;
     const at = nsd * this.#volume.geometry.regionBlocks + block;
@@ -158,40 +202,50 @@ export class Allocator {
     held.runMissing[at] = SUB_BLOCKS_PER_BLOCK + 1;
   }
 
-  #tryHeld(preferred: NsdIndex, count: number): Extent | null {
+  #tryHeld(wanted: Wanted): Extent | null {
     for (const held of this.#held.values()) {
-      if (held.free < count) continue;
-      const found = this.#search(held, preferred, count, (nsd, use) => this.#pinned(held, nsd, use));
-      if (found !== null) return found;
+      if (held.free < wanted.count * wanted.copies) continue;
+      for (const nsd of this.#homes(wanted)) {
+        if (this.#pickBlock(held, nsd, wanted.count) === null) continue;
+        const extent = this.#pinned(held, nsd, (sectors) => this.#carve(held, sectors, nsd, wanted.count));
+        if (extent) return extent;
+      }
     }
     return null;
   }
 
-  /** Walks the NSDs from the preferred one on; `enter` gives the sector's bytes, or undefined when they can't be had now. */
-  #search(
-    held: HeldRegion,
-    preferred: NsdIndex,
-    count: number,
-    enter: (nsd: NsdIndex, use: (sector: Uint8Array) => Extent | null) => Extent | null | undefined,
-  ): Extent | null {
+  /** Where it may be, what is best first: from the preferred NSD on; a second copy in another failure group. What is stale only if it must be (S5). */
+  *#homes({ preferred, copies }: Wanted): Generator<NsdIndex> {
     const { nsdCount } = this.#volume.geometry;
-    for (let i = 0; i < nsdCount; i++) {
-      const nsd = nsdIndex((preferred + i) % nsdCount);
-      if (this.#pickBlock(held, nsd, count) === null) continue;
-      const extent = enter(nsd, (sector) => this.#carve(held, sector, nsd, count));
-      if (extent) return extent;
+    const isUp = (nsd: NsdIndex): boolean => this.#volume.copyStates.stateOf(nsd) === 'up';
+    const nsds = Array.from({ length: nsdCount }, (_, i) => nsdIndex((preferred + i) % nsdCount));
+    // Alone on an NSD that has to be brought up to date, it could not be: nobody would know what is free there.
+    if (copies === 1) yield* nsds.filter(isUp);
+    else {
+      const late: NsdIndex[] = [];
+      for (const first of nsds)
+        for (const second of secondsFor(this.#volume.geometry, first)) {
+          if (isUp(first) && isUp(second)) yield mirrored(first, second);
+          else if (isUp(first) || isUp(second)) late.push(mirrored(first, second));
+        }
+      yield* late;
     }
-    return null;
   }
 
   /** For a whole block one that is wholly free; for a fragment one that is begun already, else a fresh one. */
-  #pickBlock(held: HeldRegion, nsd: NsdIndex, count: number): number | null {
+  #pickBlock(held: HeldRegion, nsd: NsdIndex, count: number, tried?: ReadonlySet<number>): number | null {
     const { regionBlocks } = this.#volume.geometry;
+    const first = firstCopy(nsd) * regionBlocks;
+    const second = secondCopy(nsd);
     let fresh: number | null = null;
     for (let block = 0; block < regionBlocks; block++) {
-      const at = nsd * regionBlocks + block;
-      const free = held.blockFree[at]!;
-      if (free < count || held.runMissing[at]! <= count) continue;
+      let free = held.blockFree[first + block]!;
+      if (free < count || held.runMissing[first + block]! <= count) continue;
+      if (second !== null) {
+        const there = second * regionBlocks + block;
+        if (held.blockFree[there]! < count || held.runMissing[there]! <= count || tried?.has(block)) continue;
+        free = Math.min(free, held.blockFree[there]!);
+      }
       if (free < SUB_BLOCKS_PER_BLOCK) return block;
       if (count === SUB_BLOCKS_PER_BLOCK) return block;
       fresh ??= block;
@@ -199,55 +253,76 @@ export class Allocator {
     return fresh;
   }
 
-  #carve(held: HeldRegion, sector: Uint8Array, nsd: NsdIndex, count: number): Extent | null {
+  #carve(held: HeldRegion, sectors: readonly Uint8Array[], nsd: NsdIndex, count: number): Extent | null {
     const { regionBlocks } = this.#volume.geometry;
+    const tried = new Set<number>();
     for (;;) {
-      const block = this.#pickBlock(held, nsd, count);
+      const block = this.#pickBlock(held, nsd, count, tried);
       if (block === null) return null;
-      const first = findRun(sector, block, count);
+      const first = findRun(usedInAny(sectors, block), block, count);
       if (first < 0) {
-        held.runMissing[nsd * regionBlocks + block] = count;
+        if (sectors.length === 1) held.runMissing[nsd * regionBlocks + block] = count;
+        tried.add(block);
         continue;
       }
-      this.#mark(held, sector, nsd, block, first, count);
+      this.#mark(held, sectors, nsd, block, first, count);
       const base = (held.region * regionBlocks + block) * SUB_BLOCKS_PER_BLOCK;
       return { nsd, sector: base + first, count };
     }
   }
 
-  #mark(held: HeldRegion, sector: Uint8Array, nsd: NsdIndex, block: number, first: number, count: number): void {
-    invariant(countBits(sector, block, first, count, 0) === count, 'only free sub-blocks are allocated');
-    fillBits(sector, block, first, count, 1);
-    setRegionFree(sector, regionFree(sector) - count);
-    held.free -= count;
-    const at = nsd * this.#volume.geometry.regionBlocks + block;
-    held.blockFree[at] = held.blockFree[at]! - count;
+  /** On every copy, in one transaction. */
+  #mark(
+    held: HeldRegion,
+    sectors: readonly Uint8Array[],
+    nsd: NsdIndex,
+    block: number,
+    first: number,
+    count: number,
+  ): void {
     const { geometry, systemFiles, counters } = this.#volume;
     const transaction = new MetadataTransaction(this.#volume);
+    for (const [index, copy] of copiesOf(nsd).entries()) {
+      const sector = sectors[index]!;
+      invariant(countBits(sector, block, first, count, 0) === count, 'only free sub-blocks are allocated');
+      fillBits(sector, block, first, count, 1);
+      setRegionFree(sector, regionFree(sector) - count);
+      held.free -= count;
+      const at = copy * geometry.regionBlocks + block;
+      held.blockFree[at] = held.blockFree[at]! - count;
+      const { start } = regionSectorRange(geometry, held.region, copy);
+      transaction.sector(systemFiles.get(ALLOCATION_MAP)!, start, sector);
+    }
     const base = (held.region * geometry.regionBlocks + block) * SUB_BLOCKS_PER_BLOCK;
-    transaction.sector(systemFiles.get(ALLOCATION_MAP)!, regionSectorRange(geometry, held.region, nsd).start, sector);
     transaction.limbo([{ nsd, sector: base + first, count }]);
     transaction.commit();
     counters.add('fs.subBlocksAllocated', count);
   }
 
-  /** One synchronous moment with the region's token pinned and its sector in hand; undefined when either can't be had at once. */
-  #pinned<T>(held: HeldRegion, nsd: NsdIndex, use: (sector: Uint8Array) => T): T | undefined {
+  /** The map's sectors of these copies, while their bytes are in hand; those that `use` took from are changed afterwards. */
+  #use<T>(held: HeldRegion, nsd: NsdIndex, view: PageView, use: (sectors: readonly Uint8Array[]) => T): T {
+    const starts = copiesOf(nsd).map((copy) => regionSectorRange(this.#volume.geometry, held.region, copy).start);
+    const sectors = starts.map((start) => view.bytes(start, SECTOR_BYTES));
+    const before = sectors.map(regionFree);
+    const value = use(sectors);
+    starts.forEach((start, index) => {
+      if (regionFree(sectors[index]!) !== before[index]) view.changed(start, SECTOR_BYTES);
+    });
+    return value;
+  }
+
+  /** One synchronous moment with the region's token pinned and its sectors in hand; undefined when either can't be had at once. */
+  #pinned<T>(held: HeldRegion, nsd: NsdIndex, use: (sectors: readonly Uint8Array[]) => T): T | undefined {
     const volume = this.#volume;
-    const { start } = regionSectorRange(volume.geometry, held.region, nsd);
-    const range = { start, end: start + SECTOR_BYTES };
     const pins = volume.parts.tokens.tryPin([
       volume.dataItem(ALLOCATION_MAP, regionRange(volume.geometry, held.region)),
     ]);
     if (pins === null) return undefined;
     try {
-      const done = volume.mapFile(ALLOCATION_MAP).tryWithBytes(range, 'exclusive', (view) => {
-        const sector = view.bytes(start, SECTOR_BYTES);
-        const before = regionFree(sector);
-        const value = use(sector);
-        if (regionFree(sector) !== before) view.changed(start, SECTOR_BYTES);
-        return value;
-      });
+      const range = regionSectorsRange(volume.geometry, held.region, nsd);
+      const done = volume
+        .mapFile(ALLOCATION_MAP)
+        .tryWithBytes(range, 'exclusive', (view) => this.#use(held, nsd, view, use));
       return done?.value;
     } finally {
       pins.release();
@@ -255,20 +330,19 @@ export class Allocator {
   }
 
   /** The same with waiting: the sector is being written out, or fell out of the cache, or the token is on its way elsewhere. */
-  async #waitHeld(preferred: NsdIndex, count: number): Promise<Extent | null> {
+  async #waitHeld(wanted: Wanted): Promise<Extent | null> {
     const volume = this.#volume;
     for (const held of [...this.#held.values()]) {
-      if (held.free < count) continue;
-      for (let i = 0; i < volume.geometry.nsdCount; i++) {
-        const nsd = nsdIndex((preferred + i) % volume.geometry.nsdCount);
+      if (held.free < wanted.count * wanted.copies) continue;
+      for (const nsd of this.#homes(wanted)) {
         if (this.#held.get(held.region) !== held) break;
-        if (this.#pickBlock(held, nsd, count) === null) continue;
+        if (this.#pickBlock(held, nsd, wanted.count) === null) continue;
         const pins = volume.parts.tokens.tryPin([
           volume.dataItem(ALLOCATION_MAP, regionRange(volume.geometry, held.region)),
         ]);
         if (pins === null) break;
         try {
-          const extent = await this.#carveIn(held, nsd, count);
+          const extent = await this.#carveIn(held, nsd, wanted.count);
           if (extent !== null) return extent;
         } finally {
           pins.release();
@@ -279,28 +353,26 @@ export class Allocator {
   }
 
   /** With the region pinned; waits for its sectors. */
-  async #carvePinned(held: HeldRegion, preferred: NsdIndex, count: number): Promise<Extent | null> {
-    const { nsdCount } = this.#volume.geometry;
-    for (let i = 0; i < nsdCount; i++) {
-      const nsd = nsdIndex((preferred + i) % nsdCount);
-      if (this.#pickBlock(held, nsd, count) === null) continue;
-      const extent = await this.#carveIn(held, nsd, count);
+  async #carvePinned(held: HeldRegion, wanted: Wanted): Promise<Extent | null> {
+    for (const nsd of this.#homes(wanted)) {
+      if (this.#pickBlock(held, nsd, wanted.count) === null) continue;
+      const extent = await this.#carveIn(held, nsd, wanted.count);
       if (extent !== null) return extent;
     }
     return null;
   }
 
   #carveIn(held: HeldRegion, nsd: NsdIndex, count: number): Promise<Extent | null> {
-    const range = regionSectorRange(this.#volume.geometry, held.region, nsd);
-    return this.#volume.mapFile(ALLOCATION_MAP).withBytes(range, 'exclusive', (view) => {
-      const carved = this.#carve(held, view.bytes(range.start, SECTOR_BYTES), nsd, count);
-      if (carved !== null) view.changed(range.start, SECTOR_BYTES);
-      return carved;
-    });
+    const range = regionSectorsRange(this.#volume.geometry, held.region, nsd);
+    return this.#volume
+      .mapFile(ALLOCATION_MAP)
+      .withBytes(range, 'exclusive', (view) =>
+        this.#use(held, nsd, view, (sectors) => this.#carve(held, sectors, nsd, count)),
+      );
   }
 
   /** Out of a further region, which it gets. `unsure`: there is nothing in those that could be had in time. */
-  async #takeRegion(preferred: NsdIndex, count: number): Promise<Extent | 'full' | 'unsure'> {
+  async #takeRegion(wanted: Wanted): Promise<Extent | 'full' | 'unsure'> {
     const volume = this.#volume;
     let looked: 'full' | 'unsure' = 'full';
     const { regionCount } = volume.geometry;
@@ -308,7 +380,7 @@ export class Allocator {
       const region = (this.#firstRegion + i) % regionCount;
       if (this.#held.has(region)) continue;
       try {
-        const extent = await this.#tryRegion(region, preferred, count);
+        const extent = await this.#tryRegion(region, wanted);
         if (extent !== null) return extent;
       } catch (error) {
         if (!FsError.is(error) || (error.reason !== 'tokenDeadline' && error.reason !== 'tokenRefused')) throw error;
@@ -317,12 +389,13 @@ export class Allocator {
       }
     }
     // Only who has looked remembers: an answer out of memory doesn't make the memory last longer.
-    this.#scarce = { untilMs: volume.clock.nowMs() + volume.settings.scarceMemoryMs, count };
+    const untilMs = volume.clock.nowMs() + volume.settings.scarceMemoryMs;
+    this.#scarce.set(wanted.copies, { untilMs, count: wanted.count });
     return looked;
   }
 
   /** What is wanted is taken under the same pin (T3): whoever waits for the region, or a server that is short of ranges, may call it back at once, every time. */
-  async #tryRegion(region: number, preferred: NsdIndex, count: number): Promise<Extent | null> {
+  async #tryRegion(region: number, wanted: Wanted): Promise<Extent | null> {
     const volume = this.#volume;
     const { geometry, settings } = volume;
     const range = regionRange(geometry, region);
@@ -346,11 +419,11 @@ export class Allocator {
           }
         }
       });
-      if (held.free < count || !this.#couldServe(held, count)) return null;
+      if (held.free < wanted.count * wanted.copies || !this.#couldServe(held, wanted)) return null;
       await this.#clearFree(region, range.start);
       this.#held.set(region, held);
       volume.counters.add('fs.regionsTaken');
-      return await this.#carvePinned(held, preferred, count);
+      return await this.#carvePinned(held, wanted);
     } finally {
       pins.release();
     }
@@ -365,6 +438,8 @@ export class Allocator {
     const { geometry, parts } = this.#volume;
     const extents: { nsd: NsdIndex; sector: number; sectorCount: number }[] = [];
     for (let index = 0; index < geometry.nsdCount; index++) {
+      // Whoever brings it up to date does that.
+      if (this.#volume.copyStates.stateOf(nsdIndex(index)) === 'stale') continue;
       const at = start + index * SECTOR_BYTES;
       const map = await this.#volume
         .mapFile(ALLOCATION_MAP)
@@ -377,9 +452,23 @@ export class Allocator {
       await parts.nsds.discard(extents.slice(at, at + DISCARD_EXTENTS_MAX));
   }
 
-  #couldServe(held: HeldRegion, count: number): boolean {
-    for (let nsd = 0; nsd < this.#volume.geometry.nsdCount; nsd++)
-      if (this.#pickBlock(held, nsdIndex(nsd), count) !== null) return true;
+  #couldServe(held: HeldRegion, wanted: Wanted): boolean {
+    for (const nsd of this.#homes(wanted)) if (this.#pickBlock(held, nsd, wanted.count) !== null) return true;
     return false;
   }
+}
+
+/** The NSDs that may have the second copy: of another failure group, if there is one. */
+export function secondsFor({ nsdCount, failureGroups }: Geometry, first: NsdIndex): NsdIndex[] {
+  const others = Array.from({ length: nsdCount - 1 }, (_, i) => nsdIndex((first + 1 + i) % nsdCount));
+  const elsewhere = others.filter((nsd) => failureGroups[nsd] !== failureGroups[first]);
+  return elsewhere.length > 0 ? elsewhere : others;
+}
+
+/** The sector of the map, or one in which the bits of this block are set that are set in either. */
+function usedInAny(sectors: readonly Uint8Array[], block: number): Uint8Array {
+  if (sectors.length === 1) return sectors[0]!;
+  const used = new Uint8Array(SECTOR_BYTES);
+  for (const sector of sectors) for (let at = bitmapAt(block); at < bitmapAt(block + 1); at++) used[at]! |= sector[at]!;
+  return used;
 }

@@ -37,7 +37,7 @@ export interface PointerHost {
   readonly geometry: Geometry;
   readonly checksums: Checksums;
   readonly parts: { readonly epoch: () => Epoch };
-  readonly allocator: { allocate(ino: InodeNumber, block: number, count: number): Promise<Extent> };
+  readonly allocator: { allocateMetadata(ino: InodeNumber, block: number, count: number): Promise<Extent> };
   readSectors<T>(
     nsd: NsdIndex,
     sector: number,
@@ -148,7 +148,7 @@ async function newIndirect(
   level: number,
   firstBlock: number,
 ): Promise<IndirectNode> {
-  const extent = await volume.allocator.allocate(inode.ino, firstBlock, 1);
+  const extent = await volume.allocator.allocateMetadata(inode.ino, firstBlock, 1);
   await volume.learnVersions?.([extent]);
   const sector = formatIndirect(inode.ino, level, firstBlock, inode.generation, volume.fsId);
   const home = blockPointer(extent, volume.parts.epoch());

@@ -1,10 +1,12 @@
 /**
- * Block pointers: where a block of a file is. 16 bytes, the same in inodes and in indirect blocks; all zeros is a hole.
+ * Block pointers: where a block of a file is. 16 bytes, the same in inodes and in indirect blocks; all zeros is a hole. A second copy is at the
+ * same address of another NSD.
  *
- *   0 u16 NSD index   2 u8 placement class   3 u8 flags   4 u32 birth epoch   8 u16 sub-blocks (1..256)   10 u48 sub-block address
+ *   0 u8 NSD   1 u8 NSD of the second copy + 1, 0: one copy   2 u8 placement class   3 u8 flags   4 u32 birth epoch   8 u16 sub-blocks (1..256)   10 u48 sub-block address
  */
 import { type NsdIndex, nsdIndex } from '../common/ids.js';
 import { SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { copiesOf, firstCopy, secondCopy } from '../nsd/copies.js';
 import { type Extent, type Geometry, RESERVED_BLOCKS } from './layout.js';
 import { getU16, getU32, setU16, setU32 } from './sector.js';
 
@@ -49,11 +51,15 @@ export function writePointer(bytes: Uint8Array, at: number, pointer: BlockPointe
 
 /** Why a stored pointer can't be right, or null: it must lie inside one block of an NSD that exists. */
 export function pointerFault(pointer: BlockPointer, geometry: Geometry): string | null {
-  const blocks = geometry.nsdBlocks[pointer.nsd];
-  if (blocks === undefined) return `pointer to NSD ${pointer.nsd} of ${geometry.nsdCount}`;
   if (pointer.count > SUB_BLOCKS_PER_BLOCK) return `pointer to ${pointer.count} sub-blocks`;
   const block = Math.floor(pointer.sector / SUB_BLOCKS_PER_BLOCK);
-  if (block < RESERVED_BLOCKS || block >= blocks) return `pointer to block ${block} of ${blocks} on NSD ${pointer.nsd}`;
+  for (const nsd of copiesOf(pointer.nsd)) {
+    const blocks = geometry.nsdBlocks[nsd];
+    if (blocks === undefined) return `pointer to NSD ${nsd} of ${geometry.nsdCount}`;
+    if (block < RESERVED_BLOCKS || block >= blocks) return `pointer to block ${block} of ${blocks} on NSD ${nsd}`;
+  }
+  if (secondCopy(pointer.nsd) === firstCopy(pointer.nsd))
+    return `pointer to two copies on NSD ${firstCopy(pointer.nsd)}`;
   if ((pointer.sector % SUB_BLOCKS_PER_BLOCK) + pointer.count > SUB_BLOCKS_PER_BLOCK)
     return `pointer to ${pointer.count} sub-blocks from ${pointer.sector} on leaves its block`;
   return null;

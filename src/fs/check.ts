@@ -9,6 +9,8 @@ import { epoch, inodeNumber, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import type { BufferArena, PagePool } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
+import { copiesOf } from '../nsd/copies.js';
+import { withCopies } from '../nsd/mirrored-nsds.js';
 import type { NsdClientApi } from '../nsd/nsd-api.js';
 import { INODES_PER_SEGMENT } from '../token-manager/token.js';
 import { allPointers, findPointer, loadForCut, type PointerHost } from './block-map.js';
@@ -56,7 +58,8 @@ const READ_RUN = 64;
 const PROBLEMS_MAX = 200;
 
 export async function checkFileSystem(parts: CheckParts): Promise<CheckReport> {
-  return new Check(parts, await readSuperblock(parts)).run();
+  const { nsds } = parts;
+  return new Check({ ...parts, nsds: withCopies({ nsds }) }, await readSuperblock(parts)).run();
 }
 
 /** Who has a log open: whoever has it mounted, or had when it died. */
@@ -65,7 +68,8 @@ export async function logOwners(
   nsdCount: number,
 ): Promise<{ readonly nodeId: number; readonly incarnation: number }[]> {
   const { fsUuid, geometry, inodeFile } = await readSuperblock(parts, nsdCount);
-  const logs = { ...parts, fsId: fsIdOf(fsUuid), geometry, inodeFile };
+  const { nsds } = parts;
+  const logs = { ...parts, nsds: withCopies({ nsds }), fsId: fsIdOf(fsUuid), geometry, inodeFile };
   const descriptors = await readDescriptors(logs, await findLogTable(logs));
   return descriptors.flatMap((descriptor) => (descriptor?.state === LogState.open ? [descriptor.owner] : []));
 }
@@ -75,7 +79,7 @@ class Check implements PointerHost {
   readonly geometry;
   readonly checksums: Checksums;
   readonly parts = { epoch: () => epoch(1) };
-  readonly allocator = { allocate: () => Promise.reject(new Error('a check allocates nothing')) };
+  readonly allocator = { allocateMetadata: () => Promise.reject(new Error('a check allocates nothing')) };
   readonly #io: CheckParts;
   readonly #problems: string[] = [];
   readonly #inodes = new Map<InodeNumber, Inode>();
@@ -189,7 +193,10 @@ class Check implements PointerHost {
     }
   }
 
-  #claim(ino: InodeNumber, { nsd, sector, count }: Extent): void {
+  #claim(ino: InodeNumber, extent: Extent): void {
+    for (const nsd of copiesOf(extent.nsd)) this.#claimOn(nsd, ino, extent);
+  }
+  #claimOn(nsd: NsdIndex, ino: InodeNumber, { sector, count }: Extent): void {
     const owners = this.#owners[nsd]!;
     for (let at = sector; at < sector + count; at++) {
       if (owners[at] !== 0) {
@@ -231,7 +238,7 @@ class Check implements PointerHost {
         }
         if (descriptor.state !== LogState.unused && descriptor.state !== LogState.clean)
           this.#problem(`log ${slot} of node ${descriptor.owner.nodeId} has not been brought to its end`);
-        for (const extent of descriptor.copies.flat()) this.#claim(LOG_TABLE, extent);
+        for (const extent of descriptor.pieces) this.#claim(LOG_TABLE, extent);
       }
     });
   }

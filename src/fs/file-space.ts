@@ -79,11 +79,15 @@ async function reserveBlock(volume: Volume, inode: Inode, block: number, need: n
 
 /** The wish, or when space has become scarce or scattered, what is needed. */
 async function allocateUpTo(volume: Volume, inode: Inode, block: number, wish: number, need: number): Promise<Extent> {
+  const allocate = (count: number, urgently: boolean): Promise<Extent> =>
+    inode.holdsDataBack
+      ? volume.allocator.allocate(inode.ino, block, count, urgently)
+      : volume.allocator.allocateMetadata(inode.ino, block, count, urgently);
   try {
-    return await volume.allocator.allocate(inode.ino, block, wish, wish === need);
+    return await allocate(wish, wish === need);
   } catch (error) {
     if (wish === need || !FsError.is(error) || error.reason !== 'noSpace') throw error;
-    return volume.allocator.allocate(inode.ino, block, need);
+    return allocate(need, true);
   }
 }
 

@@ -16,7 +16,15 @@ import { decodeSuperblock, encodeSuperblock, fsIdOf, type Superblock } from './s
 import { TEST_FS_UUID, testChecksums } from './testing.js';
 import { decodeXattrBlock, encodeKept, encodeXattrBlock, type XattrEntry, XattrSpace } from './xattr-format.js';
 
-const geometry: Geometry = { nsdCount: 2, nsdBlocks: [100, 90], regionBlocks: 8, regionCount: 13, segmentCount: 64 };
+const geometry: Geometry = {
+  nsdCount: 2,
+  nsdBlocks: [100, 90],
+  regionBlocks: 8,
+  regionCount: 13,
+  segmentCount: 64,
+  failureGroups: [1, 2],
+  metadataCopies: 1,
+};
 const fsId = fsIdOf(TEST_FS_UUID);
 const superblock: Superblock = {
   fsUuid: TEST_FS_UUID,

@@ -6,10 +6,12 @@
  * allocated later never shows what somebody else had there), then its bits are cleared under the region's token. Until then
  * nobody can allocate it. What a dying node has in this queue is in limbo in its log: recovery frees it.
  */
-import { SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import type { NsdIndex } from '../common/ids.js';
+import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { copiesOf } from '../nsd/copies.js';
 import { groupBy } from './group.js';
 import type { Inode } from './inode.js';
-import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange } from './layout.js';
+import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange, regionSectorsRange } from './layout.js';
 import { countBits, fillBits, regionFree, setRegionFree } from './map-formats.js';
 import { Mutex } from './mutex.js';
 import { MetadataTransaction } from './transaction.js';
@@ -56,7 +58,7 @@ export class FreeQueue {
       this.#extents = [];
       let freed = 0;
       const { regionCount } = this.#volume.geometry;
-      // Per NSD and region: each group is one sector of the map, changed in one moment, so a group is freed wholly or not at all.
+      // Per NSD (or two) and region: what is one sector of the map, or one of each copy, is changed in one moment, wholly or not at all.
       for (const some of groupBy(
         extents,
         (e) => e.nsd * regionCount + regionOf(this.#volume.geometry, e.sector),
@@ -106,13 +108,16 @@ export class FreeQueue {
       (await volume.parts.tokens.acquire([item], { timeoutMs: volume.settings.regionTimeoutMs }));
     let freed = 0;
     try {
-      const range = regionSectorRange(volume.geometry, region, nsd);
+      const range = regionSectorsRange(volume.geometry, region, nsd);
       await volume.mapFile(ALLOCATION_MAP).withBytes(range, 'exclusive', (view) => {
-        const sector = view.bytes(range.start, range.end - range.start);
-        for (const extent of extents) freed += this.#clearOne(sector, region, extent);
-        view.changed(range.start, range.end - range.start);
         const transaction = new MetadataTransaction(volume);
-        transaction.sector(volume.systemFiles.get(ALLOCATION_MAP)!, range.start, sector);
+        for (const copy of copiesOf(nsd)) {
+          const { start } = regionSectorRange(volume.geometry, region, copy);
+          const sector = view.bytes(start, SECTOR_BYTES);
+          for (const extent of extents) freed += this.#clearOne(sector, region, extent, copy);
+          view.changed(start, SECTOR_BYTES);
+          transaction.sector(volume.systemFiles.get(ALLOCATION_MAP)!, start, sector);
+        }
         transaction.settled(extents);
         also?.(transaction);
         transaction.commit();
@@ -124,16 +129,16 @@ export class FreeQueue {
     return freed;
   }
 
-  #clearOne(sector: Uint8Array, region: number, extent: Extent): number {
+  #clearOne(sector: Uint8Array, region: number, extent: Extent, nsd: NsdIndex): number {
     const block = Math.floor(extent.sector / SUB_BLOCKS_PER_BLOCK) % this.#volume.geometry.regionBlocks;
     const first = extent.sector % SUB_BLOCKS_PER_BLOCK;
     const used = countBits(sector, block, first, extent.count, 1);
     if (used !== extent.count)
       // A pointer and the map disagreed: a check of the file system finds who is right. Going on loses nothing.
-      this.#volume.parts.logger.error({ ...extent, used }, 'sub-blocks to be freed are free already');
+      this.#volume.parts.logger.error({ ...extent, nsd, used }, 'sub-blocks to be freed are free already');
     fillBits(sector, block, first, extent.count, 0);
     setRegionFree(sector, regionFree(sector) + used);
-    this.#volume.allocator.freed(region, extent.nsd, block, used);
+    this.#volume.allocator.freed(region, nsd, block, used);
     return used;
   }
 }

@@ -112,7 +112,7 @@ export class InodeFile {
     const file = this.inode;
     await loadPointers(this.#volume, file, block);
     if (findPointer(file, block)) return;
-    const extent = await this.#volume.allocator.allocate(INODE_FILE, block, INODES_PER_BLOCK);
+    const extent = await this.#volume.allocator.allocateMetadata(INODE_FILE, block, INODES_PER_BLOCK);
     const transaction = new MetadataTransaction(this.#volume);
     transaction.inode(file);
     try {

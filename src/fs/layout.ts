@@ -4,6 +4,7 @@
  */
 import { type InodeNumber, inodeNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { copiesOf } from '../nsd/copies.js';
 import { INODES_PER_SEGMENT } from '../token-manager/token.js';
 
 export const FORMAT_VERSION = 1;
@@ -41,7 +42,7 @@ export const segmentOf = (ino: InodeNumber): number => Math.floor(ino / INODES_P
 export const inodeBlockOf = (ino: InodeNumber): number => Math.floor(ino / INODES_PER_BLOCK);
 export const isSystemFile = (ino: InodeNumber): boolean => ino === ALLOCATION_MAP || ino === INODE_MAP;
 
-/** A run of sub-blocks inside one block of one NSD. */
+/** A run of sub-blocks inside one block of one NSD, or of two: `nsd` says which (nsd/copies.ts). */
 export interface Extent {
   readonly nsd: NsdIndex;
   /** First sector of the NSD's data space. */
@@ -59,7 +60,14 @@ export interface Geometry {
   readonly regionBlocks: number;
   readonly regionCount: number;
   readonly segmentCount: number;
+  /** By NSD: two copies are in different ones, where there are two. */
+  readonly failureGroups: readonly number[];
+  /** Of metadata and of logs. */
+  readonly metadataCopies: MetadataCopies;
 }
+export type MetadataCopies = 1 | 2;
+/** An NSD has 1 PiB at most: with its number, sectors make keys that are safe integers. */
+export const NSD_BLOCKS_MAX = 2 ** 30;
 
 export const regionCountFor = (nsdBlocks: readonly number[], regionBlocks: number): number =>
   Math.ceil(Math.max(...nsdBlocks) / regionBlocks);
@@ -76,6 +84,11 @@ export const regionRange = (geometry: Geometry, region: number) => ({
 export const regionSectorRange = (geometry: Geometry, region: number, nsd: NsdIndex) => {
   const start = (region * geometry.nsdCount + nsd) * SECTOR_BYTES;
   return { start, end: start + SECTOR_BYTES };
+};
+/** From the sector of one copy to that of the other. */
+export const regionSectorsRange = (geometry: Geometry, region: number, nsd: NsdIndex) => {
+  const ranges = copiesOf(nsd).map((copy) => regionSectorRange(geometry, region, copy));
+  return { start: Math.min(...ranges.map(({ start }) => start)), end: Math.max(...ranges.map(({ end }) => end)) };
 };
 export const segmentRange = (segment: number) => ({
   start: segment * SECTOR_BYTES,

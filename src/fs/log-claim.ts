@@ -53,15 +53,15 @@ export class LogClaim {
 
   async #begin(): Promise<void> {
     const { parts } = this.#volume;
-    if (this.#descriptor.copies.length === 0) await this.#create();
+    if (this.#descriptor.pieces.length === 0) await this.#create();
     else if (this.#descriptor.state === LogState.creating) await this.#markUsed();
     // What was left unfinished in it by an earlier owner is still to be read: the new log begins behind it.
     await this.#say({ state: LogState.open, owner: this.#self(), generation: this.#descriptor.generation + 1 });
-    const { pieceSectors, copies, slot, generation, tail } = this.#descriptor;
+    const { pieceSectors, pieces, slot, generation, tail } = this.#descriptor;
     const identity = { fsId: this.#volume.fsId, slot, generation };
     this.#volume.log = await NodeLog.open(
       { ...parts, sectors: this.#volume.sectors },
-      new LogSpace(pieceSectors, copies),
+      new LogSpace(pieceSectors, pieces),
       identity,
       tail,
       {
@@ -92,15 +92,15 @@ export class LogClaim {
     const { pieceSectors, pieces } = logPieces(logBytesFor(volume.geometry, volume.settings.logBytes));
     const extents: Extent[] = [];
     for (let piece = 0; piece < pieces; piece++)
-      extents.push(await volume.allocator.allocate(LOG_TABLE, piece, pieceSectors));
-    await this.#say({ state: LogState.creating, pieceSectors, copies: [extents], owner: this.#self() });
+      extents.push(await volume.allocator.allocateMetadata(LOG_TABLE, piece, pieceSectors));
+    await this.#say({ state: LogState.creating, pieceSectors, pieces: extents, owner: this.#self() });
     await this.#markUsed();
   }
 
   /** The allocation map says so too, durably. */
   async #markUsed(): Promise<void> {
     const volume = this.#volume;
-    for (const extent of this.#descriptor.copies.flat()) await volume.allocator.markUsed(extent);
+    for (const extent of this.#descriptor.pieces) await volume.allocator.markUsed(extent);
     const file = volume.mapFile(ALLOCATION_MAP);
     if (file.dirty) await file.flush();
     await volume.parts.nsds.flush(allNsds(volume.geometry));

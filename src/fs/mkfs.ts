@@ -11,8 +11,11 @@ import { type Random, systemRandom } from '../common/random.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import type { BufferArena, PagePool } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
+import { copiesOf, mirrored } from '../nsd/copies.js';
+import { withCopies } from '../nsd/mirrored-nsds.js';
 import type { NsdClientApi } from '../nsd/nsd-api.js';
 import { INODES_PER_SEGMENT } from '../token-manager/token.js';
+import { secondsFor } from './allocator.js';
 import { dirtyIndirects, findPointer, type PointerHost, preparePointer, setPointer } from './block-map.js';
 import { blockPointer } from './block-pointer.js';
 import { FileType } from './file-system-api.js';
@@ -28,6 +31,7 @@ import {
   INODE_FILE,
   INODE_MAP,
   LOG_TABLE,
+  type MetadataCopies,
   NSD_COUNT_MAX,
   REGION_BLOCKS_MAX,
   RENAME_LOCK,
@@ -81,6 +85,8 @@ export interface CreateFileSystemOptions {
   readonly logBytes?: number;
   /** Of the root directory. */
   readonly rootMode?: number;
+  /** Of metadata and of logs; default: 2 where the NSDs are in two failure groups or more. */
+  readonly metadataCopies?: MetadataCopies;
 }
 
 /** Whole blocks in an NSD's data space. */
@@ -92,7 +98,8 @@ const REGION_BLOCKS_DEFAULT = 64;
 const SEGMENTS_MIN = 64;
 const BLOCKS_PER_SEGMENT_OF_CAPACITY = 256;
 
-export async function createFileSystem(options: CreateFileSystemOptions): Promise<Superblock> {
+export async function createFileSystem(given: CreateFileSystemOptions): Promise<Superblock> {
+  const options = { ...given, nsdClient: withCopies({ nsds: given.nsdClient }) };
   checkFsName(options.name);
   const geometry = chooseGeometry(options);
   await options.nsdClient.discard(
@@ -120,7 +127,18 @@ function chooseGeometry(options: CreateFileSystemOptions): Geometry {
     options.segmentCount ?? Math.max(SEGMENTS_MIN, Math.ceil(capacity / BLOCKS_PER_SEGMENT_OF_CAPACITY));
   if (!(segmentCount >= 1 && segmentCount <= SEGMENT_COUNT_MAX)) throw invalid(`${segmentCount} segments`);
   const regionCount = regionCountFor(nsdBlocks, regionBlocks);
-  return { nsdCount: nsdBlocks.length, nsdBlocks, regionBlocks, regionCount, segmentCount };
+  const failureGroups = options.nsds.map((nsd) => nsd.failureGroup);
+  const metadataCopies = options.metadataCopies ?? (new Set(failureGroups).size > 1 ? 2 : 1);
+  if (metadataCopies > nsdBlocks.length) throw invalid(`${metadataCopies} copies on ${nsdBlocks.length} NSD`);
+  return {
+    nsdCount: nsdBlocks.length,
+    nsdBlocks,
+    regionBlocks,
+    regionCount,
+    segmentCount,
+    failureGroups,
+    metadataCopies,
+  };
 }
 
 class Mkfs implements PointerHost {
@@ -128,7 +146,7 @@ class Mkfs implements PointerHost {
   readonly checksums: Checksums;
   readonly parts: { readonly epoch: () => Epoch };
   readonly allocator = {
-    allocate: (_: InodeNumber, __: number, count: number) => Promise.resolve(this.#allocate(count)),
+    allocateMetadata: (_: InodeNumber, __: number, count: number) => Promise.resolve(this.#allocate(count)),
   };
   readonly #options: CreateFileSystemOptions;
   /** First blocks of the NSDs are handed out one after the other. */
@@ -221,40 +239,50 @@ class Mkfs implements PointerHost {
       ...unusedSlot(slot),
       state: LogState.clean,
       pieceSectors,
-      copies: [Array.from({ length: pieces }, () => this.#allocate(pieceSectors))],
+      pieces: Array.from({ length: pieces }, () => this.#allocate(pieceSectors)),
     }));
   }
 
+  /** A fresh one, the next NSD's turn; with two copies the first block that is fresh on both. */
   #block(): Extent {
-    for (let i = 0; i < this.geometry.nsdCount; i++) {
-      const nsd = nsdIndex((this.#turn + i) % this.geometry.nsdCount);
-      const block = this.#nextBlock[nsd]!;
-      if (block >= this.geometry.nsdBlocks[nsd]!) continue;
-      this.#turn = nsd + 1;
-      this.#nextBlock[nsd] = block + 1;
-      return { nsd, sector: block * SUB_BLOCKS_PER_BLOCK, count: SUB_BLOCKS_PER_BLOCK };
+    const { nsdCount, nsdBlocks, metadataCopies } = this.geometry;
+    for (let i = 0; i < nsdCount; i++) {
+      const first = nsdIndex((this.#turn + i) % nsdCount);
+      const homes =
+        metadataCopies === 1 ? [first] : secondsFor(this.geometry, first).map((second) => mirrored(first, second));
+      for (const nsd of homes) {
+        const copies = copiesOf(nsd);
+        const block = Math.max(...copies.map((copy) => this.#nextBlock[copy]!));
+        if (copies.some((copy) => block >= nsdBlocks[copy]!)) continue;
+        this.#turn = first + 1;
+        for (const copy of copies) this.#nextBlock[copy] = block + 1;
+        return { nsd, sector: block * SUB_BLOCKS_PER_BLOCK, count: SUB_BLOCKS_PER_BLOCK };
+      }
     }
     throw new FsError('noSpace', { op: 'mkfs', object: this.#options.name, detail: 'the NSDs do not hold the maps' });
   }
 
   #mark(extent: Extent): Extent {
+    for (const nsd of copiesOf(extent.nsd)) this.#markOn(nsd, extent);
+    return extent;
+  }
+  #markOn(nsd: NsdIndex, extent: Extent): void {
     const { geometry } = this;
     for (let done = 0; done < extent.count; done += SUB_BLOCKS_PER_BLOCK) {
       const sector = extent.sector + done;
       const count = Math.min(SUB_BLOCKS_PER_BLOCK, extent.count - done);
       const region = regionOf(geometry, sector);
-      const index = region * geometry.nsdCount + extent.nsd;
+      const index = region * geometry.nsdCount + nsd;
       let bits = this.#regions.get(index);
       if (bits === undefined) {
         bits = new Uint8Array(SECTOR_BYTES);
-        formatRegion(bits, region, extent.nsd, geometry, this.fsId);
+        formatRegion(bits, region, nsd, geometry, this.fsId);
         this.#regions.set(index, bits);
       }
       const block = Math.floor(sector / SUB_BLOCKS_PER_BLOCK) % geometry.regionBlocks;
       fillBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 1);
       setRegionFree(bits, regionFree(bits) - count);
     }
-    return extent;
   }
 
   #region(sector: Uint8Array, index: number): void {

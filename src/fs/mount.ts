@@ -6,6 +6,8 @@ import { type InodeNumber, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { BufferArena, PagePool } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
+import { ALWAYS_UP, type CopyStates } from '../nsd/copy-states.js';
+import { withCopies } from '../nsd/mirrored-nsds.js';
 import type { NsdClientApi } from '../nsd/nsd-api.js';
 import { Allocator } from './allocator.js';
 import type { FileBacking } from './backing.js';
@@ -27,7 +29,7 @@ import { type Lives, NOBODY_ELSE, Volume, type VolumeParts } from './volume.js';
 
 export type { MountedFileSystem } from './mounted-file-system.js';
 
-export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers' | 'lives'> {
+export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers' | 'lives' | 'copyStates'> {
   /** Made over `backing`, which is bound to the file system here: the circle is closed at mount. */
   readonly cache: PageCacheApi;
   readonly backing: FileBacking;
@@ -36,6 +38,8 @@ export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers' | '
   readonly peers?: SpacePeers;
   /** Absent: whoever left a log behind is gone. */
   readonly lives?: Lives;
+  /** Absent: every NSD has everything, and nobody could be told otherwise. */
+  readonly copyStates?: CopyStates;
   /** What the caller believes is there; refused when the superblock says otherwise. */
   readonly fsUuid?: string | undefined;
   readonly nsdUuids?: readonly string[] | undefined;
@@ -46,7 +50,9 @@ const SUPERBLOCK_TRIES = 4;
 
 /** Needs 1 MiB of staging at least: a fragment on the move is in it. */
 export async function mountFileSystem(options: MountOptions): Promise<MountedFileSystem> {
-  const { cache, backing, settings, fsUuid, nsdUuids, peers, lives, ...parts } = options;
+  const { cache, backing, settings, fsUuid, nsdUuids, peers, lives, copyStates = ALWAYS_UP, ...rest } = options;
+  const { nsds, counters, logger } = rest;
+  const parts = { ...rest, nsds: withCopies({ nsds, states: copyStates, counters, logger }) };
   const superblock = await readSuperblock(parts, nsdUuids?.length);
   checkIdentity(superblock, fsUuid, nsdUuids);
   const volume = new Volume(
@@ -55,6 +61,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
       settings: { ...DEFAULT_FS_SETTINGS, ...settings },
       peers: peers ?? NO_PEERS,
       lives: lives ?? NOBODY_ELSE,
+      copyStates,
     },
     superblock,
     fsIdOf(superblock.fsUuid),

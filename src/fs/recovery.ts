@@ -13,8 +13,11 @@ import { FsError } from '../common/errors.js';
 import type { NsdIndex } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import { SECTOR_BYTES } from '../common/units.js';
+import { copiesOf } from '../nsd/copies.js';
+import { isCopyLost, readableCopies, withCopies } from '../nsd/mirrored-nsds.js';
 import type { Extent } from './layout.js';
 import {
+  evenOut,
   findLogTable,
   LOG_RUN,
   type LogVolume,
@@ -24,7 +27,7 @@ import {
   writeDescriptor,
 } from './log/log-reader.js';
 import { type LogDescriptor, LogState } from './log/log-table.js';
-import { redoSector } from './log/redo.js';
+import { redoCopies } from './log/redo.js';
 import { type PlannedSector, RedoPlan } from './log/redo-plan.js';
 import { sealSector } from './sector.js';
 
@@ -42,9 +45,11 @@ export interface Recovered {
 
 /** F1: a node is fenced everywhere, and its tokens are still held for it. Its log is redone, if it had one in this file system. */
 export async function recoverLife(
-  volume: RecoveryVolume,
+  given: RecoveryVolume,
   life: { readonly nodeId: number; readonly incarnation: number },
 ): Promise<Recovered> {
+  const { nsds, counters, logger } = given;
+  const volume = { ...given, nsds: withCopies({ nsds, counters, logger }) };
   const table = await findLogTable(volume);
   const slots = (await readDescriptors(volume, table)).filter(
     (descriptor): descriptor is LogDescriptor =>
@@ -71,6 +76,7 @@ export async function replayLogs(
     const scanned = await readLog(volume, descriptor);
     if (scanned.ended !== null)
       volume.logger.info({ slot: descriptor.slot, why: scanned.ended }, 'the log ends with a write that was cut off');
+    if (scanned.uneven.length > 0) await evenOut(volume, descriptor, scanned.uneven);
     const ends = plan.add(scanned.transactions);
     transactions += scanned.transactions.length;
     done.push({ ...descriptor, state: ends.empty ? LogState.clean : LogState.replayed, settledEnds: 0 });
@@ -110,14 +116,29 @@ interface Present {
 }
 
 async function redoRun(volume: RecoveryVolume, run: readonly PlannedSector[]) {
-  const present = await readPresent(volume, run);
+  const { nsd, sector } = run[0]!;
+  const copies: Present[][] = [];
+  const expected = copiesOf(nsd).length;
+  for (const copy of readableCopies(volume.nsds, nsd))
+    try {
+      copies.push(await readPresent(volume, copy, sector, run.length));
+    } catch (error) {
+      // Its other copy has it; what is written tells everyone that this one misses it (S5).
+      if (expected === 1 || !isCopyLost(error)) throw error;
+    }
+  if (copies.length === 0)
+    throw new FsError('nsdUnavailable', { op: 'log.redo', object: `nsd ${nsd}`, detail: 'no copy can be read' });
   let redone = 0;
   let unfit = 0;
-  for (const [index, { nsd, sector, records }] of run.entries()) {
-    const result = redoSector(records, present[index]!);
+  for (const [index, planned] of run.entries()) {
+    const result = redoCopies(
+      planned.records,
+      copies.map((copy) => copy[index]!),
+      copies.length === expected,
+    );
     if (result.kind === 'unfit') {
       unfit++;
-      volume.logger.error({ nsd, sector, why: result.why }, 'a sector does not fit to the log');
+      volume.logger.error({ nsd, sector: planned.sector, why: result.why }, 'a sector does not fit to the log');
     }
     if (result.kind !== 'write') continue;
     redone++;
@@ -125,21 +146,20 @@ async function redoRun(volume: RecoveryVolume, run: readonly PlannedSector[]) {
       bytes.set(result.image);
       if (!result.raw) sealSector(bytes, volume.checksums);
       const memory = { offsetBytes, lengthBytes: SECTOR_BYTES };
-      await volume.nsds.write([{ nsd, sector, memory, versions: Uint32Array.of(result.version) }]);
+      await volume.nsds.write([{ nsd, sector: planned.sector, memory, versions: Uint32Array.of(result.version) }]);
     });
   }
   return { redone, unfit };
 }
 
-async function readPresent(volume: RecoveryVolume, run: readonly PlannedSector[]): Promise<Present[]> {
-  const { nsd, sector } = run[0]!;
+async function readPresent(volume: RecoveryVolume, nsd: NsdIndex, sector: number, count: number): Promise<Present[]> {
   try {
-    return await readSome(volume, nsd, sector, run.length);
+    return await readSome(volume, nsd, sector, count);
   } catch (error) {
     if (!isUnreadable(error)) throw error;
   }
   const found: Present[] = [];
-  for (let at = sector; at < sector + run.length; at++) {
+  for (let at = sector; at < sector + count; at++) {
     try {
       found.push(...(await readSome(volume, nsd, at, 1)));
     } catch (error) {

@@ -12,6 +12,7 @@ import { type BlockPointer, POINTER_BYTES, pointerFault, readPointer, writePoint
 import {
   FORMAT_VERSION,
   type Geometry,
+  NSD_BLOCKS_MAX,
   NSD_COUNT_MAX,
   REGION_BLOCKS_MAX,
   RESERVED_BLOCKS,
@@ -42,8 +43,7 @@ export interface Superblock {
 }
 
 const FS_NAME_BYTES_MAX = 64;
-/** Room for the descriptors of the nodes' logs. */
-const LOG_RESERVED_BYTES = 64;
+const RESERVED_BYTES = 63;
 
 export function uuidBytes(uuid: string): Uint8Array {
   const hex = uuid.replaceAll('-', '');
@@ -70,7 +70,8 @@ export function encodeSuperblock(superblock: Superblock, checksums: Checksums): 
     .u32(superblock.geometry.regionBlocks)
     .u32(superblock.geometry.segmentCount)
     .raw(pointer)
-    .zeros(LOG_RESERVED_BYTES)
+    .u8(superblock.geometry.metadataCopies)
+    .zeros(RESERVED_BYTES)
     .string(superblock.name)
     .u32(superblock.nsds.length);
   for (const nsd of superblock.nsds) writer.raw(uuidBytes(nsd.uuid)).u64(nsd.blocks).u32(nsd.failureGroup);
@@ -117,19 +118,30 @@ function decodeBody(sector: Uint8Array, fsId: bigint, bad: (detail: string) => F
   const regionBlocks = reader.u32();
   const segmentCount = reader.u32();
   const inodeFile = readPointer(reader.raw(POINTER_BYTES), 0);
-  reader.raw(LOG_RESERVED_BYTES);
+  const metadataCopies = reader.u8();
+  reader.raw(RESERVED_BYTES);
   const name = reader.string(FS_NAME_BYTES_MAX);
   const nsdCount = reader.count(NSD_COUNT_MAX);
   const nsds: NsdDescription[] = [];
   for (let i = 0; i < nsdCount; i++)
     nsds.push({ uuid: uuidText(reader.raw(16)), blocks: reader.u64(), failureGroup: reader.u32() });
   if (nsdCount === 0) throw bad('lists no NSD');
-  if (nsds.some((nsd) => nsd.blocks <= RESERVED_BLOCKS || nsd.blocks > 2 ** 40)) throw bad('an NSD has no room');
+  if (nsds.some((nsd) => nsd.blocks <= RESERVED_BLOCKS || nsd.blocks > NSD_BLOCKS_MAX)) throw bad('an NSD has no room');
   if (regionBlocks < 1 || regionBlocks > REGION_BLOCKS_MAX) throw bad(`${regionBlocks} blocks per region`);
   if (segmentCount < 1 || segmentCount > SEGMENT_COUNT_MAX) throw bad(`${segmentCount} segments`);
+  if (metadataCopies !== 1 && metadataCopies !== 2) throw bad(`${metadataCopies} copies of metadata`);
   const nsdBlocks = nsds.map((nsd) => nsd.blocks);
   const regionCount = regionCountFor(nsdBlocks, regionBlocks);
-  const geometry: Geometry = { nsdCount, nsdBlocks, regionBlocks, regionCount, segmentCount };
+  const failureGroups = nsds.map((nsd) => nsd.failureGroup);
+  const geometry: Geometry = {
+    nsdCount,
+    nsdBlocks,
+    regionBlocks,
+    regionCount,
+    segmentCount,
+    failureGroups,
+    metadataCopies,
+  };
   if (inodeFile === null) throw bad('does not say where the inode file is');
   const fault = pointerFault(inodeFile, geometry);
   if (fault !== null) throw bad(fault);

@@ -17,10 +17,12 @@ import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
 import { SegmentArena } from '../native/buffer-arena.js';
 import { heapPagePool, type PagePool } from '../native/page-pool.js';
 import { checksumsJs } from '../nsd/checksum-js.js';
+import { withCopies } from '../nsd/mirrored-nsds.js';
 import type { NsdClientApi, NsdExtent, SectorIo, SectorVersions } from '../nsd/nsd-api.js';
 import { holeWord, nextVersion, readsAsZeros, takesVersion, versionOf } from '../nsd/nsd-layout.js';
 import { FileBacking } from './backing.js';
 import { type CheckReport, checkFileSystem } from './check.js';
+import type { LogStorage } from './log/log-reader.js';
 import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from './mount.js';
 import { type Recovered, recoverLife } from './recovery.js';
@@ -116,6 +118,11 @@ export class RamNsds implements NsdClientApi {
   cut(): void {
     this.#cut = true;
   }
+  #deaf: ((io: SectorIo) => boolean) | null = null;
+  /** The node that uses it is dying: of what it writes from here on, this reaches nothing; nobody says so. */
+  deafen(deaf: (io: SectorIo) => boolean): void {
+    this.#deaf = deaf;
+  }
   #alive(): Promise<void> {
     return this.#cut ? new Promise(() => undefined) : turns();
   }
@@ -162,6 +169,7 @@ export class RamNsds implements NsdClientApi {
   async write(ios: readonly SectorIo[]): Promise<void> {
     this.#shared.writes++;
     const before = ios.flatMap((io) => {
+      if (this.#deaf?.(io)) return [];
       this.#check('nsd.write', io);
       return this.#slices(io).map(([sector, bytes], i) => {
         const version = io.versions?.[i];
@@ -232,7 +240,10 @@ export interface TestVolumeOptions {
   /** Blocks (MiB) of each NSD. */
   readonly blocks?: readonly number[];
   readonly mkfs?: Partial<
-    Pick<CreateFileSystemOptions, 'regionBlocks' | 'segmentCount' | 'expectedNodes' | 'rootMode' | 'logBytes'>
+    Pick<
+      CreateFileSystemOptions,
+      'regionBlocks' | 'segmentCount' | 'expectedNodes' | 'rootMode' | 'logBytes' | 'metadataCopies'
+    >
   >;
   readonly settings?: Partial<FsSettings>;
   readonly cacheSettings?: Partial<PageCacheSettings>;
@@ -281,6 +292,7 @@ export class TestVolume {
       checksums: testChecksums,
       clock: volume.clock,
       random: new SeededRandom(options.seed ?? 1),
+      metadataCopies: 1,
       ...options.mkfs,
     });
     return volume;
@@ -336,6 +348,13 @@ export class TestVolume {
       },
       life,
     );
+  }
+
+  /** For whoever looks at the NSDs past every node. */
+  storage(): LogStorage {
+    const pool = heapPagePool(STAGING_BYTES);
+    const arena = new SegmentArena({ offsetBytes: 0, lengthBytes: STAGING_BYTES });
+    return { nsds: withCopies({ nsds: this.nsds.from(pool) }), pool, arena, checksums: testChecksums };
   }
 
   /** Of node numbers that are used twice the last one counts. */

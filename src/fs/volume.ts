@@ -11,6 +11,7 @@ import type { Random } from '../common/random.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { BufferArena, PagePool, PoolSegment } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
+import type { CopyStates } from '../nsd/copy-states.js';
 import type { NsdClientApi } from '../nsd/nsd-api.js';
 import type { LockClientApi } from '../token-manager/locks/lock-client-api.js';
 import { compareItems, TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
@@ -49,6 +50,8 @@ export interface VolumeParts {
   readonly settings: FsSettings;
   readonly peers: SpacePeers;
   readonly lives: Lives;
+  /** `nsds` goes by them. */
+  readonly copyStates: CopyStates;
 }
 
 /**
@@ -97,6 +100,9 @@ export class Volume {
 
   get settings(): FsSettings {
     return this.parts.settings;
+  }
+  get copyStates(): CopyStates {
+    return this.parts.copyStates;
   }
   get clock(): Clock {
     return this.parts.clock;

@@ -19,7 +19,15 @@ import {
   XattrSpace,
 } from './xattr-format.js';
 
-const geometry = { nsdCount: 2, nsdBlocks: [64, 64], regionBlocks: 16, regionCount: 4, segmentCount: 1 };
+const geometry = {
+  nsdCount: 2,
+  nsdBlocks: [64, 64],
+  regionBlocks: 16,
+  regionCount: 4,
+  segmentCount: 1,
+  failureGroups: [0, 0],
+  metadataCopies: 1 as const,
+};
 const entry = (name: string, bytes: number, space: XattrEntry['space'] = XattrSpace.user): XattrEntry => ({
   space,
   name,

@@ -116,7 +116,7 @@ export async function prepareXattrs(
   const old = present === null ? null : keptBlock(present.kept);
   if (old !== null && Buffer.compare(bytes, encodeEntries(present?.inBlock ?? [])) === 0)
     return { kept: encodeKept(inline, old, inBlock), inBlock, block: null };
-  const extent = await volume.allocator.allocate(owner.ino, 0, sectorsFor(bytes.length));
+  const extent = await volume.allocator.allocateMetadata(owner.ino, 0, sectorsFor(bytes.length));
   try {
     await volume.writeSectors(extent.nsd, extent.sector, extent.count, (target) =>
       encodeXattrBlock(bytes, owner, target, volume.fsId, volume.checksums),
@@ -138,10 +138,7 @@ export function giveUpXattrs(volume: Volume, { block }: PreparedXattrs): void {
 export function installXattrs(inode: Inode, { kept, inBlock, block }: PreparedXattrs): void {
   const before = keptBlock(inode.kept)?.pointer;
   const after = keptBlock(kept)?.pointer;
-  if (
-    before !== undefined &&
-    before.sector + before.nsd * 2 ** 48 !== (after ? after.sector + after.nsd * 2 ** 48 : -1)
-  )
+  if (before !== undefined && (before.sector !== after?.sector || before.nsd !== after.nsd))
     inode.attributeSpace.given.push(before);
   if (block !== null) inode.attributeSpace.taken.push(block.pointer);
   inode.allocatedSubBlocks += (after?.count ?? 0) - (before?.count ?? 0);

@@ -1,10 +1,12 @@
 import { invariant } from '../common/assert.js';
+import { nsdIndex } from '../common/ids.js';
 import { BLOCK_BYTES, SECTOR_BYTES } from '../common/units.js';
 import { readPointer } from '../fs/block-pointer.js';
 import { DIRECT_POINTERS, decodeInode, FREE_INODE, type InodeFields, InodeFlag } from '../fs/inode-format.js';
 import { INODE_FILE } from '../fs/layout.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from '../fs/superblock.js';
 import type { Checksums } from '../nsd/checksums.js';
+import { firstCopy } from '../nsd/copies.js';
 import {
   decodeChecksumSector,
   ENTRIES_PER_CHECKSUM_SECTOR,
@@ -69,7 +71,8 @@ export class DiskReader {
   }
 
   /** @throws InvariantError when the bytes are not what their writer said they are. */
-  #sector(nsd: number, sector: number): Uint8Array {
+  #sector(home: number, sector: number): Uint8Array {
+    const nsd = firstCopy(nsdIndex(home));
     const { disk, uuid } = this.disks[nsd]!;
     const geometry = geometryOfDevice(disk.lengthBytes);
     const group = Math.floor(sector / ENTRIES_PER_CHECKSUM_SECTOR);

@@ -2,11 +2,9 @@
 import { invariant } from '../../common/assert.js';
 import { nsdIndex } from '../../common/ids.js';
 import { SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
-import type { Extent } from '../layout.js';
+import { type Extent, NSD_BLOCKS_MAX } from '../layout.js';
 
 const WORDS = SUB_BLOCKS_PER_BLOCK / 32;
-/** Blocks of one NSD: sectors are 48 bits in a block pointer. */
-const BLOCKS_MAX = 2 ** 40;
 
 export class ExtentSet {
   readonly #blocks = new Map<number, Uint32Array>();
@@ -31,7 +29,7 @@ export class ExtentSet {
   #change({ nsd, sector, count }: Extent, present: boolean): void {
     const first = sector % SUB_BLOCKS_PER_BLOCK;
     invariant(count >= 1 && first + count <= SUB_BLOCKS_PER_BLOCK, 'an extent lies inside one block');
-    const key = nsd * BLOCKS_MAX + Math.floor(sector / SUB_BLOCKS_PER_BLOCK);
+    const key = nsd * NSD_BLOCKS_MAX + Math.floor(sector / SUB_BLOCKS_PER_BLOCK);
     let words = this.#blocks.get(key);
     if (words === undefined) {
       if (!present) return;
@@ -53,8 +51,8 @@ export class ExtentSet {
     const found: Extent[] = [];
     for (const key of [...this.#blocks.keys()].sort((a, b) => a - b)) {
       const words = this.#blocks.get(key)!;
-      const nsd = nsdIndex(Math.floor(key / BLOCKS_MAX));
-      const base = (key % BLOCKS_MAX) * SUB_BLOCKS_PER_BLOCK;
+      const nsd = nsdIndex(Math.floor(key / NSD_BLOCKS_MAX));
+      const base = (key % NSD_BLOCKS_MAX) * SUB_BLOCKS_PER_BLOCK;
       let from = -1;
       for (let bit = 0; bit <= SUB_BLOCKS_PER_BLOCK; bit++) {
         const set = bit < SUB_BLOCKS_PER_BLOCK && ((words[bit >> 5]! >>> (bit & 31)) & 1) === 1;

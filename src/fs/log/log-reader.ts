@@ -3,13 +3,14 @@ import { FsError } from '../../common/errors.js';
 import { SECTOR_BYTES } from '../../common/units.js';
 import type { BufferArena, PagePool } from '../../native/page-pool.js';
 import type { Checksums } from '../../nsd/checksums.js';
+import { isCopyLost, readableCopies } from '../../nsd/mirrored-nsds.js';
 import type { NsdClientApi } from '../../nsd/nsd-api.js';
 import { findPointer } from '../block-map.js';
 import { Inode } from '../inode.js';
 import { decodeInode } from '../inode-format.js';
 import { type Extent, type Geometry, LOG_TABLE } from '../layout.js';
 import { corrupt, sealSector } from '../sector.js';
-import { type ScannedLog, scanLog } from './log-sectors.js';
+import { isLogSector, type ScannedLog, scanLog } from './log-sectors.js';
 import { LogSpace } from './log-space.js';
 import { decodeDescriptor, encodeDescriptor, LOG_SLOTS, type LogDescriptor } from './log-table.js';
 
@@ -97,43 +98,99 @@ export async function writeDescriptor(volume: LogVolume, table: Extent, descript
   await volume.nsds.flush([table.nsd]);
 }
 
-/** A whole log, from its descriptor's tail on. A sector that one copy can't give is taken from another. */
-export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Promise<ScannedLog> {
-  const { slot, generation, pieceSectors, copies, tail } = descriptor;
-  const space = new LogSpace(pieceSectors, copies);
-  const sectors: (Uint8Array | null)[] = [];
-  for (let at = 0; at < space.capacitySectors; at += LOG_RUN)
-    sectors.push(...(await readPlaces(volume, space, at, Math.min(LOG_RUN, space.capacitySectors - at))));
-  const identity = { fsId: volume.fsId, slot, generation };
-  return scanLog(tail, space.capacitySectors, identity, volume.checksums, (n) => sectors[n % sectors.length] ?? null);
+export interface ReadLog extends ScannedLog {
+  /** Sectors that are not the same on every copy, or not there. */
+  readonly uneven: readonly number[];
 }
 
+/** A whole log, from its descriptor's tail on. Each sector is taken from a copy that has it: of a group that was cut off one may have more than the other. */
+export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Promise<ReadLog> {
+  const { slot, generation, pieceSectors, pieces, tail } = descriptor;
+  const space = new LogSpace(pieceSectors, pieces);
+  const capacity = space.capacitySectors;
+  const places: (readonly (Uint8Array | null)[])[] = [];
+  for (let at = 0; at < capacity; at += LOG_RUN)
+    places.push(...(await readPlaces(volume, space, at, Math.min(LOG_RUN, capacity - at))));
+  const identity = { fsId: volume.fsId, slot, generation };
+  const isIt = (sector: Uint8Array | null, n: number): boolean =>
+    sector !== null && isLogSector(sector, n, identity, volume.checksums);
+  const scanned = scanLog(tail, capacity, identity, volume.checksums, (n) => {
+    const copies = places[n % capacity]!;
+    return (copies.length === 1 ? copies[0] : copies.find((sector) => isIt(sector, n))) ?? null;
+  });
+  const uneven: number[] = [];
+  for (let n = scanned.tail; n < scanned.head; n++) {
+    const copies = places[n % capacity]!;
+    if (copies.length > 1 && !copies.every((sector) => isIt(sector, n))) uneven.push(n);
+  }
+  return { ...scanned, uneven };
+}
+
+/** What was read becomes what every copy has, durably, before anybody goes by it: whoever reads it next may have only one of them (L3). */
+export async function evenOut(volume: LogVolume, descriptor: LogDescriptor, uneven: readonly number[]): Promise<void> {
+  const { slot, generation, pieceSectors, pieces } = descriptor;
+  const space = new LogSpace(pieceSectors, pieces);
+  const identity = { fsId: volume.fsId, slot, generation };
+  for (const n of uneven) {
+    const [place] = await readPlaces(volume, space, n % space.capacitySectors, 1);
+    const good = place!.find((sector) => sector !== null && isLogSector(sector, n, identity, volume.checksums));
+    if (good == null) throw corrupt('log.read', `log ${slot}`, `sector ${n} is not there any more`);
+    const { nsd, sector } = space.runs(n, 1)[0]!;
+    await withSectors(volume, 1, async (bytes, offsetBytes) => {
+      bytes.set(good);
+      await volume.nsds.write([{ nsd, sector, memory: { offsetBytes, lengthBytes: SECTOR_BYTES }, logged: true }]);
+    });
+  }
+  await volume.nsds.flush([...new Set(uneven.map((n) => space.runs(n, 1)[0]!.nsd))]);
+}
+
+/** By place: what each copy that can be read says, null where it can't say. */
 async function readPlaces(
   volume: LogVolume,
   space: LogSpace,
   first: number,
   count: number,
-): Promise<(Uint8Array | null)[]> {
-  const found: (Uint8Array | null)[] = Array.from({ length: count }, () => null);
-  for (let copy = 0; copy < space.copies.length && found.includes(null); copy++)
-    for (const { nsd, sector, at, count: length } of space.runsOfCopy(copy, first, count)) {
-      const take = (bytes: Uint8Array, from: number): void => {
-        for (let i = 0; i * SECTOR_BYTES < bytes.length; i++)
-          found[from + i] ??= bytes.subarray(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES);
-      };
-      try {
-        take(await readRun(volume, { nsd, sector, count: length }), at);
-      } catch (error) {
-        if (!FsError.is(error) || error.reason !== 'checksumMismatch') throw error;
-        // A torn end: sector by sector, what can be had.
-        for (let i = 0; i < length; i++) {
-          try {
-            take(await readRun(volume, { nsd, sector: sector + i, count: 1 }), at + i);
-          } catch (one) {
-            if (!FsError.is(one) || one.reason !== 'checksumMismatch') throw one;
-          }
-        }
-      }
+): Promise<(Uint8Array | null)[][]> {
+  const found: (Uint8Array | null)[][] = Array.from({ length: count }, () => []);
+  for (const { nsd, sector, at, count: length } of space.runs(first, count)) {
+    let away: FsError | null = null;
+    const copies = readableCopies(volume.nsds, nsd);
+    let reached = 0;
+    for (const copy of copies) {
+      const run = await readCopy(volume, { nsd: copy, sector, count: length }).catch((error: unknown) => {
+        if (!isCopyLost(error)) throw error;
+        away ??= error;
+        return null;
+      });
+      if (run === null) continue;
+      reached++;
+      run.forEach((one, index) => {
+        found[at + index]!.push(one);
+      });
+    }
+    if (reached === 0)
+      throw (
+        away ?? new FsError('nsdUnavailable', { op: 'log.read', object: `nsd ${nsd}`, detail: 'no copy is up to date' })
+      );
+  }
+  return found;
+}
+
+async function readCopy(volume: LogVolume, { nsd, sector, count }: Extent): Promise<(Uint8Array | null)[]> {
+  try {
+    const bytes = await readRun(volume, { nsd, sector, count });
+    return Array.from({ length: count }, (_, i) => bytes.subarray(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES));
+  } catch (error) {
+    if (!FsError.is(error) || error.reason !== 'checksumMismatch') throw error;
+  }
+  // A torn end: sector by sector, what can be had.
+  const found: (Uint8Array | null)[] = [];
+  for (let i = 0; i < count; i++)
+    try {
+      found.push(await readRun(volume, { nsd, sector: sector + i, count: 1 }));
+    } catch (error) {
+      if (!FsError.is(error) || error.reason !== 'checksumMismatch') throw error;
+      found.push(null);
     }
   return found;
 }

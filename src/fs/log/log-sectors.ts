@@ -95,6 +95,10 @@ function decodeHead(sector: Uint8Array, identity: LogIdentity, checksums: Checks
   return getU32(copy, 4) === getU32(sector, 4) ? head : null;
 }
 
+/** Whether it is this sector of this log. */
+export const isLogSector = (sector: Uint8Array, n: number, identity: LogIdentity, checksums: Checksums): boolean =>
+  decodeHead(sector, identity, checksums)?.number === n;
+
 export interface ScannedLog {
   /** From the tail on, in order. */
   readonly transactions: readonly (readonly LogRecord[])[];

@@ -1,4 +1,4 @@
-/** Where the sectors of a log lie: pieces of equal length, one behind the other, each with as many copies as the log has. */
+/** Where the sectors of a log lie: pieces of equal length, one behind the other, each with as many copies as its extent says (nsd/copies.ts). */
 import type { NsdIndex } from '../../common/ids.js';
 import type { Extent } from '../layout.js';
 
@@ -13,24 +13,19 @@ export interface LogRun {
 export class LogSpace {
   readonly capacitySectors: number;
 
-  /** `copies[c][i]`: copy c of piece i. */
   constructor(
     readonly pieceSectors: number,
-    readonly copies: readonly (readonly Extent[])[],
+    readonly pieces: readonly Extent[],
   ) {
-    this.capacitySectors = (copies[0]?.length ?? 0) * pieceSectors;
+    this.capacitySectors = pieces.length * pieceSectors;
   }
 
-  /** The places of log sectors `first` on, in every copy. */
+  /** The places of log sectors `first` on. */
   runs(first: number, count: number): LogRun[] {
-    return this.copies.flatMap((_, copy) => this.runsOfCopy(copy, first, count));
-  }
-
-  runsOfCopy(copy: number, first: number, count: number): LogRun[] {
     const runs: LogRun[] = [];
     for (let at = 0; at < count; ) {
       const place = (first + at) % this.capacitySectors;
-      const piece = this.copies[copy]![Math.floor(place / this.pieceSectors)]!;
+      const piece = this.pieces[Math.floor(place / this.pieceSectors)]!;
       const inside = place % this.pieceSectors;
       const length = Math.min(count - at, this.pieceSectors - inside);
       runs.push({ nsd: piece.nsd, sector: piece.sector + inside, at, count: length });

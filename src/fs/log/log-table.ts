@@ -5,8 +5,8 @@
  * log it is for as long as it is mounted; of a dead node it is held until its log has been replayed, like all its tokens.
  *
  *   header HLT1 (owner: inode 6, index: slot, generation: of the log)
- *   40 u8 state · 41 u8 copies · 42 u16 sectors per piece · 44 u16 pieces · 48 u64 tail · 56 u64 owner's node · 64 u64 its incarnation
- *   72 u32 loose ends that have been settled · 128 block pointers: all pieces of copy 0, then of copy 1
+ *   40 u8 state · 42 u16 sectors per piece · 44 u16 pieces · 48 u64 tail · 56 u64 owner's node · 64 u64 its incarnation
+ *   72 u32 loose ends that have been settled · 128 block pointers: the pieces
  */
 import type { ByteRange } from '../../common/byte-range.js';
 import type { FsError } from '../../common/errors.js';
@@ -56,7 +56,7 @@ export interface LogDescriptor {
   readonly owner: { readonly nodeId: number; readonly incarnation: number };
   readonly settledEnds: number;
   readonly pieceSectors: number;
-  readonly copies: readonly (readonly Extent[])[];
+  readonly pieces: readonly Extent[];
 }
 
 const LOG_BYTES_MIN = 256 * 1024;
@@ -74,8 +74,10 @@ export function logBytesFor(geometry: Geometry, wanted: number | null): number {
 }
 
 /** How many logs mkfs lays out: a node that mounts a full file system needs one too. */
-export const logsFor = (geometry: Geometry, bytes: number, expectedNodes: number): number =>
-  Math.max(1, Math.min(expectedNodes, LOG_SLOTS, Math.floor(capacityOf(geometry) / CAPACITY_SHARE_OF_ALL / bytes)));
+export function logsFor(geometry: Geometry, bytes: number, expectedNodes: number): number {
+  const room = capacityOf(geometry) / CAPACITY_SHARE_OF_ALL / geometry.metadataCopies;
+  return Math.max(1, Math.min(expectedNodes, LOG_SLOTS, Math.floor(room / bytes)));
+}
 
 export function logPieces(bytes: number): { pieceSectors: number; pieces: number } {
   const sectors = Math.ceil(bytes / SECTOR_BYTES);
@@ -93,28 +95,23 @@ export const unusedSlot = (slot: number): LogDescriptor => ({
   owner: { nodeId: 0, incarnation: 0 },
   settledEnds: 0,
   pieceSectors: 0,
-  copies: [],
+  pieces: [],
 });
 
 /** Not sealed. */
 export function encodeDescriptor(descriptor: LogDescriptor, fsId: bigint, birthEpoch: number): Uint8Array {
   const sector = new Uint8Array(SECTOR_BYTES);
-  const { slot, generation, copies } = descriptor;
+  const { slot, generation, pieces } = descriptor;
   writeHeader(sector, { magic: Magic.logTable, fsId, owner: LOG_TABLE, index: slot, generation });
   sector[40] = descriptor.state;
-  sector[41] = copies.length;
   setU16(sector, 42, descriptor.pieceSectors);
-  setU16(sector, 44, copies[0]?.length ?? 0);
+  setU16(sector, 44, pieces.length);
   setU64(sector, 48, descriptor.tail);
   setU64(sector, 56, descriptor.owner.nodeId);
   setU64(sector, 64, descriptor.owner.incarnation);
   setU32(sector, 72, descriptor.settledEnds);
-  let at = POINTERS_AT;
-  for (const copy of copies)
-    for (const extent of copy) {
-      writePointer(sector, at, blockPointer(extent, birthEpoch));
-      at += POINTER_BYTES;
-    }
+  for (const [index, extent] of pieces.entries())
+    writePointer(sector, POINTERS_AT + index * POINTER_BYTES, blockPointer(extent, birthEpoch));
   return sector;
 }
 
@@ -131,22 +128,17 @@ export function decodeDescriptor(
   const fault = sectorFault(sector, { magic: Magic.logTable, fsId, owner: LOG_TABLE, index: slot }, checksums);
   if (fault !== null) throw bad(fault);
   const state = sector[40] as LogState;
-  const copyCount = sector[41]!;
   const pieceSectors = getU16(sector, 42);
-  const pieces = getU16(sector, 44);
+  const pieceCount = getU16(sector, 44);
   if (!Object.values(LogState).includes(state)) throw bad(`state ${state}`);
-  if (copyCount * pieces > LOG_POINTERS_MAX) throw bad(`${copyCount} copies of ${pieces} pieces`);
-  const pointerFault = pointersFault(sector, POINTERS_AT, copyCount * pieces, geometry);
+  if (pieceCount > LOG_POINTERS_MAX) throw bad(`${pieceCount} pieces`);
+  const pointerFault = pointersFault(sector, POINTERS_AT, pieceCount, geometry);
   if (pointerFault !== null) throw bad(pointerFault);
-  const copies: Extent[][] = [];
-  for (let copy = 0; copy < copyCount; copy++) {
-    const extents: Extent[] = [];
-    for (let piece = 0; piece < pieces; piece++) {
-      const pointer = readPointer(sector, POINTERS_AT + (copy * pieces + piece) * POINTER_BYTES);
-      if (pointer === null || pointer.count !== pieceSectors) throw bad(`piece ${piece} of copy ${copy} is none`);
-      extents.push({ nsd: pointer.nsd, sector: pointer.sector, count: pointer.count });
-    }
-    copies.push(extents);
+  const pieces: Extent[] = [];
+  for (let piece = 0; piece < pieceCount; piece++) {
+    const pointer = readPointer(sector, POINTERS_AT + piece * POINTER_BYTES);
+    if (pointer === null || pointer.count !== pieceSectors) throw bad(`piece ${piece} is none`);
+    pieces.push({ nsd: pointer.nsd, sector: pointer.sector, count: pointer.count });
   }
   const descriptor = {
     slot,
@@ -156,10 +148,10 @@ export function decodeDescriptor(
     owner: { nodeId: getU64(sector, 56), incarnation: getU64(sector, 64) },
     settledEnds: getU32(sector, 72),
     pieceSectors,
-    copies,
+    pieces,
   };
   if (Number.isNaN(descriptor.tail) || Number.isNaN(descriptor.owner.nodeId + descriptor.owner.incarnation))
     throw bad('an integer beyond 2^53');
-  if (state !== LogState.unused && (copyCount === 0 || pieces === 0)) throw bad('no space');
+  if (state !== LogState.unused && pieceCount === 0) throw bad('no space');
   return descriptor;
 }

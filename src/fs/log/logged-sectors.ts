@@ -11,7 +11,8 @@ import { invariant } from '../../common/assert.js';
 import { type Deferred, deferred } from '../../common/deferred.js';
 import type { InodeNumber, NsdIndex } from '../../common/ids.js';
 import { isVersionBefore, nextSectorVersion } from '../../common/sector-version.js';
-import { SECTOR_BYTES } from '../../common/units.js';
+import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
+import { NSD_BLOCKS_MAX } from '../layout.js';
 import type { TransactionWriter } from './log-records.js';
 import { findRuns, wordsOf } from './sector-delta.js';
 
@@ -23,7 +24,8 @@ export interface MetadataPlace {
 }
 
 export type SectorKey = number;
-const SECTORS_MAX = 2 ** 44;
+const SECTORS_MAX = NSD_BLOCKS_MAX * SUB_BLOCKS_PER_BLOCK;
+/** Neighbours have successive keys, and the same copies. */
 export const keyOf = ({ nsd, sector }: { readonly nsd: number; readonly sector: number }): SectorKey =>
   nsd * SECTORS_MAX + sector;
 

@@ -7,6 +7,7 @@
  * record after each write in place is a full image: from it a sector is made anew that was torn by that very write.
  * Redone, the sector is at a version above all its records: doing it again changes nothing.
  */
+import { invariant } from '../../common/assert.js';
 import { isVersionBefore, nextSectorVersion } from '../../common/sector-version.js';
 import { SECTOR_BYTES } from '../../common/units.js';
 import type { SectorRecord } from './log-records.js';
@@ -48,4 +49,26 @@ export function redoSector(records: readonly SectorRecord[], present: PresentSec
   for (const { runs } of live.slice(Math.max(from, 0))) applyRuns(image, runs);
   const top = isVersionBefore(last.base, version) ? version : last.base;
   return { kind: 'write', image, version: nextSectorVersion(top), raw: last.raw };
+}
+
+/**
+ * The same of a sector of which there may be two copies (I11): what comes of the one that has come furthest is what every copy is to be. `all`: no copy is
+ * missing here that is to be written; what is written goes to all of them.
+ */
+export function redoCopies(records: readonly SectorRecord[], copies: readonly PresentSector[], all: boolean): Redone {
+  const [best, ...others] = [...copies].sort(
+    (a, b) =>
+      +(a.bytes === null) - +(b.bytes === null) ||
+      +isVersionBefore(a.version, b.version) - +isVersionBefore(b.version, a.version),
+  );
+  invariant(best !== undefined, 'there is a copy to redo');
+  let result = redoSector(records, best);
+  for (const other of others) if (result.kind === 'unfit') result = redoSector(records, other);
+  if (result.kind === 'unfit') return result;
+  const uneven = !all || others.some(({ bytes, version }) => bytes === null || version !== best.version);
+  if (result.kind === 'current' && (!uneven || best.bytes === null)) return result;
+  let { version, image } = result.kind === 'write' ? result : { version: best.version, image: best.bytes! };
+  for (const other of copies) if (isVersionBefore(version, other.version)) version = nextSectorVersion(other.version);
+  if (version === 0) return { kind: 'current' };
+  return { kind: 'write', image, version, raw: result.kind === 'write' ? result.raw : (records[0]?.raw ?? false) };
 }

@@ -1,0 +1,126 @@
+import { constants } from 'node:fs';
+import { expect, test } from 'vitest';
+import { nsdIndex } from '../common/ids.js';
+import { below, type Random, SeededRandom } from '../common/random.js';
+import { copiesOf, firstCopy, mirrored, secondCopy } from '../nsd/copies.js';
+import { ROOT } from './file-system-api.js';
+import { allMetadata } from './metadata-extents.js';
+import { checkVolume, type TestNode, TestVolume } from './testing.js';
+
+const { O_CREAT, O_RDWR, O_RDONLY } = constants;
+const TWO_COPIES = { blocks: [48, 48, 48], mkfs: { metadataCopies: 2 as const } };
+
+async function put(node: TestNode, path: string, bytes: Buffer): Promise<void> {
+  const file = await node.fs.open(path, O_CREAT | O_RDWR, 0o644, ROOT);
+  await file.write(0, bytes);
+  await file.sync(false);
+  await file.close();
+}
+
+async function contentOf(node: TestNode, path: string): Promise<Buffer> {
+  const file = await node.fs.open(path, O_RDONLY, 0, ROOT);
+  const bytes = Buffer.alloc((await file.stat()).sizeBytes);
+  await file.read(0, bytes);
+  await file.close();
+  return bytes;
+}
+
+/** Directories, names, attributes, files of all sizes; some go again. */
+async function load(node: TestNode, random: Random, rounds = 40): Promise<Map<string, Buffer>> {
+  const there = new Map<string, Buffer>();
+  for (let i = 0; i < rounds; i++) {
+    const directory = `/d${node.life.nodeId}-${i % 5}`;
+    if (i < 5) await node.fs.mkdir(directory, 0o755, ROOT);
+    const path = `${directory}/file-${i}`;
+    const bytes = Buffer.alloc(1 + below(random, [100, 5_000, 300_000][below(random, 3)]!), i + 1);
+    await put(node, path, bytes);
+    there.set(path, bytes);
+    if (below(random, 4) === 0) {
+      await node.fs.unlink(path, ROOT);
+      there.delete(path);
+    }
+  }
+  return there;
+}
+
+/** Sectors of metadata that are not the same on both copies. */
+async function differences(volume: TestVolume): Promise<string[]> {
+  const found: string[] = [];
+  for (const { nsd, sector, count } of await allMetadata(volume.storage())) {
+    const [first, second] = copiesOf(nsd);
+    expect(second).toBeDefined();
+    for (let at = sector; at < sector + count; at++)
+      if (Buffer.compare(volume.nsds.sector(first!, at), volume.nsds.sector(second!, at)) !== 0)
+        found.push(`sector ${at} of NSDs ${first} and ${second}`);
+  }
+  return found;
+}
+
+test('one number names one NSD or two', () => {
+  const both = mirrored(nsdIndex(3), nsdIndex(95));
+  expect([firstCopy(both), secondCopy(both)]).toEqual([3, 95]);
+  expect(copiesOf(both)).toEqual([3, 95]);
+  expect(copiesOf(nsdIndex(3))).toEqual([3]);
+  expect(secondCopy(nsdIndex(3))).toBeNull();
+});
+
+test('metadata has two copies in two failure groups, which are equal when all is written', async () => {
+  const volume = await TestVolume.create(TWO_COPIES);
+  const node = await volume.mount();
+  const there = await load(node, new SeededRandom(1));
+  await node.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+  expect(await differences(volume)).toEqual([]);
+  const again = await volume.mount();
+  for (const [path, bytes] of there) expect(await contentOf(again, path)).toEqual(bytes);
+  await again.fs.unmount();
+});
+
+test('a sector that one copy has lost is read from the other, and mended', async () => {
+  const volume = await TestVolume.create(TWO_COPIES);
+  const node = await volume.mount();
+  const there = await load(node, new SeededRandom(2));
+  await node.fs.unmount();
+  // Of every NSD every third sector of metadata: of each sector one copy at most.
+  const metadata = await allMetadata(volume.storage());
+  const lost = new Set<string>();
+  for (const { nsd, sector, count } of metadata)
+    for (let at = sector; at < sector + count; at++) lost.add(`${copiesOf(nsd)[at % 2]} ${at}`);
+  volume.nsds.failWhen((op, io) => {
+    for (let at = io.sector; at < io.sector + io.memory.lengthBytes / 4096; at++) {
+      if (op === 'nsd.write') lost.delete(`${io.nsd} ${at}`);
+      if (op === 'nsd.read' && lost.has(`${io.nsd} ${at}`)) return true;
+    }
+    return false;
+  });
+  const again = await volume.mount();
+  for (const [path, bytes] of there) expect(await contentOf(again, path)).toEqual(bytes);
+  expect(again.counters.get('nsd.copiesMended')).toBeGreaterThan(0);
+  await again.fs.unmount();
+  volume.nsds.failWhen(null);
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+  expect(await differences(volume)).toEqual([]);
+});
+
+test('after recovery both copies are equal, wherever the node was cut off between them (I11)', async () => {
+  for (let seed = 1; seed <= 4; seed++) {
+    const volume = await TestVolume.create({ ...TWO_COPIES, seed });
+    const node = await volume.mount();
+    const other = await volume.mount(2);
+    const random = new SeededRandom(seed);
+    const there = await load(node, random, 20);
+    // From here on one NSD gets nothing any more of what this node writes: it died between the two copies.
+    const deaf = below(random, 3);
+    let dead = false;
+    node.nsds.deafen((io) => io.nsd === deaf);
+    const more = load({ ...node, life: { ...node.life, nodeId: 9 } }, random, 20).catch(() => undefined);
+    for (let turn = 0; turn < 20 + 60 * seed && !dead; turn++) await new Promise((resolve) => setImmediate(resolve));
+    dead = true;
+    await volume.bury(node);
+    await Promise.race([more, new Promise((resolve) => setImmediate(resolve))]);
+    for (const [path, bytes] of there) expect(await contentOf(other, path)).toEqual(bytes);
+    await other.fs.unmount();
+    expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+    expect(await differences(volume), `seed ${seed}`).toEqual([]);
+  }
+}, 60_000);
