@@ -1,11 +1,11 @@
-import { fork } from 'node:child_process';
-import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { Command, InvalidArgumentError } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import { CLIENT_TRANSITIONS } from '../token-manager/token-client-events.js';
 import { SERVER_TRANSITIONS } from '../token-manager/token-server-events.js';
+import { crashExplorer, EXPLORER_SIZES, type ExplorerSize, serveExplorer } from './crash-explorer/command.js';
 import { seedsFor } from './planted/planted-bug.js';
 import { PLANTED_BUGS } from './planted/planted-bugs.js';
+import { serveJobs, spreadJobs } from './processes.js';
 import { runSeed, type SeedResult } from './run-seed.js';
 import { MEMBERSHIP_TRANSITIONS } from './transitions.js';
 
@@ -87,40 +87,9 @@ async function runJob({ seed, planted }: Job): Promise<Report> {
   };
 }
 
-/** In a child: one job after the other, until there are no more. */
-function serve(): void {
-  process.on('message', (job: Job) => {
-    void runJob(job).then((report) => process.send!(report));
-  });
-  process.on('disconnect', () => process.exit(0));
-}
-
 /** Hands jobs to one process per core; `next` gives null when there are no more. */
-async function spread(next: () => Job | null, done: (report: Report) => void): Promise<void> {
-  await Promise.all(
-    Array.from(
-      { length: Math.max(1, Math.min(8, availableParallelism())) },
-      () =>
-        new Promise<void>((resolve, reject) => {
-          const child = fork(fileURLToPath(import.meta.url), ['--serve'], { execArgv: process.execArgv });
-          const feed = (): void => {
-            const job = next();
-            if (job !== null) child.send(job);
-            else child.disconnect();
-          };
-          child.on('message', (report: Report) => {
-            done(report);
-            feed();
-          });
-          child.on('error', reject);
-          child.on('exit', (code) =>
-            code === 0 ? resolve() : reject(new Error(`a process of the simulator ended with ${code}`)),
-          );
-          feed();
-        }),
-    ),
-  );
-}
+const spread = (next: () => Job | null, done: (report: Report) => void): Promise<void> =>
+  spreadJobs(fileURLToPath(import.meta.url), ['--serve'], next, done);
 
 function tell(report: Report): void {
   const { seed, violation } = report;
@@ -246,7 +215,8 @@ async function failingWithout(seeds: readonly number[]): Promise<Set<number>> {
   return failing;
 }
 
-if (process.argv[2] === '--serve') serve();
+if (process.argv[2] === '--serve') serveJobs(runJob);
+else if (process.argv[2] === '--serve-explorer') await serveExplorer();
 else {
   const program = new Command('sim')
     .description('The cluster in one process: virtual time, faults, and every history checked.')
@@ -256,9 +226,12 @@ else {
     .option('--trace', 'with --seed: print its whole history')
     .option('--planted [name]', 'put each known bug into the nodes, and find it')
     .option('--quick', 'with --planted: few seeds for each')
+    .option('--crash-explorer', 'crash small workloads at every device write, recover and judge them')
+    .addOption(new Option('--size <size>', 'with --crash-explorer').choices(EXPLORER_SIZES).default('full'))
+    .option('--only <workload>', 'with --crash-explorer: this one, deeply')
     .addHelpText(
       'after',
-      '\nExamples:\n  npm run sim -- --seeds 100\n  npm run sim -- --seed 17 --trace\n  npm run sim -- --planted revoke-lost\n',
+      '\nExamples:\n  npm run sim -- --seeds 100\n  npm run sim -- --seed 17 --trace\n  npm run sim -- --planted revoke-lost\n  npm run sim -- --crash-explorer --only synced:creat-new,rename-new-foo\n',
     );
   program.parse();
   const options = program.opts<{
@@ -268,8 +241,18 @@ else {
     trace?: boolean;
     planted?: boolean | string;
     quick?: boolean;
+    crashExplorer?: boolean;
+    size: ExplorerSize;
+    only?: string;
   }>();
-  if (options.planted !== undefined)
+  if (options.crashExplorer === true) {
+    const { passed, failed } = await crashExplorer(fileURLToPath(import.meta.url), options.size, {
+      only: options.only,
+      seed: options.seed ?? 1,
+      planted: options.planted !== undefined,
+    });
+    close(passed, failed);
+  } else if (options.planted !== undefined)
     await plantedBugs(options.quick === true, typeof options.planted === 'string' ? options.planted : undefined);
   else if (options.seed !== undefined) await oneSeed(options.seed, options.trace === true);
   else await manySeeds(options.seeds ?? 20, options.from);

@@ -69,22 +69,50 @@ export async function readDescriptor(volume: LogVolume, table: Extent, slot: num
   return decodeDescriptor(bytes, slot, volume.fsId, volume.geometry, volume.checksums);
 }
 
-/** All of them; one that can't be believed is null. */
+/**
+ * All of them; one that can't be believed is null, as is one that can't be read: a power cut may have torn it where another log's record
+ * says what it is (the count of what was settled), which redo mends.
+ */
 export async function readDescriptors(volume: LogVolume, table: Extent): Promise<(LogDescriptor | null)[]> {
   const found: (LogDescriptor | null)[] = [];
   for (let at = 0; at < LOG_SLOTS; at += LOG_RUN) {
-    const bytes = await readRun(volume, { nsd: table.nsd, sector: table.sector + at, count: LOG_RUN });
-    for (let i = 0; i < LOG_RUN; i++) {
-      const sector = bytes.subarray(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES);
-      try {
-        found.push(decodeDescriptor(sector, at + i, volume.fsId, volume.geometry, volume.checksums));
-      } catch (error) {
-        if (!FsError.is(error)) throw error;
-        found.push(null);
-      }
+    try {
+      found.push(...(await readRunOfDescriptors(volume, table, at, LOG_RUN)));
+    } catch (error) {
+      if (!isMismatch(error)) throw error;
+      for (let slot = at; slot < at + LOG_RUN; slot++)
+        found.push(
+          ...(await readRunOfDescriptors(volume, table, slot, 1).catch((one: unknown) => {
+            if (!isMismatch(one)) throw one;
+            return [null];
+          })),
+        );
     }
   }
   return found;
+}
+
+const isMismatch = (error: unknown): boolean => FsError.is(error) && error.reason === 'checksumMismatch';
+
+function readRunOfDescriptors(
+  volume: LogVolume,
+  table: Extent,
+  first: number,
+  count: number,
+): Promise<(LogDescriptor | null)[]> {
+  return withSectors(volume, count, async (bytes, offsetBytes) => {
+    const memory = { offsetBytes, lengthBytes: bytes.length };
+    await volume.nsds.read([{ nsd: table.nsd, sector: table.sector + first, memory }]);
+    return Array.from({ length: count }, (_, i) => {
+      const sector = bytes.subarray(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES);
+      try {
+        return decodeDescriptor(sector, first + i, volume.fsId, volume.geometry, volume.checksums);
+      } catch (error) {
+        if (!FsError.is(error)) throw error;
+        return null;
+      }
+    });
+  });
 }
 
 /** Durable when it resolves. */
@@ -181,7 +209,7 @@ async function readCopy(volume: LogVolume, { nsd, sector, count }: Extent): Prom
     const bytes = await readRun(volume, { nsd, sector, count });
     return Array.from({ length: count }, (_, i) => bytes.subarray(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES));
   } catch (error) {
-    if (!FsError.is(error) || error.reason !== 'checksumMismatch') throw error;
+    if (!isMismatch(error)) throw error;
   }
   // A torn end: sector by sector, what can be had.
   const found: (Uint8Array | null)[] = [];
@@ -189,7 +217,7 @@ async function readCopy(volume: LogVolume, { nsd, sector, count }: Extent): Prom
     try {
       found.push(await readRun(volume, { nsd, sector: sector + i, count: 1 }));
     } catch (error) {
-      if (!FsError.is(error) || error.reason !== 'checksumMismatch') throw error;
+      if (!isMismatch(error)) throw error;
       found.push(null);
     }
   return found;
