@@ -94,6 +94,7 @@ export async function format(
     regionBlocks: blocks,
     segmentCount: 1,
     expectedNodes: 2,
+    metadataCopies: 1,
     logBytes,
   });
   for (const store of stores) await store.close();
