@@ -63,6 +63,24 @@ for (const transport of ['direct', 'socket', 'worker'] as const)
       await expect(client.utimes('/times', 2n ** 63n, 1)).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
     });
 
+    it('gives space to a range of a file, takes it away, and finds what is left', async () => {
+      const { client } = rig;
+      await client.writeFile('/space', 'abcdef');
+      await using handle = await client.open('/space', 'r+');
+      await handle.fallocate(2, 2, { mode: 'punchHole' });
+      await handle.fallocate(0, 10);
+      await handle.fallocate(0, 100, { keepSize: true });
+      expect(await client.readFile('/space', 'latin1')).toBe('ab\0\0ef\0\0\0\0');
+      expect(await handle.seek(1, 'data')).toBe(1);
+      expect(await handle.seek(1, 'hole')).toBe(10);
+      await expect(handle.seek(10, 'data')).rejects.toMatchObject({ code: 'ENXIO', syscall: 'lseek' });
+      await expect(handle.fallocate(0, 1, { mode: 'insertRange' })).rejects.toMatchObject({ code: 'ENOTSUP' });
+      await expect(handle.fallocate(0, 1, { mode: 'dig' as 'punchHole' })).rejects.toMatchObject({
+        code: 'ERR_INVALID_ARG_VALUE',
+      });
+      await expect(handle.seek(0, 'end' as 'data')).rejects.toMatchObject({ code: 'ERR_INVALID_ARG_VALUE' });
+    });
+
     it('has extended attributes of paths, links and handles', async () => {
       const { client } = rig;
       await client.writeFile('/attributed', '');
@@ -120,5 +138,7 @@ it('the wire refuses what these calls can not mean', () => {
   refused('setAttributes', { path: '/x', changes: { uid: -2 }, follow: true });
   refused('getXattr', { path: '/x', name: 'n'.repeat(256) });
   refused('setXattr', { handle: 0, name: 'user.x' });
+  refused('allocate', { handle: 1, mode: 'dig', offset: 0, length: 1, keepSize: false });
+  refused('seek', { handle: 1, offset: -1, what: 'data' });
   refused('listXattrs', { path: 'relative' });
 });

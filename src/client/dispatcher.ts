@@ -309,6 +309,11 @@ export class DispatcherSession {
       },
       truncateHandle: ({ handle, size }, _payload, signal) =>
         done(this.#file(handle, 'truncateHandle').truncate(size, { signal })),
+      allocate: ({ handle, mode, offset, length, keepSize }, _payload, signal) =>
+        done(this.#file(handle, 'allocate').allocate(mode, offset, length, { signal, keepSize })),
+      seek: async ({ handle, offset, what }, _payload, signal) => ({
+        offset: await this.#file(handle, 'seek').seek(offset, what, { signal }),
+      }),
       statHandle: async ({ handle }, _payload, signal) =>
         attributesToWire(await this.#file(handle, 'statHandle').stat({ signal })),
       setAttributesHandle: async ({ handle, changes }, _payload, signal) => {

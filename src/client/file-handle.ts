@@ -1,10 +1,11 @@
 import { EventEmitter } from 'node:events';
 import { createInterface, type Interface } from 'node:readline';
+import type { AllocateMode } from '../fs/file-system-api.js';
 import { collect, isView, toChunks, type WritableData } from './content.js';
 import { HandleIo } from './handle-io.js';
 import { checkAborted, fileClosed, invalidArgType, invalidArgValue, outOfRange, toNodeError } from './node-errors.js';
 import type { HintKind, LockKind, OpArgs, OpenResult, OpName } from './ops.js';
-import { attributesFromWire, HINT_KINDS } from './ops.js';
+import { ALLOCATE_MODES, attributesFromWire, HINT_KINDS } from './ops.js';
 import type { Session } from './session.js';
 import { BigIntStats, Stats } from './stats.js';
 import { ReadStream, type ReadStreamOptions, WriteStream, type WriteStreamOptions } from './streams.js';
@@ -43,6 +44,10 @@ export interface LockRangeOptions extends SignalOption {
   readonly start?: number | undefined;
   readonly length?: number | undefined;
   readonly owner?: 'process' | 'handle' | undefined;
+}
+export interface FallocateOptions extends SignalOption {
+  readonly mode?: AllocateMode | undefined;
+  readonly keepSize?: boolean | undefined;
 }
 export interface FlockOptions extends SignalOption {
   /** Until nobody's lock stands against it; else EAGAIN at once. */
@@ -373,6 +378,26 @@ export class FileHandle extends EventEmitter implements AsyncDisposable {
     const changes = checkTimes(atime, mtime, ['atime', 'mtime']);
     if (changes === null) return;
     await this.#call('futime', 'setAttributesHandle', { handle: this.#io.opened.handle, changes }, options);
+  }
+  /**
+   * fallocate(2): space for a range of bytes (`allocate`), zeros without it (`punchHole`) or with it (`zeroRange`). But for holes the file becomes as
+   * long as that takes, unless `keepSize`. ENOSPC at once when there is not enough, and then nothing of it is kept.
+   */
+  async fallocate(offset: number, length: number, options: FallocateOptions = {}): Promise<void> {
+    checkInteger(offset, 'offset', 0);
+    checkInteger(length, 'length', 0);
+    const { mode = 'allocate', keepSize = false } = options;
+    if (!ALLOCATE_MODES.includes(mode))
+      throw invalidArgValue('mode', mode, `must be one of ${ALLOCATE_MODES.join(', ')}`);
+    const args = { handle: this.#io.opened.handle, mode, offset, length, keepSize };
+    await this.#call('fallocate', 'allocate', args, options);
+  }
+  /** Where the first data, or hole, from an offset on begins (SEEK_DATA, SEEK_HOLE); ENXIO when there is none. Moves no position. */
+  async seek(offset: number, what: 'data' | 'hole', options?: SignalOption): Promise<number> {
+    checkInteger(offset, 'offset', 0);
+    if (what !== 'data' && what !== 'hole') throw invalidArgValue('what', what, "must be one of 'data', 'hole'");
+    const { result } = await this.#call('lseek', 'seek', { handle: this.#io.opened.handle, offset, what }, options);
+    return result.offset;
   }
   /** Extended attributes, as fgetxattr(2) and its kin. */
   async getxattr(name: string, options?: SignalOption): Promise<Buffer> {

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { DENIES, LOCK_KINDS, type OpArgs, type OpName, WIRE_HINT_KINDS } from './ops.js';
+import { ALLOCATE_MODES, DENIES, LOCK_KINDS, type OpArgs, type OpName, WIRE_HINT_KINDS } from './ops.js';
 
 /**
  * What a socket may send as arguments. In-process transports are typed by the compiler; bytes from a socket are believed only
@@ -50,6 +50,14 @@ export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
   bring: z.strictObject({ handle, offset: bytes, length: bytes }),
   write: z.strictObject({ handle, offset: bytes.nullable() }),
   truncateHandle: z.strictObject({ handle, size: bytes }),
+  allocate: z.strictObject({
+    handle,
+    mode: z.enum(ALLOCATE_MODES),
+    offset: bytes,
+    length: bytes,
+    keepSize: z.boolean(),
+  }),
+  seek: z.strictObject({ handle, offset: bytes, what: z.enum(['data', 'hole']) }),
   statHandle: z.strictObject({ handle }),
   setAttributesHandle: z.strictObject({ handle, changes }),
   sync: z.strictObject({ handle, dataOnly: z.boolean() }),

@@ -1,5 +1,5 @@
 import { inodeNumber } from '../common/ids.js';
-import type { Attributes, Deny } from '../fs/file-system-api.js';
+import type { AllocateMode, Attributes, Deny } from '../fs/file-system-api.js';
 import { FileType } from '../fs/file-system-api.js';
 
 /**
@@ -32,6 +32,13 @@ export interface WireChanges {
 export type LockKind = 'process' | 'handle' | 'flock';
 export const LOCK_KINDS: readonly LockKind[] = ['process', 'handle', 'flock'];
 
+export const ALLOCATE_MODES: readonly AllocateMode[] = [
+  'allocate',
+  'punchHole',
+  'zeroRange',
+  'collapseRange',
+  'insertRange',
+];
 export const DENIES: readonly Deny[] = ['read', 'write', 'readwrite'];
 
 export type HintKind = 'willNeed' | 'dontNeed' | 'sequential' | 'random' | 'normal';
@@ -87,6 +94,19 @@ export interface OpTable {
     result: { readonly offset: number; readonly length: number };
   };
   truncateHandle: { args: HandleArgs & { readonly size: number }; result: Nothing };
+  allocate: {
+    args: HandleArgs & {
+      readonly mode: AllocateMode;
+      readonly offset: number;
+      readonly length: number;
+      readonly keepSize: boolean;
+    };
+    result: Nothing;
+  };
+  seek: {
+    args: HandleArgs & { readonly offset: number; readonly what: 'data' | 'hole' };
+    result: { readonly offset: number };
+  };
   statHandle: { args: HandleArgs; result: WireAttributes };
   setAttributesHandle: { args: HandleArgs & { readonly changes: WireChanges }; result: WireAttributes };
   sync: { args: HandleArgs & { readonly dataOnly: boolean }; result: Nothing };
@@ -276,6 +296,8 @@ export const OPS: { readonly [K in OpName]: OpProperties } = {
   lock: op(60, 'never'),
   unlock: op(61),
   getLock: op(62),
+  allocate: op(40),
+  seek: op(41),
   mknod: op(32, 'never'),
   getXattr: op(33),
   listXattrs: op(34),
@@ -298,6 +320,7 @@ const CHANGING: ReadonlySet<OpName> = new Set<OpName>([
   'write',
   'truncateHandle',
   'truncate',
+  'allocate',
   'setAttributesHandle',
   'setAttributes',
 ]);

@@ -37,6 +37,8 @@ export const REASONS = {
   noAttribute: entry(120, 'ENODATA'),
   attributeTooBig: entry(121, 'E2BIG'),
   attributeNameTooLong: entry(122, 'ERANGE'),
+  /** SEEK_DATA and SEEK_HOLE behind the last of it. */
+  noData: entry(123, 'ENXIO'),
   // 2xx fabric
   unreachable: entry(200, 'EHOSTUNREACH', 'same'),
   connectionLost: entry(201, 'ECONNRESET', 'same'),

@@ -31,7 +31,7 @@ export interface FileHandle extends InodeRef {
   readonly movesAtime: boolean;
 }
 
-const named = (handle: FileHandle): string => `inode ${handle.ino}`;
+export const named = (handle: FileHandle): string => `inode ${handle.ino}`;
 
 async function pinFile(
   volume: Volume,
@@ -140,7 +140,7 @@ export async function writeFile(
  * Status and the range exclusively pinned, and the bytes behind the end of file known to be zeros. Where they are in doubt that takes the data
  * token from the end on, which may lie before the range: so the tokens go, the tail is made certain, and it begins anew (T4).
  */
-async function onCertainTail(
+export async function onCertainTail(
   volume: Volume,
   handle: FileHandle,
   range: ByteRange,
@@ -283,7 +283,9 @@ async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeByt
     inode.mode = strippedByWrite(inode, handle.credentials);
     transaction.inode(inode);
     transaction.commit();
-    if (sizeBytes >= before) return;
+    const keeps = (inode.flags & InodeFlag.keepsSpace) !== 0;
+    if (sizeBytes > before || (sizeBytes === before && !keeps)) return;
+    inode.flags &= ~InodeFlag.keepsSpace;
     await cutSpace(volume, inode, sizeBytes);
     const file = volume.inodes.attach(inode);
     await file.discard({ start: sizeBytes, end: WHOLE.end });

@@ -80,6 +80,10 @@ export interface OpenFile extends XattrCalls<[]> {
     options?: OpOptions,
   ): Promise<{ offsetBytes: number; lengthBytes: number }>;
   truncate(sizeBytes: number, options?: OpOptions): Promise<void>;
+  /** fallocate(2): space for a range, or none, or zeros. @throws {FsError} noSpace, with the file's size as it was. */
+  allocate(mode: AllocateMode, offsetBytes: number, lengthBytes: number, options?: AllocateOptions): Promise<void>;
+  /** The first data, or hole, from an offset on (SEEK_DATA, SEEK_HOLE); behind the last byte is a hole. @throws {FsError} noData. */
+  seek(offsetBytes: number, what: 'data' | 'hole', options?: OpOptions): Promise<number>;
   stat(options?: OpOptions): Promise<Attributes>;
   setAttributes(changes: AttributeChanges, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
   /** dataOnly: fdatasync. Durable on the devices (their flush included) when it resolves. */
@@ -96,6 +100,16 @@ export interface OpenFile extends XattrCalls<[]> {
   /** Absent: this file system has no locks. */
   readonly locks?: FileLocking;
   close(): Promise<void>;
+}
+
+/**
+ * allocate: space for every byte, which keep what they are. punchHole: zeros, and the space of whole blocks and of the file's end is given
+ * back. zeroRange: zeros that have space. The last two move bytes, which no file of ours can: ENOTSUP.
+ */
+export type AllocateMode = 'allocate' | 'punchHole' | 'zeroRange' | 'collapseRange' | 'insertRange';
+export interface AllocateOptions extends OpOptions {
+  /** The file doesn't become longer; punchHole never makes it so. */
+  readonly keepSize?: boolean | undefined;
 }
 
 /** As uid or gid: a chown that leaves it as it is. */

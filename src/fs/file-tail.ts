@@ -7,8 +7,10 @@
  */
 import { WHOLE } from '../common/byte-range.js';
 import { SECTOR_BYTES } from '../common/units.js';
+import { makeZeros } from './file-holes.js';
 import { cutSpace, isReserved } from './file-space.js';
 import type { Inode } from './inode.js';
+import { InodeFlag } from './inode-format.js';
 import { holdBack } from './inode-image.js';
 import type { Volume } from './volume.js';
 
@@ -24,7 +26,11 @@ export async function clearTail(volume: Volume, inode: Inode): Promise<void> {
     const file = volume.inodes.attach(inode);
     // Pages first: one that is prepared for a sequential writer would stay writable without space behind it.
     await file.discard({ start: sectorEnd, end: WHOLE.end });
-    await cutSpace(volume, inode, sizeBytes);
+    if ((inode.flags & InodeFlag.keepsSpace) === 0) await cutSpace(volume, inode, sizeBytes);
+    else {
+      await makeZeros(volume, inode, { start: sectorEnd, end: WHOLE.end });
+      await file.discard({ start: sectorEnd, end: WHOLE.end });
+    }
     const rest = { start: sizeBytes, end: sectorEnd };
     if (sizeBytes < sectorEnd && isReserved(inode, rest)) {
       // Written even if the cache shows zeros: the device may have something else.

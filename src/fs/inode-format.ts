@@ -43,7 +43,10 @@ export const DIRECTORY_DEPTH_MAX = 24;
 export const InodeFlag = {
   /** The area holds the file's bytes (or a link's target), not pointers. */
   inline: 1,
+  /** Space behind the end was asked for, and stays when the file is closed. */
+  keepsSpace: 2,
 } as const;
+const KNOWN_FLAGS = InodeFlag.inline | InodeFlag.keepsSpace;
 
 /** Type of an inode that is not in use; the others are FileType. */
 export const FREE_INODE = 0;
@@ -137,7 +140,7 @@ export function decodeInode(
   const areaLength = getU16(sector, 108);
   if (areaLength > AREA_BYTES) throw bad(`${areaLength} bytes of area`);
   const flags = getU32(sector, 104);
-  if ((flags & ~InodeFlag.inline) !== 0) throw bad(`flags ${flags.toString(16)}`);
+  if ((flags & ~KNOWN_FLAGS) !== 0) throw bad(`flags ${flags.toString(16)}`);
   const fields: InodeFields = {
     type: type as InodeFields['type'],
     placementClass: sector[41]!,

@@ -7,9 +7,13 @@ import type { EntryId } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
+import { allocateRange, checkAllocation, stepsOf } from './file-allocate.js';
 import { bringFile, type FileHandle, readFile, truncateFile, writeFile } from './file-io.js';
+import { seekIn } from './file-seek.js';
 import { cutSpace, hasTail } from './file-space.js';
 import {
+  type AllocateMode,
+  type AllocateOptions,
   type AttributeChanges,
   type Attributes,
   type Credentials,
@@ -20,6 +24,7 @@ import {
   type XattrSetOptions,
 } from './file-system-api.js';
 import type { Inode } from './inode.js';
+import { InodeFlag } from './inode-format.js';
 import { HandleLocks } from './locks/handle-locks.js';
 import { isWantedAlone } from './open-tokens.js';
 import { setInodeAttributes, statInode } from './operations/attributes.js';
@@ -123,6 +128,29 @@ export class FsOpenFile implements OpenFile {
     await this.#volume.change(() => truncateFile(this.#volume, this.#handle, sizeBytes, options));
   }
 
+  async allocate(
+    mode: AllocateMode,
+    offsetBytes: number,
+    lengthBytes: number,
+    options?: AllocateOptions,
+  ): Promise<void> {
+    checkAllocation(mode, offsetBytes, lengthBytes, `inode ${this.ino}`);
+    this.#checkWritable('fallocate');
+    for (const range of stepsOf(offsetBytes, lengthBytes)) {
+      await this.#volume.frees.makeRoom();
+      await this.#volume.change(() => allocateRange(this.#volume, this.#handle, mode, range, options));
+    }
+    if ((this.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
+      await this.sync((this.flags & SYNC) === 0, options);
+  }
+
+  async seek(offsetBytes: number, what: 'data' | 'hole', options?: OpOptions): Promise<number> {
+    this.#check('lseek');
+    if (this.#type !== FileType.regular)
+      throw new FsError('invalidArgument', { op: 'lseek', object: `inode ${this.ino}`, detail: 'not a file' });
+    return seekIn(this.#volume, this.#handle, offsetBytes, what, options);
+  }
+
   #checkWritable(op: string): void {
     this.#check(op);
     const object = `inode ${this.ino}`;
@@ -223,7 +251,7 @@ export class FsOpenFile implements OpenFile {
   /** What was reserved for growth and not used goes back, if the tokens for that are at hand; it is no reason to ask anybody. */
   async #trimTail(inode: Inode): Promise<void> {
     const volume = this.#volume;
-    if (!hasTail(inode)) return;
+    if ((inode.flags & InodeFlag.keepsSpace) !== 0 || !hasTail(inode)) return;
     const file = volume.inodes.attach(inode);
     const end = Math.ceil(inode.sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
     const pins = volume.parts.tokens.tryPin([

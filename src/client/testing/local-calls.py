@@ -70,6 +70,12 @@ calls = {
     "open": lambda path, flags, mode: os.close(os.open(path, flags | os.O_NONBLOCK, mode)),
     "write": lambda path, text: with_file(path, os.O_WRONLY, lambda fd: write(fd, text)),
     "read": lambda path: with_file(path, os.O_RDONLY, lambda fd: os.read(fd, 1 << 16).decode()),
+    "write_at": lambda path, offset, letter, count: with_file(
+        path, os.O_WRONLY, lambda fd: check(os.pwrite(fd, letter.encode() * count, offset) - count)
+    ),
+    "read_at": lambda path, offset, length: with_file(
+        path, os.O_RDONLY, lambda fd: os.pread(fd, length, offset).decode("latin1")
+    ),
     "mkdir": os.mkdir,
     "mknod": os.mknod,
     "symlink": os.symlink,
@@ -85,6 +91,12 @@ calls = {
     "utimens": utimens,
     "truncate": os.truncate,
     "ftruncate": lambda path, flags, size: with_file(path, flags, lambda fd: os.ftruncate(fd, size)),
+    "fallocate": lambda path, flags, mode, offset, length: with_file(
+        path, flags, lambda fd: check(libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)))
+    ),
+    "seek": lambda path, offset, what: with_file(
+        path, os.O_RDONLY, lambda fd: os.lseek(fd, offset, os.SEEK_DATA if what == "data" else os.SEEK_HOLE)
+    ),
     "access": lambda path, mode: check(libc.syscall(439, AT_FDCWD, path.encode(), mode, 0x200)),
     "stat": lambda path: attributes(os.stat(path)),
     "lstat": lambda path: attributes(os.lstat(path)),

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import type { Credentials } from '../../fs/file-system-api.js';
-import { type Calls, code, ROOT_USER, type Seen, type Time } from './posix-calls.js';
+import { type Allocation, answer, type Calls, code, ROOT_USER, type Seen, type Time } from './posix-calls.js';
 
 /**
  * The kernel's answers to the suites in ../posix, on a local directory: the oracle. A child process makes the calls, since it changes
@@ -28,22 +28,45 @@ const PROBES: readonly (readonly [string, ...unknown[]])[] = [
   ['stat', 'a'],
 ];
 
+/** With FALLOC_FL_KEEP_SIZE 1, FALLOC_FL_PUNCH_HOLE 2, FALLOC_FL_COLLAPSE_RANGE 8, ZERO_RANGE 16, INSERT_RANGE 32. */
+const ALLOCATIONS: Readonly<Record<Allocation, number>> = {
+  allocate: 0,
+  allocateKeepSize: 1,
+  punchHole: 3,
+  collapseRange: 8,
+  zeroRange: 16,
+  zeroRangeKeepSize: 17,
+  insertRange: 32,
+};
+const SPACE_PROBES: readonly (readonly [string, ...unknown[]])[] = [
+  ['open', 'file', constants.O_CREAT | constants.O_WRONLY, 0o644],
+  ...[0, 1, 3, 16, 17].map((mode) => ['fallocate', 'file', constants.O_RDWR, mode, 0, 1 << 20] as const),
+];
+
 /** Whether the kernel's answers about files in a directory of this user's can be had: as root, on a plain local file system. */
 export function canAskKernel(): boolean {
   const [major = 0, minor = 0] = release().split('.').map(Number);
   if (process.platform !== 'linux' || process.getuid?.() !== 0 || !existsSync(SCRIPT)) return false;
   if (major < RELEASE_MIN[0] || (major === RELEASE_MIN[0] && minor < RELEASE_MIN[1])) return false;
+  const answers = probe(PROBES);
+  return answers !== null && (answers[PROBES.length - 1]!.value as Seen).nlink === 2;
+}
+
+/** Whether those about holes and space can be had, too. */
+export const canAskAboutSpace = (): boolean => canAskKernel() && probe(SPACE_PROBES) !== null;
+
+/** The answers, or null when one of them is a refusal. */
+function probe(probes: readonly (readonly [string, ...unknown[]])[]): { value?: unknown; code?: string }[] | null {
   const cwd = mkdtempSync(join(tmpdir(), 'holdfast-probe-'));
   try {
-    const input = PROBES.map(([call, ...args]) => `${JSON.stringify({ user: ROOT_USER, call, args })}\n`).join('');
+    const input = probes.map(([call, ...args]) => `${JSON.stringify({ user: ROOT_USER, call, args })}\n`).join('');
     const { status, stdout } = spawnSync('python3', [SCRIPT], { cwd, input, encoding: 'utf8' });
-    if (status !== 0) return false;
+    if (status !== 0) return null;
     const answers = stdout
       .trim()
       .split('\n')
       .map((line) => JSON.parse(line) as { value?: unknown; code?: string });
-    if (answers.length !== PROBES.length || answers.some(({ code }) => code !== undefined)) return false;
-    return (answers[PROBES.length - 1]!.value as Seen).nlink === 2;
+    return answers.length !== probes.length || answers.some(({ code }) => code !== undefined) ? null : answers;
   } finally {
     rmSync(cwd, { recursive: true });
   }
@@ -162,6 +185,12 @@ export class LocalCalls implements Calls {
   ftruncate(path: string, flags: number, size: number) {
     return this.#do('ftruncate', this.#at(path), flags, size);
   }
+  fallocate(path: string, flags: number, how: Allocation, offset: number, length: number) {
+    return this.#do('fallocate', this.#at(path), flags, ALLOCATIONS[how], offset, length);
+  }
+  seek(path: string, offset: number, what: 'data' | 'hole') {
+    return answer(this.#ask('seek', this.#at(path), offset, what) as Promise<number>);
+  }
   access(path: string, mode: number) {
     return this.#do('access', this.#at(path), mode);
   }
@@ -171,6 +200,12 @@ export class LocalCalls implements Calls {
   }
   removexattr(path: string, name: string) {
     return this.#do('removexattr', this.#at(path), name);
+  }
+  writeAt(path: string, offset: number, letter: string, count: number) {
+    return this.#do('write_at', this.#at(path), offset, letter, count);
+  }
+  async readAt(path: string, offset: number, length: number) {
+    return (await this.#ask('read_at', this.#at(path), offset, length)) as string;
   }
   async read(path: string) {
     return (await this.#ask('read', this.#at(path))) as string;

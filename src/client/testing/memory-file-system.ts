@@ -3,6 +3,8 @@ import type { EntryId } from '../../cache/cache-map.js';
 import { FsError } from '../../common/errors.js';
 import type { InodeNumber } from '../../common/ids.js';
 import {
+  type AllocateMode,
+  type AllocateOptions,
   type AttributeChanges,
   type Attributes,
   type Credentials,
@@ -349,6 +351,19 @@ class MemoryFile implements OpenFile {
     await this.#enter('ftruncate', options);
     if ((this.flags & O_ACCMODE) === constants.O_RDONLY) throw fail('invalidArgument', 'ftruncate');
     this.fs.resize(this.node, sizeBytes);
+  }
+  async allocate(mode: AllocateMode, offsetBytes: number, lengthBytes: number, options?: AllocateOptions) {
+    await this.#enter('fallocate', options);
+    if ((this.flags & O_ACCMODE) === constants.O_RDONLY) throw fail('badHandle', 'fallocate');
+    if (mode === 'collapseRange' || mode === 'insertRange') throw fail('notSupported', 'fallocate');
+    const end = offsetBytes + lengthBytes;
+    if (mode !== 'allocate') this.node.bytes.fill(0, offsetBytes, end);
+    if (mode !== 'punchHole' && options?.keepSize !== true && end > this.node.sizeBytes) this.fs.resize(this.node, end);
+  }
+  async seek(offsetBytes: number, what: 'data' | 'hole', options?: OpOptions): Promise<number> {
+    await this.#enter('lseek', options);
+    if (offsetBytes >= this.node.sizeBytes) throw fail('noData', 'lseek');
+    return what === 'data' ? offsetBytes : this.node.sizeBytes;
   }
   async stat(options?: OpOptions): Promise<Attributes> {
     await this.#enter('fstat', options);

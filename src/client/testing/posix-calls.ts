@@ -1,6 +1,6 @@
 import { constants } from 'node:fs';
 import { FsError } from '../../common/errors.js';
-import type { Credentials, FileSystem } from '../../fs/file-system-api.js';
+import type { AllocateMode, Credentials, FileSystem } from '../../fs/file-system-api.js';
 import { directClient } from '../connect-socket.js';
 import type { FileSystemClient } from '../file-system-client.js';
 
@@ -23,6 +23,9 @@ export interface Seen {
   readonly mtime: bigint;
   readonly ctime: bigint;
 }
+
+/** With or without FALLOC_FL_KEEP_SIZE; punchHole has it always. */
+export type Allocation = AllocateMode | 'allocateKeepSize' | 'zeroRangeKeepSize';
 
 export interface Calls {
   /** The same calls by somebody else. */
@@ -52,6 +55,12 @@ export interface Calls {
   access(path: string, mode: number): Promise<string>;
   setxattr(path: string, name: string, value: Uint8Array, how?: 'create' | 'replace'): Promise<string>;
   removexattr(path: string, name: string): Promise<string>;
+  fallocate(path: string, flags: number, how: Allocation, offset: number, length: number): Promise<string>;
+  /** Where it is found, or the errno. */
+  seek(path: string, offset: number, what: 'data' | 'hole'): Promise<number | string>;
+  /** The same letter, many times. */
+  writeAt(path: string, offset: number, letter: string, count: number): Promise<string>;
+  readAt(path: string, offset: number, length: number): Promise<string>;
   read(path: string): Promise<string>;
   stat(path: string): Promise<Seen>;
   lstat(path: string): Promise<Seen>;
@@ -73,6 +82,17 @@ export async function code(work: Promise<unknown>): Promise<string> {
     if (typeof found.code !== 'string' || (!FsError.is(error) && !found.code.startsWith('E'))) throw error;
     return found.code;
   }
+}
+
+/** What a call gives, or the errno that it failed with. */
+export async function answer<T>(work: Promise<T>): Promise<T | string> {
+  let given: T | undefined;
+  const failed = await code(
+    work.then((value) => {
+      given = value;
+    }),
+  );
+  return failed === 'ok' ? given! : failed;
 }
 
 /** The library's, on one node. */
@@ -168,6 +188,20 @@ export class LibraryCalls implements Calls {
       }),
     );
   }
+  fallocate(path: string, flags: number, how: Allocation, offset: number, length: number) {
+    const keepSize = how.endsWith('KeepSize');
+    const mode = how.replace('KeepSize', '') as AllocateMode;
+    return code(
+      this.#client.open(this.#at(path), flags).then(async (handle) => {
+        await using open = handle;
+        await open.fallocate(offset, length, { mode, keepSize });
+      }),
+    );
+  }
+  async seek(path: string, offset: number, what: 'data' | 'hole') {
+    await using handle = await this.#client.open(this.#at(path), 'r');
+    return answer(handle.seek(offset, what));
+  }
   access(path: string, mode: number) {
     return code(this.#client.access(this.#at(path), mode));
   }
@@ -176,6 +210,20 @@ export class LibraryCalls implements Calls {
   }
   removexattr(path: string, name: string) {
     return code(this.#client.lremovexattr(this.#at(path), name));
+  }
+  writeAt(path: string, offset: number, letter: string, count: number) {
+    return code(
+      this.#client.open(this.#at(path), 'r+').then(async (handle) => {
+        await using open = handle;
+        await open.write(Buffer.alloc(count, letter), 0, count, offset);
+      }),
+    );
+  }
+  async readAt(path: string, offset: number, length: number) {
+    await using handle = await this.#client.open(this.#at(path), 'r');
+    const bytes = Buffer.alloc(length);
+    const { bytesRead } = await handle.read(bytes, 0, length, offset);
+    return bytes.toString('latin1', 0, bytesRead);
   }
   read(path: string) {
     return this.#client.readFile(this.#at(path), 'utf8');

@@ -20,8 +20,11 @@ export interface Rule {
   readonly run: (t: RuleContext) => Promise<void>;
   /** Not asked of a local directory, which has other limits. */
   readonly ownLimits?: boolean;
+  /** Asked of a local directory where its file system can do all of fallocate. */
+  readonly ofSpace?: boolean;
 }
 export const rule = (name: string, run: Rule['run']): Rule => ({ name, run });
+export const spaceRule = (name: string, run: Rule['run']): Rule => ({ name, run, ofSpace: true });
 /** A rule with numbers of ours in it. */
 export const ownRule = (name: string, run: Rule['run']): Rule => ({ name, run, ownLimits: true });
 
