@@ -36,6 +36,7 @@ import { TokenServer } from '../token-manager/token-server.js';
 import type { TokenServerSettings } from '../token-manager/token-server-events.js';
 import { lifeState, NodeRecovery } from './node-recovery.js';
 import type { PoolPlan } from './pool-plan.js';
+import { RegionExchange } from './region-exchange.js';
 import { SpaceExchange } from './space-exchange.js';
 
 /**
@@ -105,6 +106,7 @@ export class HoldfastNode {
   readonly #parts: NodeParts;
   readonly #unsubscribe: () => void;
   readonly #space: SpaceExchange;
+  readonly #regions: RegionExchange;
   readonly #recovery: NodeRecovery;
   /** Metadata on its way, of the mounted file system and of recovery. */
   readonly #staging: SegmentArena;
@@ -154,16 +156,13 @@ export class HoldfastNode {
           closed: membership.view.expelling,
         })
       : null;
-    this.#space = new SpaceExchange({
-      fabric,
-      membership,
-      counters,
-      logger,
-      mounted: () => {
-        const mounted = this.#mounted;
-        return mounted === null ? null : { uuid: mounted.identity.uuid, fileSystem: mounted.fileSystem };
-      },
-    });
+    const mounted = () => {
+      const present = this.#mounted;
+      return present === null ? null : { uuid: present.identity.uuid, fileSystem: present.fileSystem };
+    };
+    this.#space = new SpaceExchange({ fabric, membership, counters, logger, mounted });
+    const { tokenServer } = this;
+    this.#regions = new RegionExchange({ fabric, membership, clock, counters, logger, tokenServer, mounted });
     this.tokens = new TokenClient({
       fabric,
       membership,
@@ -291,7 +290,10 @@ export class HoldfastNode {
       counters,
       checksums,
       settings: settings?.fs ?? {},
-      peers: this.#space.peers(identity.uuid, identity.number),
+      peers: {
+        ...this.#space.peers(identity.uuid, identity.number),
+        ...this.#regions.peers(identity.uuid, identity.number),
+      },
       lives: { state: (id, life) => lifeState(this.#parts.membership.view, id, life) },
       fsUuid: identity.uuid,
       nsdUuids: identity.nsds,

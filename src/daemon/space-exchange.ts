@@ -44,7 +44,7 @@ export class SpaceExchange {
   }
 
   /** The other nodes, as the file system of this UUID and number sees them. */
-  peers(fsUuid: string, number: FileSystemNumber): SpacePeers {
+  peers(fsUuid: string, number: FileSystemNumber): Pick<SpacePeers, 'settle'> {
     return { settle: (what, timeoutMs) => this.#ask(fsUuid, number, what, timeoutMs) };
   }
 

@@ -34,6 +34,8 @@ import {
   setRegionFree,
 } from './map-formats.js';
 import { Mutex } from './mutex.js';
+import { RegionFinder } from './space/region-finder.js';
+import type { RegionReport } from './space/shipment.js';
 import { type SettledPeers, Settling } from './space-peers.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
@@ -60,6 +62,9 @@ export class Allocator {
   readonly #held = new Map<number, HeldRegion>();
   readonly #acquiring = new Mutex();
   readonly #firstRegion: number;
+  readonly #finder: RegionFinder;
+  /** Being taken: its summary is right, and nothing is allocated from it yet. */
+  #taking: HeldRegion | null = null;
   /** By copies. Nothing was found for so many: no reason to look again for what is only wished for. */
   readonly #scarce = new Map<number, { readonly untilMs: number; readonly count: number }>();
   /** By copies. Every region was looked through for `count` sub-blocks in a row after the others had answered so, and there were none. */
@@ -68,14 +73,33 @@ export class Allocator {
   constructor(volume: Volume) {
     this.#volume = volume;
     this.#firstRegion = Math.floor(((volume.parts.nodeId * GOLDEN) % 1) * volume.geometry.regionCount);
+    this.#finder = new RegionFinder(volume, this.#firstRegion);
   }
 
   /** The token of these sectors is leaving: nothing is allocated from their regions any more. */
   forget(range: { start: number; end: number }): void {
     for (const region of this.#held.keys()) {
       const sectors = regionRange(this.#volume.geometry, region);
-      if (sectors.start < range.end && range.start < sectors.end) this.#held.delete(region);
+      if (sectors.start < range.end && range.start < sectors.end) {
+        this.#finder.left(region, this.#report(this.#held.get(region)!).free);
+        this.#held.delete(region);
+        this.#volume.counters.add('fs.regionsLost');
+      }
     }
+  }
+
+  /** The allocation manager hears what others may want to know. */
+  tellManager(): Promise<void> {
+    return this.#finder.tell(this.#reports());
+  }
+  #reports(): RegionReport[] {
+    return [...this.#held.values()].map((held) => this.#report(held));
+  }
+  #report({ region, free: subBlocks, blockFree, runMissing }: HeldRegion): RegionReport {
+    let inRow = 0;
+    for (let at = 0; at < blockFree.length; at++)
+      inRow = Math.max(inRow, Math.min(blockFree[at]!, runMissing[at]! - 1));
+    return { region, free: { subBlocks, inRow } };
   }
 
   get regionsHeld(): number {
@@ -113,7 +137,7 @@ export class Allocator {
         const again = this.#tryHeld(wanted) ?? (await this.#waitHeld(wanted));
         if (again !== null) return again;
         const known = urgently ? this.#knownFull(wanted, asked) : this.#knownScarce(wanted);
-        const looked = known ? 'full' : await this.#takeRegion(wanted);
+        const looked = known ? 'full' : await this.#takeRegion(wanted, urgently);
         if (typeof looked === 'object') return looked;
         // What this node has freed but not yet given back counts before "full" is said; then what the others have.
         if (attempt < 3 && (await this.#volume.frees.reclaim())) continue;
@@ -194,7 +218,8 @@ export class Allocator {
   freed(region: number, nsd: NsdIndex, block: number, count: number): void {
     this.#full.clear();
     this.#scarce.clear();
-    const held = this.#held.get(region);
+    const held = this.#held.get(region) ?? (this.#taking?.region === region ? this.#taking : undefined);
+    this.#finder.left(region, null);
     if (held === undefined) return;
     const at = nsd * this.#volume.geometry.regionBlocks + block;
     held.free += count;
@@ -372,25 +397,52 @@ export class Allocator {
   }
 
   /** Out of a further region, which it gets. `unsure`: there is nothing in those that could be had in time. */
-  async #takeRegion(wanted: Wanted): Promise<Extent | 'full' | 'unsure'> {
+  async #takeRegion(wanted: Wanted, urgently: boolean): Promise<Extent | 'full' | 'unsure'> {
+    const found = await this.#finder.find(
+      wanted,
+      urgently,
+      () => this.#reports(),
+      async (region) => {
+        const extent = await this.#attemptRegion(region, wanted);
+        return extent === 'busy' ? null : extent;
+      },
+    );
+    if (found === 'unknown') return this.#lookThrough(wanted);
+    if (found !== 'none') return found;
+    this.#looked(wanted);
+    return 'full';
+  }
+
+  /** Only who has looked remembers: an answer out of memory doesn't make the memory last longer. */
+  #looked({ copies, count }: Wanted): void {
+    const { clock, settings } = this.#volume;
+    this.#scarce.set(copies, { untilMs: clock.nowMs() + settings.scarceMemoryMs, count });
+  }
+
+  /** *busy*: it couldn't be had in time. */
+  async #attemptRegion(region: number, wanted: Wanted): Promise<Extent | null | 'busy'> {
+    if (this.#held.has(region)) return null;
+    try {
+      return await this.#tryRegion(region, wanted);
+    } catch (error) {
+      if (!FsError.is(error) || (error.reason !== 'tokenDeadline' && error.reason !== 'tokenRefused')) throw error;
+      this.#volume.counters.add('fs.regionsBusy');
+      return 'busy';
+    }
+  }
+
+  /** All of them, one after the other: what is found is what there is. */
+  async #lookThrough(wanted: Wanted): Promise<Extent | 'full' | 'unsure'> {
     const volume = this.#volume;
     let looked: 'full' | 'unsure' = 'full';
     const { regionCount } = volume.geometry;
     for (let i = 0; i < regionCount; i++) {
       const region = (this.#firstRegion + i) % regionCount;
-      if (this.#held.has(region)) continue;
-      try {
-        const extent = await this.#tryRegion(region, wanted);
-        if (extent !== null) return extent;
-      } catch (error) {
-        if (!FsError.is(error) || (error.reason !== 'tokenDeadline' && error.reason !== 'tokenRefused')) throw error;
-        volume.counters.add('fs.regionsBusy');
-        looked = 'unsure';
-      }
+      const extent = await this.#attemptRegion(region, wanted);
+      if (extent === 'busy') looked = 'unsure';
+      else if (extent !== null) return extent;
     }
-    // Only who has looked remembers: an answer out of memory doesn't make the memory last longer.
-    const untilMs = volume.clock.nowMs() + volume.settings.scarceMemoryMs;
-    this.#scarce.set(wanted.copies, { untilMs, count: wanted.count });
+    this.#looked(wanted);
     return looked;
   }
 
@@ -418,13 +470,19 @@ export class Allocator {
             held.free += free;
           }
         }
+        // In the same turn: what is freed from here on is counted.
+        this.#taking = held;
       });
-      if (held.free < wanted.count * wanted.copies || !this.#couldServe(held, wanted)) return null;
+      if (held.free < wanted.count * wanted.copies || !this.#couldServe(held, wanted)) {
+        this.#finder.left(region, this.#report(held).free);
+        return null;
+      }
       await this.#clearFree(region, range.start);
       this.#held.set(region, held);
       volume.counters.add('fs.regionsTaken');
       return await this.#carvePinned(held, wanted);
     } finally {
+      this.#taking = null;
       pins.release();
     }
   }

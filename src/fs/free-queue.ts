@@ -3,18 +3,15 @@
  *
  * An extent comes here after the record that gives it up was logged, and after the last transfer to or from it has ended. Then, in this
  * order: the log is forced as far as that record (S6), discarded on its NSD (so that a free sub-block reads as zeros, and an unwritten part of a block that is
- * allocated later never shows what somebody else had there), then its bits are cleared under the region's token. Until then
+ * allocated later never shows what somebody else had there), then its bits are cleared by whoever holds the region (space/shipments.ts). Until then
  * nobody can allocate it. What a dying node has in this queue is in limbo in its log: recovery frees it.
  */
-import type { NsdIndex } from '../common/ids.js';
-import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
-import { copiesOf } from '../nsd/copies.js';
-import { groupBy } from './group.js';
 import type { Inode } from './inode.js';
-import { ALLOCATION_MAP, type Extent, regionOf, regionRange, regionSectorRange, regionSectorsRange } from './layout.js';
-import { countBits, fillBits, regionFree, setRegionFree } from './map-formats.js';
+import type { Extent } from './layout.js';
 import { Mutex } from './mutex.js';
-import { MetadataTransaction } from './transaction.js';
+import { byRegion, clearBits, inRegion, nsdsOf, withRegion } from './space/region-change.js';
+import type { Shipment } from './space/shipment.js';
+import type { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
 
 export const DISCARD_EXTENTS_MAX = 256;
@@ -31,7 +28,7 @@ export class FreeQueue {
   }
 
   get length(): number {
-    return this.#extents.length;
+    return this.#extents.length + this.#volume.shipments.length;
   }
 
   /** `sequence`: the transaction since which no record needs them any more; it is durable before they are thrown away (S6). */
@@ -50,43 +47,72 @@ export class FreeQueue {
     if (this.#extents.length >= this.#volume.settings.freeQueueMax) await this.drain();
   }
 
-  /** Gives back what waits. Regions that can't be had in time keep their extents in the queue; they are tried again. */
+  /**
+   * Gives back what waits: what is in a region that this node holds at once, what is in another node's by shipping it there, what is in nobody's by taking the
+   * region. What can't be given back in time stays in the queue, or in doubt (shipments.ts); it is tried again.
+   */
   async drain(): Promise<number> {
     return this.#draining.run(async () => {
+      const { shipments } = this.#volume;
+      let freed = await shipments.retry();
       if (this.#extents.length > 0) await this.#volume.log?.force(this.#sequence);
       const extents = this.#extents;
       this.#extents = [];
-      let freed = 0;
-      const { regionCount } = this.#volume.geometry;
-      // Per NSD (or two) and region: what is one sector of the map, or one of each copy, is changed in one moment, wholly or not at all.
-      for (const some of groupBy(
-        extents,
-        (e) => e.nsd * regionCount + regionOf(this.#volume.geometry, e.sector),
-      ).values()) {
-        try {
+      // Each group is of one region, changed in one moment, so a group is freed wholly or not at all.
+      const elsewhere: { readonly region: number; readonly extents: readonly Extent[] }[] = [];
+      for (const [region, some] of byRegion(this.#volume, extents))
+        await this.#attempt(some, async () => {
           await this.#discard(some);
-          freed += await this.#volume.innerChange(() => this.#clear(some));
-        } catch (error) {
-          this.#extents.push(...some);
-          this.#volume.counters.add('fs.freesDelayed', some.length);
-          this.#volume.parts.logger.warn({ error: String(error) }, 'freed space could not be given back yet');
-        }
+          const here = await this.#clear(region, some, null);
+          if (here === null) elsewhere.push({ region, extents: some });
+          else freed += here;
+        });
+      const holders = await shipments.holdersOf(elsewhere.map(({ region }) => region));
+      const shipped = [];
+      for (const { region, extents: some } of elsewhere) {
+        const holder = holders.get(region);
+        if (holder !== undefined) shipped.push({ region, extents: some, holder });
+        else
+          await this.#attempt(some, async () => {
+            freed += (await this.#clear(region, some, this.#volume.settings.regionTimeoutMs)) ?? 0;
+          });
       }
-      return freed;
+      const sent = await shipments.send(shipped);
+      this.#extents.push(...sent.left);
+      return freed + sent.freed;
     });
+  }
+
+  async #attempt(extents: readonly Extent[], body: () => Promise<void>): Promise<void> {
+    try {
+      await body();
+    } catch (error) {
+      this.#extents.push(...extents);
+      this.#volume.counters.add('fs.freesDelayed', extents.length);
+      this.#volume.parts.logger.warn({ error: String(error) }, 'freed space could not be given back yet');
+    }
   }
 
   /** Before "no space" is said: whatever this node has freed goes back now. True when that made room. */
   async reclaim(): Promise<boolean> {
     await this.#volume.orphans.attempted(this.#volume.settings.regionTimeoutMs);
     await this.#volume.inodes.writeOutFreeing();
-    return this.#extents.length > 0 && (await this.drain()) > 0;
+    return this.length > 0 && (await this.drain()) > 0;
   }
 
-  /** Space that a node which is gone had in limbo, of one sector of the map. `also`: what belongs into the same transaction. */
-  async giveBack(extents: readonly Extent[], also: (transaction: MetadataTransaction) => void): Promise<void> {
+  /** Space that a node which is gone had in limbo in a region. `also`: what belongs into the same transaction. */
+  async giveBack(
+    region: number,
+    extents: readonly Extent[],
+    also: (transaction: MetadataTransaction) => void,
+  ): Promise<void> {
     await this.#discard(extents);
-    await this.#volume.innerChange(() => this.#clear(extents, also));
+    await this.#clear(region, extents, this.#volume.settings.regionTimeoutMs, also);
+  }
+
+  /** The same for what it had shipped, and of which nobody knows whether it has arrived. */
+  async giveBackShipped(shipment: Shipment, also: (transaction: MetadataTransaction) => void): Promise<void> {
+    await this.#volume.shipments.settle(shipment, () => this.#discard(shipment.extents), also);
   }
 
   async #discard(extents: readonly Extent[]): Promise<void> {
@@ -98,47 +124,20 @@ export class FreeQueue {
     }
   }
 
-  async #clear(extents: readonly Extent[], also?: (transaction: MetadataTransaction) => void): Promise<number> {
+  /** Null: the region isn't held here, and not waited for. */
+  async #clear(
+    region: number,
+    extents: readonly Extent[],
+    timeoutMs: number | null,
+    also?: (transaction: MetadataTransaction) => void,
+  ): Promise<number | null> {
     const volume = this.#volume;
-    const { nsd } = extents[0]!;
-    const region = regionOf(volume.geometry, extents[0]!.sector);
-    const item = volume.dataItem(ALLOCATION_MAP, regionRange(volume.geometry, region));
-    const pins =
-      volume.parts.tokens.tryPin([item]) ??
-      (await volume.parts.tokens.acquire([item], { timeoutMs: volume.settings.regionTimeoutMs }));
-    let freed = 0;
-    try {
-      const range = regionSectorsRange(volume.geometry, region, nsd);
-      await volume.mapFile(ALLOCATION_MAP).withBytes(range, 'exclusive', (view) => {
-        const transaction = new MetadataTransaction(volume);
-        for (const copy of copiesOf(nsd)) {
-          const { start } = regionSectorRange(volume.geometry, region, copy);
-          const sector = view.bytes(start, SECTOR_BYTES);
-          for (const extent of extents) freed += this.#clearOne(sector, region, extent, copy);
-          view.changed(start, SECTOR_BYTES);
-          transaction.sector(volume.systemFiles.get(ALLOCATION_MAP)!, start, sector);
-        }
+    return withRegion(volume, region, timeoutMs, () =>
+      inRegion(volume, region, nsdsOf(extents), (sectorOf, transaction) => {
         transaction.settled(extents);
         also?.(transaction);
-        transaction.commit();
-      });
-    } finally {
-      pins.release();
-    }
-    volume.counters.add('fs.subBlocksFreed', freed);
-    return freed;
-  }
-
-  #clearOne(sector: Uint8Array, region: number, extent: Extent, nsd: NsdIndex): number {
-    const block = Math.floor(extent.sector / SUB_BLOCKS_PER_BLOCK) % this.#volume.geometry.regionBlocks;
-    const first = extent.sector % SUB_BLOCKS_PER_BLOCK;
-    const used = countBits(sector, block, first, extent.count, 1);
-    if (used !== extent.count)
-      // A pointer and the map disagreed: a check of the file system finds who is right. Going on loses nothing.
-      this.#volume.parts.logger.error({ ...extent, nsd, used }, 'sub-blocks to be freed are free already');
-    fillBits(sector, block, first, extent.count, 0);
-    setRegionFree(sector, regionFree(sector) + used);
-    this.#volume.allocator.freed(region, nsd, block, used);
-    return used;
+        return clearBits(volume, sectorOf, extents);
+      }),
+    );
   }
 }

@@ -30,8 +30,11 @@ export const BLOCKS_PER_SEGMENT = INODES_PER_SEGMENT / INODES_PER_BLOCK;
 
 /** What a superblock can list in one sector. */
 export const NSD_COUNT_MAX = 96;
-/** Bitmaps of 32 bytes behind a 64-byte header. */
-export const REGION_BLOCKS_MAX = (SECTOR_BYTES - 64) / 32;
+/** At the end of a region's sector: for each slot of the table of logs, through which shipment its frees have been applied (S6). */
+export const FREE_MARK_BYTES = 6;
+export const FREE_MARKS_AT = SECTOR_BYTES - FREE_MARK_BYTES * SUB_BLOCKS_PER_BLOCK;
+/** Bitmaps of 32 bytes between a 64-byte header and the marks. */
+export const REGION_BLOCKS_MAX = (FREE_MARKS_AT - 64) / 32;
 export const SEGMENT_COUNT_MAX = 1 << 24;
 export const NAME_BYTES_MAX = 255;
 export const PATH_BYTES_MAX = 4096;

@@ -76,6 +76,11 @@ export class LogClaim {
     this.#volume.counters.add('log.opened');
   }
 
+  /** Its place in the table of logs: names this node's log wherever it is spoken of. */
+  get slot(): number {
+    return this.#descriptor.slot;
+  }
+
   #self(): LogDescriptor['owner'] {
     const { nodeId, incarnation } = this.#volume.parts;
     return { nodeId, incarnation };

@@ -3,13 +3,14 @@
  * whenever the sector is on a device.
  *
  *   region sector (region, NSD):  40 u32 free sub-blocks  44 u32 region  48 u16 NSD  64 one 32-byte bitmap per block
+ *                                 2560 u48 for each of 256 log slots, of NSD 0: frees shipped from it have been applied to the region through this one
  *   segment sector:               40 u32 free inodes      44 u32 next generation     64 bitmap of 512 bytes
  */
 import type { NsdIndex } from '../common/ids.js';
 import { SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import type { Checksums } from '../nsd/checksums.js';
 import { INODES_PER_SEGMENT } from '../token-manager/token.js';
-import { ALLOCATION_MAP, type Geometry, INODE_MAP } from './layout.js';
+import { ALLOCATION_MAP, FREE_MARK_BYTES, FREE_MARKS_AT, type Geometry, INODE_MAP } from './layout.js';
 import { getU16, getU32, Magic, sectorFault, setU16, setU32, writeHeader } from './sector.js';
 
 export const BITMAPS_AT = 64;
@@ -23,6 +24,16 @@ const POPULATION = Uint8Array.from({ length: 256 }, (_, byte) => {
 
 export const regionFree = (sector: Uint8Array): number => getU32(sector, 40);
 export const setRegionFree = (sector: Uint8Array, free: number): void => setU32(sector, 40, free);
+/** S6: what this slot's log has shipped to be freed in this region is applied up to and including this sequence. */
+export function freedThrough(sector: Uint8Array, slot: number): number {
+  const at = FREE_MARKS_AT + slot * FREE_MARK_BYTES;
+  return getU32(sector, at) + getU16(sector, at + 4) * 2 ** 32;
+}
+export function setFreedThrough(sector: Uint8Array, slot: number, sequence: number): void {
+  const at = FREE_MARKS_AT + slot * FREE_MARK_BYTES;
+  setU32(sector, at, sequence % 2 ** 32);
+  setU16(sector, at + 4, Math.floor(sequence / 2 ** 32));
+}
 export const bitmapAt = (blockInRegion: number): number => BITMAPS_AT + blockInRegion * BITMAP_BYTES;
 
 export function blockFree(sector: Uint8Array, blockInRegion: number): number {
@@ -64,7 +75,6 @@ export function fillBits(sector: Uint8Array, blockInRegion: number, bit: number,
   }
 }
 
-/** A region sector with everything free that exists on the NSD. */
 /** Free sub-blocks of a region's sector as runs, counted from the region's first sub-block. */
 export function freeRuns(sector: Uint8Array, regionBlocks: number): { from: number; count: number }[] {
   const runs: { from: number; count: number }[] = [];
@@ -81,6 +91,7 @@ export function freeRuns(sector: Uint8Array, regionBlocks: number): { from: numb
   return runs;
 }
 
+/** A region sector with everything free that exists on the NSD. */
 export function formatRegion(
   sector: Uint8Array,
   region: number,

@@ -23,6 +23,7 @@ import { type MountedFileSystem, MountedFs } from './mounted-file-system.js';
 import { Neighbours } from './neighbours.js';
 import { Orphans } from './orphans.js';
 import { DEFAULT_FS_SETTINGS, type FsSettings } from './settings.js';
+import { Shipments } from './space/shipments.js';
 import { NO_PEERS, type SpacePeers } from './space-peers.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
 import { type Lives, NOBODY_ELSE, Volume, type VolumeParts } from './volume.js';
@@ -70,6 +71,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
   volume.inodes = new InodeTable(volume);
   volume.allocator = new Allocator(volume);
   volume.frees = new FreeQueue(volume);
+  volume.shipments = new Shipments(volume);
   volume.numbers = new InodeNumbers(volume);
   volume.neighbours = new Neighbours(volume);
   volume.orphans = new Orphans(volume);

@@ -31,6 +31,7 @@ import { remove } from './operations/unlink.js';
 import { getXattr, listXattrs, setXattr } from './operations/xattr.js';
 import { readLink, walkToExisting } from './path-walk.js';
 import { settle } from './settle.js';
+import type { Shipment } from './space/shipment.js';
 import type { Settled, Settling } from './space-peers.js';
 import { Statistics } from './statistics.js';
 import type { Superblock } from './superblock.js';
@@ -44,6 +45,8 @@ export interface MountedFileSystem extends FileSystem {
   abandon(): InodeNumber[];
   /** Another node asks for what this one has freed. @throws {FsError} closed, fenced; what writing out gives. */
   settle(what: Settling): Promise<Settled>;
+  /** Space that another node frees in a region of ours (S6). @throws {FsError} invalidArgument; what writing the log gives. */
+  applyShipment(shipment: Shipment): Promise<'applied' | 'notMine'>;
   /** After a node's log has been redone: what it left unfinished is brought to an end, as far as nobody else is at it. */
   settleLeft(): Promise<void>;
   /** For status pages. */
@@ -194,6 +197,10 @@ export class MountedFs implements MountedFileSystem {
     await this.#volume.claim?.settleLeft();
   }
 
+  applyShipment(shipment: Shipment): Promise<'applied' | 'notMine'> {
+    return this.#volume.shipments.apply(shipment);
+  }
+
   settle(what: Settling): Promise<Settled> {
     return settle(this.#volume, what);
   }
@@ -223,6 +230,7 @@ export class MountedFs implements MountedFileSystem {
     volume.closed = true;
     this.#timer?.cancel();
     if (this.#working !== null) await this.#working;
+    await volume.shipments.idle();
     // What those who left before us could not bring to an end.
     await volume.claim?.settleLeft();
     await volume.orphans.finish(volume.settings.regionTimeoutMs);
@@ -303,10 +311,11 @@ export class MountedFs implements MountedFileSystem {
 
   /** Old dirty inodes go out, what was freed goes back, what is not used is forgotten. */
   async #work(): Promise<void> {
-    const { clock, settings, inodes, frees, numbers, log, sectors, accessTimes } = this.#volume;
+    const { clock, settings, inodes, allocator, frees, numbers, log, sectors, accessTimes } = this.#volume;
     await inodes.writeOutOlderThan(clock.nowMs() - settings.inodeWriteBehindMs);
     if (frees.length > 0) await frees.drain();
     if (numbers.returnedCount > 0) await numbers.returnNumbers();
+    await allocator.tellManager();
     await log?.force();
     if (sectors.oldestMs() <= clock.nowMs() - settings.inodeWriteBehindMs)
       await log?.checkpoint(settings.inodeWriteBehindMs);

@@ -79,7 +79,9 @@ export async function replayLogs(
     if (scanned.uneven.length > 0) await evenOut(volume, descriptor, scanned.uneven);
     const ends = plan.add(scanned.transactions);
     transactions += scanned.transactions.length;
-    done.push({ ...descriptor, state: ends.empty ? LogState.clean : LogState.replayed, settledEnds: 0 });
+    // Places in a log never come again: shipped frees are told apart by them (S6).
+    if (ends.empty) done.push({ ...descriptor, state: LogState.clean, tail: scanned.head, settledEnds: 0 });
+    else done.push({ ...descriptor, state: LogState.replayed, settledEnds: 0 });
   }
   const result = await redo(volume, plan);
   for (const descriptor of done) await writeDescriptor(volume, table, descriptor);

@@ -16,6 +16,8 @@ export interface FsSettings {
   readonly scarceMemoryMs: number;
   /** How long the other nodes may take to settle what they have freed, before "full" is said or space is counted without them. */
   readonly peersTimeoutMs: number;
+  /** How long the allocation manager may take to answer, before the file system is looked through without it. */
+  readonly managerTimeoutMs: number;
   /** Extents waiting to be freed before an operation helps out. */
   readonly freeQueueMax: number;
   /** Bytes of a new log; null: by the size of the file system, 256 KiB to 64 MiB. */
@@ -35,6 +37,7 @@ export const DEFAULT_FS_SETTINGS: FsSettings = {
   regionTimeoutMs: 2_000,
   scarceMemoryMs: 200,
   peersTimeoutMs: 2_000,
+  managerTimeoutMs: 500,
   freeQueueMax: 16_384,
   statisticsAgeMs: 2_000,
   accessTimes: 'relatime',

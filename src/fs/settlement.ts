@@ -1,6 +1,6 @@
 /**
  * What nodes that are gone left unfinished (log/loose-ends.ts) is brought to an end by a node that has the file system mounted: space in limbo is
- * freed, numbers go back, inodes without a name go.
+ * freed, and what was shipped if it has not arrived (S6), numbers go back, inodes without a name go.
  *
  * Each step is one transaction of this node's log together with the count of steps done, in the descriptor of the log that was left: so whoever dies
  * in the midst, a step is done once. The steps are the same for everybody who reads that log, in one order.
@@ -9,18 +9,21 @@ import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import type { TokenPins } from '../token-manager/token.js';
 import { groupBy } from './group.js';
-import { type Extent, LOG_TABLE, regionOf, segmentOf } from './layout.js';
+import { type Extent, LOG_TABLE, segmentOf } from './layout.js';
 import { type LogVolume, readDescriptor, readDescriptors, readLog, writeDescriptor } from './log/log-reader.js';
 import { encodeDescriptor, type LogDescriptor, LogState, slotRange } from './log/log-table.js';
 import { keyOf } from './log/logged-sectors.js';
 import type { LooseEnds } from './log/loose-ends.js';
 import { RedoPlan } from './log/redo-plan.js';
+import { byRegion } from './space/region-change.js';
+import type { Shipment } from './space/shipment.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
 
 type Step =
   | { readonly kind: 'orphan'; readonly ino: InodeNumber; readonly generation: number }
-  | { readonly kind: 'space'; readonly extents: readonly Extent[] }
+  | { readonly kind: 'space'; readonly region: number; readonly extents: readonly Extent[] }
+  | { readonly kind: 'shipped'; readonly shipment: Shipment }
   | { readonly kind: 'numbers'; readonly segment: number; readonly numbers: readonly InodeNumber[] };
 
 /** Every log that has been replayed and not settled. Those that somebody else is at are left to it. */
@@ -50,7 +53,7 @@ export async function settleReplayed(volume: Volume, logs: LogVolume, table: Ext
 
 async function settleOne(volume: Volume, logs: LogVolume, table: Extent, left: LogDescriptor): Promise<void> {
   const scanned = await readLog(logs, left);
-  const steps = stepsOf(volume, new RedoPlan().add(scanned.transactions));
+  const steps = stepsOf(volume, left.slot, new RedoPlan().add(scanned.transactions));
   const home = { nsd: table.nsd, sector: table.sector + left.slot };
   await volume.learnVersions([{ ...home, count: 1 }]);
   let descriptor = left;
@@ -70,17 +73,14 @@ async function settleOne(volume: Volume, logs: LogVolume, table: Extent, left: L
   volume.counters.add('recovery.settled', steps.length);
 }
 
-function stepsOf(volume: Volume, { limbo, numbers, orphans }: LooseEnds): Step[] {
-  const { geometry } = volume;
+function stepsOf(volume: Volume, slot: number, { limbo, shipped, numbers, orphans }: LooseEnds): Step[] {
   const steps: Step[] = [];
   for (const [ino, generation] of [...orphans].sort(([a], [b]) => a - b))
     steps.push({ kind: 'orphan', ino, generation });
-  // One sector of the map each.
-  const bySector = groupBy(
-    limbo.extents(),
-    ({ nsd, sector }) => nsd * geometry.regionCount + regionOf(geometry, sector),
-  );
-  for (const extents of bySector.values()) steps.push({ kind: 'space', extents });
+  for (const [region, extents] of byRegion(volume, limbo.extents())) steps.push({ kind: 'space', region, extents });
+  for (const [sequence, set] of [...shipped].sort(([a], [b]) => a - b))
+    for (const [region, extents] of byRegion(volume, set.extents()))
+      steps.push({ kind: 'shipped', shipment: { region, slot, sequence, extents } });
   for (const [segment, some] of groupBy(
     [...numbers].sort((a, b) => a - b),
     segmentOf,
@@ -103,7 +103,9 @@ async function settleStep(volume: Volume, step: Step, done: (transaction: Metada
       return;
     }
     case 'space':
-      return volume.frees.giveBack(step.extents, done);
+      return volume.frees.giveBack(step.region, step.extents, done);
+    case 'shipped':
+      return volume.frees.giveBackShipped(step.shipment, done);
     case 'numbers':
       return volume.numbers.clear(step.segment, step.numbers, done);
   }

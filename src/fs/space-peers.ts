@@ -4,6 +4,9 @@
  * others to bring that to an end ("settle"). What is asked for needs nobody's tokens but those of regions and segments, which nobody
  * keeps while waiting for a file; so a settling node never waits for whoever asked it, and whoever asks waits for a deadline at most.
  */
+import type { NodeId } from '../common/ids.js';
+import type { RegionAnswer, RegionAsk, Shipment, ShipmentAnswer } from './space/shipment.js';
+
 export const Settling = {
   /** What the node has freed becomes free for everybody. */
   space: 0,
@@ -32,6 +35,20 @@ export interface SettledPeers {
 export interface SpacePeers {
   /** Never rejects; ends at the deadline, whoever answers. */
   settle(what: Settling, timeoutMs: number): Promise<SettledPeers>;
+  /** Asks the allocation manager (space/region-machine.ts). Never rejects; null: no answer in time, or nothing was wanted. */
+  region(ask: RegionAsk, timeoutMs: number): Promise<RegionAnswer | null>;
+  /** Who holds these regions, by their order; null for nobody. Never rejects; null: no answer in time. */
+  holders(
+    ask: { readonly regionBytes: number; readonly regions: readonly number[] },
+    timeoutMs: number,
+  ): Promise<readonly (NodeId | null)[] | null>;
+  /** Sends space to be freed to a region's holder. Never rejects. */
+  ship(to: NodeId, shipment: Shipment, timeoutMs: number): Promise<ShipmentAnswer>;
 }
 
-export const NO_PEERS: SpacePeers = { settle: async () => ({ mark: '', unusedNumbers: 0 }) };
+export const NO_PEERS: SpacePeers = {
+  settle: async () => ({ mark: '', unusedNumbers: 0 }),
+  region: async () => null,
+  holders: async () => null,
+  ship: async () => 'notMine',
+};

@@ -70,6 +70,11 @@ export class Statistics {
   async #count(count: number): Promise<Counts> {
     const { geometry, fsId, checksums, clock, systemFiles, settings, parts, numbers } = this.#volume;
     const beganMs = clock.nowMs();
+    // What one has freed is in another one's region perhaps (S6): it arrives there before that one counts.
+    await Promise.all([
+      settle(this.#volume, Settling.space).catch(() => undefined),
+      parts.peers.settle(Settling.space, settings.peersTimeoutMs),
+    ]);
     const [own, others] = await Promise.all([
       settle(this.#volume, Settling.counts).catch((error: unknown) => {
         // What can't be written now is counted as the devices have it.

@@ -30,6 +30,7 @@ import type { FsSettings } from './settings.js';
 import type { SettledPeers, Settling } from './space-peers.js';
 import { fsIdOf } from './superblock.js';
 import { TestLockServer, TestLocks } from './testing-locks.js';
+import { TestSpace } from './testing-space.js';
 import { TestArbiter, TestTokens } from './testing-tokens.js';
 
 export { TestArbiter, TestTokens } from './testing-tokens.js';
@@ -260,6 +261,7 @@ export class TestVolume {
   readonly clock = new TestClock();
   readonly arbiter = new TestArbiter();
   readonly lockServer = new TestLockServer();
+  readonly space = new TestSpace(() => this.clock.nowMs());
   readonly nsds: RamNsds;
   epoch = epoch(1);
   readonly #mounted = new Map<number, MountedFileSystem>();
@@ -309,6 +311,7 @@ export class TestVolume {
     this.epoch = epoch(this.epoch + 1);
     await this.recover(node);
     this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
+    this.space.leaves(node.fs);
     for (const [number, fs] of this.#mounted) {
       if (fs !== node.fs) continue;
       this.#mounted.delete(number);
@@ -324,6 +327,7 @@ export class TestVolume {
       node.tokens.die();
       this.lockServer.bury(node.locks);
       this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
+      this.space.leaves(node.fs);
     }
     this.#mounted.clear();
     this.#lives.clear();
@@ -418,10 +422,11 @@ export class TestVolume {
       counters,
       checksums: testChecksums,
       settings: { ...this.#options.settings, ...nodeSettings },
-      peers: { settle: (what) => this.#settle(node, what) },
+      peers: { settle: (what) => this.#settle(node, what), ...this.space.peers(node) },
       lives: { state: (id, life) => (this.#lives.get(id) === life ? 'here' : 'gone') },
     });
     this.#mounted.set(node, fs);
+    this.space.joins(node, fs, tokens);
     return { fs, tokens, locks, cache, map, counters, pool, nsds, life: { nodeId: node, incarnation: life } };
   }
 }

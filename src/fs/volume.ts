@@ -30,6 +30,7 @@ import type { LogClaim } from './log-claim.js';
 import type { Neighbours } from './neighbours.js';
 import type { Orphans } from './orphans.js';
 import type { FsSettings } from './settings.js';
+import type { Shipments } from './space/shipments.js';
 import type { SpacePeers } from './space-peers.js';
 import type { Superblock } from './superblock.js';
 
@@ -70,6 +71,7 @@ export class Volume {
   inodes!: InodeTable;
   allocator!: Allocator;
   frees!: FreeQueue;
+  shipments!: Shipments;
   numbers!: InodeNumbers;
   neighbours!: Neighbours;
   readonly accessTimes: AccessTimes = new AccessTimes(this);

@@ -26,5 +26,10 @@ export const MessageType = {
   clientCall: 40,
   // File system: requests
   fsSettle: 50,
+  /** To the allocation manager: where is space; who holds regions. */
+  fsRegion: 51,
+  fsHolders: 52,
+  /** To a region's holder: space to be freed (S6). */
+  fsShip: 53,
 } as const;
 export type MessageType = (typeof MessageType)[keyof typeof MessageType];

@@ -250,6 +250,22 @@ export class TokenServerMachine extends ServerTakeover {
     return all;
   }
 
+  /** Who holds what of an object; null: it is another server's, or not all of it is known yet (T8). */
+  holdersOfObject(tokenClass: TokenClass, object: number): Pick<HeldRange, 'by' | 'mode' | 'range'>[] | null {
+    const key = objectKey(tokenClass, object);
+    if (!this.ownership.trusts(key)) return null;
+    const hits: number[] = [];
+    this.table.collect(key, 0, Number.MAX_SAFE_INTEGER, hits);
+    const held = [];
+    for (let i = 0; i < hits.length; i += HIT_STRIDE)
+      held.push({
+        by: this.members.at(hits[i]!).identity,
+        mode: hits[i + 1]! as TokenMode,
+        range: range(hits[i + 2]!, hits[i + 3]!),
+      });
+    return held;
+  }
+
   /** Every range held, as (node, incarnation, class, object, mode, range); at most `limit` of them from `skip` on. */
   list(skip: number, limit: number): HeldRange[] {
     const held: HeldRange[] = [];

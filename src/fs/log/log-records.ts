@@ -8,6 +8,7 @@
  *   numbersTaken 4, numbersSettled 5   u64 first · u16 count
  *   orphan 6, orphanSettled 7   u64 inode · u32 generation
  *   reset 8
+ *   shipped 9, arrived 10       u64 sequence · u16 n · n × (u16 NSD · u64 sector · u16 sub-blocks)
  *
  * Little-endian. What was read from a device is believed in nothing: a record that is not exactly one of these ends the log
  * where its transaction begins.
@@ -33,7 +34,18 @@ export interface SectorRecord {
 }
 export type LogRecord = { readonly kind: 'sector'; readonly sector: SectorRecord } | LooseEnd;
 
-const KINDS = ['sector', 'limbo', 'settled', 'numbersTaken', 'numbersSettled', 'orphan', 'orphanSettled', 'reset'];
+const KINDS = [
+  'sector',
+  'limbo',
+  'settled',
+  'numbersTaken',
+  'numbersSettled',
+  'orphan',
+  'orphanSettled',
+  'reset',
+  'shipped',
+  'arrived',
+];
 const codeOf = (kind: LogRecord['kind']): number => KINDS.indexOf(kind) + 1;
 const FULL = 1;
 const RAW = 2;
@@ -110,13 +122,11 @@ function encodeRecord(writer: ByteWriter, record: LogRecord): void {
     }
     case 'limbo':
     case 'settled':
-      for (let at = 0; at < record.extents.length; at += EXTENTS_MAX) {
-        const extents = record.extents.slice(at, at + EXTENTS_MAX);
-        if (at > 0) writer.u8(codeOf(record.kind));
-        writer.u16(extents.length);
-        for (const { nsd, sector, count } of extents) writer.u16(nsd).u64(sector).u16(count);
-      }
-      if (record.extents.length === 0) writer.u16(0);
+      encodeExtents(writer, record.kind, null, record.extents);
+      break;
+    case 'shipped':
+    case 'arrived':
+      encodeExtents(writer, record.kind, record.sequence, record.extents);
       break;
     case 'numbersTaken':
     case 'numbersSettled':
@@ -128,6 +138,22 @@ function encodeRecord(writer: ByteWriter, record: LogRecord): void {
       break;
     case 'reset':
       break;
+  }
+}
+
+/** As many records as it takes; the code of the first one is written. */
+function encodeExtents(
+  writer: ByteWriter,
+  kind: LogRecord['kind'],
+  sequence: number | null,
+  extents: readonly Extent[],
+): void {
+  for (let at = 0; at === 0 || at < extents.length; at += EXTENTS_MAX) {
+    if (at > 0) writer.u8(codeOf(kind));
+    if (sequence !== null) writer.u64(sequence);
+    const some = extents.slice(at, at + EXTENTS_MAX);
+    writer.u16(some.length);
+    for (const { nsd, sector, count } of some) writer.u16(nsd).u64(sector).u16(count);
   }
 }
 
@@ -149,11 +175,11 @@ function decodeRecord(reader: ByteReader): LogRecord {
     case 'sector':
       return { kind, sector: decodeSector(reader) };
     case 'limbo':
-    case 'settled': {
-      const count = reader.u16();
-      if (count > EXTENTS_MAX) throw wrong(`${count} extents`);
-      return { kind, extents: Array.from({ length: count }, () => decodeExtent(reader)) };
-    }
+    case 'settled':
+      return { kind, extents: decodeExtents(reader) };
+    case 'shipped':
+    case 'arrived':
+      return { kind, sequence: reader.u64(), extents: decodeExtents(reader) };
     case 'numbersTaken':
     case 'numbersSettled': {
       const first = inodeNumber(reader.u64());
@@ -187,6 +213,12 @@ function decodeSector(reader: ByteReader): SectorRecord {
     runs.push({ offsetBytes, bytes: reader.raw(length) });
   }
   return { nsd, sector, base, full: (flags & FULL) !== 0, raw: (flags & RAW) !== 0, runs };
+}
+
+function decodeExtents(reader: ByteReader): Extent[] {
+  const count = reader.u16();
+  if (count > EXTENTS_MAX) throw wrong(`${count} extents`);
+  return Array.from({ length: count }, () => decodeExtent(reader));
 }
 
 function decodeExtent(reader: ByteReader): Extent {

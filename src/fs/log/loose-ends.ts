@@ -4,6 +4,8 @@
  *
  * - limbo: sub-blocks that the allocation map says are in use and no logged pointer names: allocated for data that is not exposed yet, or cut
  *   off and not yet given back. Recovery frees them.
+ * - shipped: the same, on their way to whoever holds the region, as a shipment with a sequence; the region's mark in the map says whether it has
+ *   been applied (S6). Recovery frees what has not.
  * - numbers: inode numbers that the inode map says are in use and no inode has: in stock, or on their way back. Recovery gives them back.
  * - orphans: inodes without a name that somebody had open. Recovery frees them when nobody has them open any more.
  */
@@ -15,6 +17,8 @@ import { ExtentSet } from './extent-set.js';
 /** A change of them, as a record says it; several of one transaction count in their order. */
 export type LooseEnd =
   | { readonly kind: 'limbo' | 'settled'; readonly extents: readonly Extent[] }
+  /** From limbo on their way, of one region; `arrived`: the map says that they are free, durably. */
+  | { readonly kind: 'shipped' | 'arrived'; readonly sequence: number; readonly extents: readonly Extent[] }
   | { readonly kind: 'numbersTaken' | 'numbersSettled'; readonly first: InodeNumber; readonly count: number }
   | { readonly kind: 'orphan' | 'orphanSettled'; readonly ino: InodeNumber; readonly generation: number }
   /** Forget everything: what follows is all there is. */
@@ -22,6 +26,8 @@ export type LooseEnd =
 
 export class LooseEnds {
   readonly limbo = new ExtentSet();
+  /** By sequence. Those of several regions may have the same one. */
+  readonly shipped = new Map<number, ExtentSet>();
   readonly numbers = new Set<InodeNumber>();
   readonly orphans = new Map<InodeNumber, number>();
 
@@ -33,6 +39,21 @@ export class LooseEnds {
       case 'settled':
         for (const extent of change.extents) this.limbo.remove(extent);
         break;
+      case 'shipped': {
+        const set = this.shipped.get(change.sequence) ?? new ExtentSet();
+        this.shipped.set(change.sequence, set);
+        for (const extent of change.extents) {
+          this.limbo.remove(extent);
+          set.add(extent);
+        }
+        break;
+      }
+      case 'arrived': {
+        const set = this.shipped.get(change.sequence);
+        for (const extent of change.extents) set?.remove(extent);
+        if (set?.count === 0) this.shipped.delete(change.sequence);
+        break;
+      }
       case 'numbersTaken':
         for (let i = 0; i < change.count; i++) this.numbers.add(inodeNumber(change.first + i));
         break;
@@ -47,6 +68,7 @@ export class LooseEnds {
         break;
       case 'reset':
         this.limbo.clear();
+        this.shipped.clear();
         this.numbers.clear();
         this.orphans.clear();
         break;
@@ -54,7 +76,7 @@ export class LooseEnds {
   }
 
   get empty(): boolean {
-    return this.limbo.count === 0 && this.numbers.size === 0 && this.orphans.size === 0;
+    return this.limbo.count === 0 && this.shipped.size === 0 && this.numbers.size === 0 && this.orphans.size === 0;
   }
 
   /** All of it as changes, after a reset. */
@@ -63,6 +85,11 @@ export class LooseEnds {
     const extents = this.limbo.extents();
     for (let at = 0; at < extents.length; at += EXTENTS_MAX)
       changes.push({ kind: 'limbo', extents: extents.slice(at, at + EXTENTS_MAX) });
+    for (const [sequence, set] of this.shipped) {
+      const sent = set.extents();
+      for (let at = 0; at < sent.length; at += EXTENTS_MAX)
+        changes.push({ kind: 'shipped', sequence, extents: sent.slice(at, at + EXTENTS_MAX) });
+    }
     for (const { first, count } of runsOf(this.numbers)) changes.push({ kind: 'numbersTaken', first, count });
     for (const [ino, generation] of this.orphans) changes.push({ kind: 'orphan', ino, generation });
     return changes;
