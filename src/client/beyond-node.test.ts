@@ -63,6 +63,18 @@ for (const transport of ['direct', 'socket', 'worker'] as const)
       await expect(client.utimes('/times', 2n ** 63n, 1)).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
     });
 
+    it('names a file that is open', async () => {
+      const { client } = rig;
+      await client.writeFile('/old', 'text');
+      await using handle = await client.open('/old', 'r');
+      await handle.link('/new');
+      expect(await client.readFile('/new', 'utf8')).toBe('text');
+      const wanted = { code: 'EEXIST', syscall: 'link', dest: '/new' };
+      await expect(handle.link('/new')).rejects.toMatchObject(wanted);
+      expect(client.constants.O_TMPFILE).toBe(0o20200000);
+      expect(client.constants.O_RDWR).toBe(constants.O_RDWR);
+    });
+
     it('gives space to a range of a file, takes it away, and finds what is left', async () => {
       const { client } = rig;
       await client.writeFile('/space', 'abcdef');

@@ -311,6 +311,8 @@ export class DispatcherSession {
         done(this.#file(handle, 'truncateHandle').truncate(size, { signal })),
       allocate: ({ handle, mode, offset, length, keepSize }, _payload, signal) =>
         done(this.#file(handle, 'allocate').allocate(mode, offset, length, { signal, keepSize })),
+      linkHandle: ({ handle, to }, _payload, signal) =>
+        done(this.#file(handle, 'linkHandle').link(to, who, { signal })),
       seek: async ({ handle, offset, what }, _payload, signal) => ({
         offset: await this.#file(handle, 'seek').seek(offset, what, { signal }),
       }),

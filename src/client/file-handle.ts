@@ -14,11 +14,13 @@ import {
   checkMode,
   checkOptions,
   checkOwner,
+  checkPath,
   checkSignal,
   checkTimes,
   checkXattrName,
   checkXattrValue,
   type Mode,
+  type PathLike,
   type TimeLike,
   toBuffer,
 } from './validate.js';
@@ -398,6 +400,19 @@ export class FileHandle extends EventEmitter implements AsyncDisposable {
     if (what !== 'data' && what !== 'hole') throw invalidArgValue('what', what, "must be one of 'data', 'hole'");
     const { result } = await this.#call('lseek', 'seek', { handle: this.#io.opened.handle, offset, what }, options);
     return result.offset;
+  }
+  /** A name for the file that is open: what one that was opened with O_TMPFILE becomes known by. */
+  async link(path: PathLike, options?: SignalOption): Promise<void> {
+    const { given, absolute } = checkPath(path, 'path', 'link');
+    const args = { handle: this.#io.opened.handle, to: absolute };
+    const signal = signalOf(options);
+    await this.#io.use('link', async () => {
+      try {
+        await this.session.call('linkHandle', args, undefined, signal);
+      } catch (error) {
+        throw toNodeError(error, 'link', undefined, given, signal);
+      }
+    });
   }
   /** Extended attributes, as fgetxattr(2) and its kin. */
   async getxattr(name: string, options?: SignalOption): Promise<Buffer> {

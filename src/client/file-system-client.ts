@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
 import { FsError } from '../common/errors.js';
 import type { Deny } from '../fs/file-system-api.js';
-import { type DirectoryEntry, FileType } from '../fs/file-system-api.js';
+import { type DirectoryEntry, FileType, O_TMPFILE } from '../fs/file-system-api.js';
 import { toChunks, type WritableData, wholeBytes } from './content.js';
 import { Dir, Dirent } from './dirent.js';
 import { FileHandle, type SignalOption, type XattrOptions } from './file-handle.js';
@@ -110,7 +110,8 @@ function checkShare({ deny, busyTimeoutMs }: ShareOptions = {}): Pick<OpArgs<'op
 }
 
 export class FileSystemClient implements AsyncDisposable {
-  readonly constants = constants;
+  /** node's, and O_TMPFILE. */
+  readonly constants: typeof constants & { readonly O_TMPFILE: number } = { ...constants, O_TMPFILE };
   /** This very object. An own, enumerable property: that is how isomorphic-git tells a promise API. */
   readonly promises: this = this;
   readonly #session: Session;

@@ -103,6 +103,7 @@ export interface OpTable {
     };
     result: Nothing;
   };
+  linkHandle: { args: HandleArgs & { readonly to: string }; result: Nothing };
   seek: {
     args: HandleArgs & { readonly offset: number; readonly what: 'data' | 'hole' };
     result: { readonly offset: number };
@@ -298,6 +299,7 @@ export const OPS: { readonly [K in OpName]: OpProperties } = {
   getLock: op(62),
   allocate: op(40),
   seek: op(41),
+  linkHandle: op(42, 'never'),
   mknod: op(32, 'never'),
   getXattr: op(33),
   listXattrs: op(34),

@@ -33,7 +33,7 @@ export interface FileHandle extends InodeRef {
 
 export const named = (handle: FileHandle): string => `inode ${handle.ino}`;
 
-async function pinFile(
+export async function pinFile(
   volume: Volume,
   handle: FileHandle,
   status: TokenMode,
@@ -179,7 +179,7 @@ async function appendFile(
  * At the end of file, of which this node alone has the tokens meanwhile: the size is known once status is pinned exclusively, then the data token
  * from there on is asked for.
  */
-async function atEnd<T>(
+export async function atEnd<T>(
   volume: Volume,
   handle: FileHandle,
   op: string,
@@ -230,18 +230,21 @@ async function copyIn(
   const file = volume.inodes.attach(inode);
   await file.write(offsetBytes, source, {
     signal: options?.signal,
-    onCopied: () => {
-      file.noteWrite(offsetBytes + source.length, volume.now());
-      volume.inodes.refresh(inode);
-      const mode = strippedByWrite(inode, handle.credentials);
-      if (mode === inode.mode) return;
-      const transaction = new MetadataTransaction(volume);
-      inode.mode = mode;
-      transaction.inode(inode);
-      transaction.commit();
-    },
+    onCopied: () => wrote(volume, handle, inode, offsetBytes + source.length),
   });
   file.publish();
+}
+
+/** In the turn in which bytes up to `endBytes` were written: size, times, setuid bits. */
+export function wrote(volume: Volume, handle: FileHandle, inode: Inode, endBytes: number): void {
+  volume.inodes.attach(inode).noteWrite(endBytes, volume.now());
+  volume.inodes.refresh(inode);
+  const mode = strippedByWrite(inode, handle.credentials);
+  if (mode === inode.mode) return;
+  const transaction = new MetadataTransaction(volume);
+  inode.mode = mode;
+  transaction.inode(inode);
+  transaction.commit();
 }
 
 export async function truncateFile(

@@ -97,6 +97,8 @@ export interface OpenFile extends XattrCalls<[]> {
     offsetBytes: number,
     lengthBytes: number,
   ): void;
+  /** A further name for it, or the first of one that was opened with O_TMPFILE (and without O_EXCL). */
+  link(path: string, credentials: Credentials, options?: OpOptions): Promise<void>;
   /** Absent: this file system has no locks. */
   readonly locks?: FileLocking;
   close(): Promise<void>;
@@ -111,6 +113,10 @@ export interface AllocateOptions extends OpOptions {
   /** The file doesn't become longer; punchHole never makes it so. */
   readonly keepSize?: boolean | undefined;
 }
+
+/** open(2)'s, which node's constants don't have: a file without a name in the directory named. */
+export const O_TMPFILE = 0o20200000;
+export const isNameless = (flags: number): boolean => (flags & O_TMPFILE) === O_TMPFILE;
 
 /** As uid or gid: a chown that leaves it as it is. */
 export const UNCHANGED_ID = -1;

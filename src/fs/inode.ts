@@ -102,6 +102,8 @@ export class Inode implements InodeFields {
   replaced = false;
   /** This node took its last name while it was open here: the last close frees it. */
   orphan = false;
+  /** Opened here without a name (O_TMPFILE): it may still get one. */
+  linkable = false;
   /** The table's round in which it was last asked for. */
   usedRound = 0;
   /** Where its sector is; set before it is ever valid. */

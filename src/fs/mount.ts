@@ -68,6 +68,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
     fsIdOf(superblock.fsUuid),
   );
   volume.cache = cache;
+  volume.backing = backing;
   volume.inodes = new InodeTable(volume);
   volume.allocator = new Allocator(volume);
   volume.frees = new FreeQueue(volume);

@@ -19,7 +19,7 @@ import type {
   RenameOptions,
   XattrSetOptions,
 } from './file-system-api.js';
-import { FileType } from './file-system-api.js';
+import { FileType, isNameless } from './file-system-api.js';
 import { ALLOCATION_MAP, allNsds, INODE_MAP, LOG_TABLE, RENAME_LOCK } from './layout.js';
 import { access, onPath, setInodeAttributes, statInode } from './operations/attributes.js';
 import { link } from './operations/link.js';
@@ -71,7 +71,9 @@ export class MountedFs implements MountedFileSystem {
 
   open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpenOptions): Promise<OpenFile> {
     const body = () => open(this.#volume, path, flags, mode, credentials, options);
-    return (flags & (constants.O_CREAT | constants.O_TRUNC)) === 0 ? body() : this.#volume.change(body);
+    return (flags & (constants.O_CREAT | constants.O_TRUNC)) === 0 && !isNameless(flags)
+      ? body()
+      : this.#volume.change(body);
   }
   openInode(ino: InodeNumber, generation: number, flags: number, credentials: Credentials): Promise<OpenFile> {
     return openInode(this.#volume, { ino, generation }, flags, credentials, undefined);

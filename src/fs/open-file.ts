@@ -7,6 +7,7 @@ import type { EntryId } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
+import { readDirect, writeDirect } from './direct-io.js';
 import { allocateRange, checkAllocation, stepsOf } from './file-allocate.js';
 import { bringFile, type FileHandle, readFile, truncateFile, writeFile } from './file-io.js';
 import { seekIn } from './file-seek.js';
@@ -28,6 +29,7 @@ import { InodeFlag } from './inode-format.js';
 import { HandleLocks } from './locks/handle-locks.js';
 import { isWantedAlone } from './open-tokens.js';
 import { setInodeAttributes, statInode } from './operations/attributes.js';
+import { addName } from './operations/link.js';
 import { getXattr, listXattrs, setXattr } from './operations/xattr.js';
 import { publishStatus } from './publishing.js';
 import { syncFile } from './sync-file.js';
@@ -87,6 +89,10 @@ export class FsOpenFile implements OpenFile {
     return (this.flags & 3) !== constants.O_RDONLY;
   }
 
+  get #isDirect(): boolean {
+    return (this.flags & constants.O_DIRECT) !== 0;
+  }
+
   #check(op: string): void {
     this.#volume.checkOpen(op);
     if (this.#closed) throw new FsError('badHandle', { op, object: `inode ${this.ino}`, detail: 'closed' });
@@ -94,7 +100,8 @@ export class FsOpenFile implements OpenFile {
 
   async read(offsetBytes: number, target: Uint8Array, options?: OpOptions): Promise<number> {
     this.#checkReadable();
-    return readFile(this.#volume, this.#handle, offsetBytes, target, options);
+    const read = this.#isDirect ? readDirect : readFile;
+    return read(this.#volume, this.#handle, offsetBytes, target, options);
   }
 
   async bring(offsetBytes: number, lengthBytes: number, options?: OpOptions): Promise<number> {
@@ -116,7 +123,8 @@ export class FsOpenFile implements OpenFile {
   ): Promise<{ offsetBytes: number; lengthBytes: number }> {
     this.#checkWritable('write');
     const at = (this.flags & constants.O_APPEND) !== 0 ? null : offsetBytes;
-    const written = await this.#volume.change(() => writeFile(this.#volume, this.#handle, at, source, options));
+    const write = this.#isDirect ? writeDirect : writeFile;
+    const written = await this.#volume.change(() => write(this.#volume, this.#handle, at, source, options));
     if ((this.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
       await this.sync((this.flags & SYNC) === 0, options);
     return written;
@@ -157,6 +165,13 @@ export class FsOpenFile implements OpenFile {
     if (!this.#writable)
       throw new FsError(op === 'truncate' ? 'invalidArgument' : 'badHandle', { op, object, detail: 'read only' });
     if (this.#type !== FileType.regular) throw new FsError('invalidArgument', { op, object, detail: 'not a file' });
+  }
+
+  async link(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
+    this.#check('link');
+    const { ino, generation } = this.#handle;
+    const target = { ino, generation, type: this.#type };
+    await this.#volume.change(() => addName(this.#volume, target, `inode ${ino}`, path, credentials, options));
   }
 
   async stat(options?: OpOptions): Promise<Attributes> {

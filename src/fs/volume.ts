@@ -1,5 +1,6 @@
 /** The parts of one mounted file system on one node, as they see each other. Made by mount.ts, and nowhere else. */
 
+import type { BackingStore } from '../cache/backing-store.js';
 import type { CachedFile, PageCacheApi } from '../cache/page-cache-api.js';
 import type { ByteRange } from '../common/byte-range.js';
 import type { Clock } from '../common/clock.js';
@@ -68,6 +69,8 @@ export const NOBODY_ELSE: Lives = { state: () => 'gone' };
 
 export class Volume {
   cache!: PageCacheApi;
+  /** For bytes that pass the cache by. */
+  backing!: BackingStore;
   inodes!: InodeTable;
   allocator!: Allocator;
   frees!: FreeQueue;

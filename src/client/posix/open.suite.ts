@@ -114,6 +114,37 @@ export const openRules: readonly Rule[] = [
     for (const path of ['new/', 'file/', 'directory/', 'link/'])
       expect(await act.open(path, O_CREAT | O_WRONLY)).toBe('EISDIR');
   }),
+  rule('open with O_TMPFILE makes a file that no directory shows, until it is linked', async ({ act, look, moved }) => {
+    await look.mkdir('d');
+    expect(await moved('d', async () => expect(await act.nameless('d', O_RDWR, 0o644, null)).toBe('ok'))).toBe('');
+    expect(await moved('d', () => act.as({ umask: 0o022 }).nameless('d', O_WRONLY, 0o666, 'd/file'))).toBe('mc');
+    expect(await look.stat('d/file')).toMatchObject({ nlink: 1, size: 0, mode: 0o644, uid: 0, gid: 0 });
+    expect(await act.nameless('d', O_RDWR, 0o644, 'd/file')).toBe('EEXIST');
+    expect(await look.readdir('d')).toEqual(['file']);
+    expect(await look.link('d/file', 'other')).toBe('ok');
+    expect(await act.unlink('d/file')).toBe('ok');
+    expect(await look.stat('other')).toMatchObject({ nlink: 1 });
+  }),
+  rule('open with O_TMPFILE: the maker and the directory decide whose it is', async ({ act, look }) => {
+    await look.mkdir('d', 0o2777);
+    await look.mkdir('e');
+    await look.chown('d', 65_534, 1234);
+    await look.chmod('d', 0o2777);
+    expect(await act.as(bob).nameless('d', O_RDWR, 0o600, 'd/file')).toBe('ok');
+    expect(await look.stat('d/file')).toMatchObject({ uid: 65_533, gid: 1234 });
+    await look.chmod('d', 0o755);
+    expect(await act.as(bob).nameless('d', O_RDWR, 0o600, null)).toBe('EACCES');
+    expect(await act.as(alice).nameless('d', O_RDWR, 0o600, 'e/file')).toBe('EACCES');
+  }),
+  rule('open with O_TMPFILE: for writing, in a directory; O_EXCL keeps it nameless', async ({ act, look }) => {
+    await everyType(look);
+    expect(await act.nameless('directory', O_RDONLY, 0o600, null)).toBe('EINVAL');
+    expect(await act.nameless('directory', O_CREAT | O_RDWR, 0o600, null)).toBe('EINVAL');
+    expect(await act.nameless('file', O_RDWR, 0o600, null)).toBe('ENOTDIR');
+    expect(await act.nameless('none', O_RDWR, 0o600, null)).toBe('ENOENT');
+    expect(await act.nameless('directory', O_EXCL | O_RDWR, 0o600, null)).toBe('ok');
+    expect(await act.nameless('directory', O_EXCL | O_RDWR, 0o600, 'new')).toBe('ENOENT');
+  }),
   rule('open: ENXIO for sockets, and for fifos that nobody reads', async ({ act, look }) => {
     await everyType(look);
     expect(await act.open('socket', O_RDONLY)).toBe('ENXIO');

@@ -9,6 +9,7 @@ import sys
 libc = ctypes.CDLL(None, use_errno=True)
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
+AT_SYMLINK_FOLLOW = 0x400
 UTIME_NOW, UTIME_OMIT = 0x3FFFFFFF, 0x3FFFFFFE
 
 
@@ -62,6 +63,16 @@ def attributes(found):
     }
 
 
+def nameless(path, flags, mode, name):
+    fd = os.open(path, os.O_TMPFILE | flags, mode)
+    try:
+        if name is not None:
+            # os.link would not follow.
+            check(libc.linkat(AT_FDCWD, f"/proc/self/fd/{fd}".encode(), AT_FDCWD, name.encode(), AT_SYMLINK_FOLLOW))
+    finally:
+        os.close(fd)
+
+
 def write(fd, text):
     os.write(fd, text.encode())
 
@@ -70,6 +81,7 @@ calls = {
     "open": lambda path, flags, mode: os.close(os.open(path, flags | os.O_NONBLOCK, mode)),
     "write": lambda path, text: with_file(path, os.O_WRONLY, lambda fd: write(fd, text)),
     "read": lambda path: with_file(path, os.O_RDONLY, lambda fd: os.read(fd, 1 << 16).decode()),
+    "nameless": nameless,
     "write_at": lambda path, offset, letter, count: with_file(
         path, os.O_WRONLY, lambda fd: check(os.pwrite(fd, letter.encode() * count, offset) - count)
     ),

@@ -201,6 +201,9 @@ export class LocalCalls implements Calls {
   removexattr(path: string, name: string) {
     return this.#do('removexattr', this.#at(path), name);
   }
+  nameless(dir: string, flags: number, mode: number, to: string | null) {
+    return this.#do('nameless', this.#at(dir), flags, mode, to === null ? null : this.#at(to));
+  }
   writeAt(path: string, offset: number, letter: string, count: number) {
     return this.#do('write_at', this.#at(path), offset, letter, count);
   }

@@ -365,6 +365,13 @@ class MemoryFile implements OpenFile {
     if (offsetBytes >= this.node.sizeBytes) throw fail('noData', 'lseek');
     return what === 'data' ? offsetBytes : this.node.sizeBytes;
   }
+  async link(path: string, who: Credentials, options?: OpOptions): Promise<void> {
+    await this.#enter('link', options);
+    const place = this.fs.tree.walk(path, who, 'link', false);
+    if (place.node !== null) throw fail('exists', 'link', path);
+    this.fs.tree.insert(place.directory, place.name, this.node);
+    this.node.nlink++;
+  }
   async stat(options?: OpOptions): Promise<Attributes> {
     await this.#enter('fstat', options);
     return this.fs.tree.attributes(this.node);

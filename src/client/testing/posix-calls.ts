@@ -1,6 +1,6 @@
 import { constants } from 'node:fs';
 import { FsError } from '../../common/errors.js';
-import type { AllocateMode, Credentials, FileSystem } from '../../fs/file-system-api.js';
+import { type AllocateMode, type Credentials, type FileSystem, O_TMPFILE } from '../../fs/file-system-api.js';
 import { directClient } from '../connect-socket.js';
 import type { FileSystemClient } from '../file-system-client.js';
 
@@ -58,6 +58,8 @@ export interface Calls {
   fallocate(path: string, flags: number, how: Allocation, offset: number, length: number): Promise<string>;
   /** Where it is found, or the errno. */
   seek(path: string, offset: number, what: 'data' | 'hole'): Promise<number | string>;
+  /** O_TMPFILE and more flags, and then a name for it, if one is given. */
+  nameless(dir: string, flags: number, mode: number, to: string | null): Promise<string>;
   /** The same letter, many times. */
   writeAt(path: string, offset: number, letter: string, count: number): Promise<string>;
   readAt(path: string, offset: number, length: number): Promise<string>;
@@ -210,6 +212,14 @@ export class LibraryCalls implements Calls {
   }
   removexattr(path: string, name: string) {
     return code(this.#client.lremovexattr(this.#at(path), name));
+  }
+  nameless(dir: string, flags: number, mode: number, to: string | null) {
+    return code(
+      this.#client.open(this.#at(dir), O_TMPFILE | flags, mode).then(async (handle) => {
+        await using open = handle;
+        if (to !== null) await open.link(this.#at(to));
+      }),
+    );
   }
   writeAt(path: string, offset: number, letter: string, count: number) {
     return code(

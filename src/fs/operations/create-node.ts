@@ -117,7 +117,7 @@ async function insertNode(
   }
 }
 
-function initialise(
+export function initialise(
   volume: Volume,
   inode: Inode,
   parent: Inode,

@@ -4,12 +4,15 @@ import { TokenMode } from '../../token-manager/token.js';
 import { Directory, hashedName } from '../directory.js';
 import { type Credentials, FileType, type OpOptions } from '../file-system-api.js';
 import { LINK_COUNT_MAX } from '../layout.js';
+import type { LeafEntry } from '../leaf-format.js';
 import { walk, walkToExisting } from '../path-walk.js';
 import { checkAccess, EXECUTE, WRITE } from '../permissions.js';
 import { loadDirectory, pinInodes } from '../pinning.js';
 import { publishStatus, withSettledState } from '../publishing.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
+
+const op = 'link';
 
 export async function link(
   volume: Volume,
@@ -18,8 +21,19 @@ export async function link(
   credentials: Credentials,
   options: OpOptions | undefined,
 ): Promise<void> {
-  const op = 'link';
   const { target } = await walkToExisting(volume, existing, { op, credentials, followLast: false, options });
+  await addName(volume, target, existing, path, credentials, options);
+}
+
+/** A name for what is known already, by another name or by a handle. A file that never had one (`linkable`) gets its first. */
+export async function addName(
+  volume: Volume,
+  target: LeafEntry,
+  existing: string,
+  path: string,
+  credentials: Credentials,
+  options: OpOptions | undefined,
+): Promise<void> {
   const {
     parent,
     name,
@@ -48,7 +62,8 @@ export async function link(
       const inode = await volume.inodes.load(target.ino);
       const directoryInode = await loadDirectory(volume, parent, op, path);
       if (!inode.valid) continue;
-      if (inode.type === 0 || inode.generation !== target.generation || inode.nlink === 0)
+      const isNameless = inode.nlink === 0;
+      if (inode.type === 0 || inode.generation !== target.generation || (isNameless && !inode.linkable))
         throw new FsError('notFound', { op, object: existing });
       checkAccess(directoryInode, credentials, WRITE | EXECUTE, op, path);
       if (target.type === FileType.directory)
@@ -65,6 +80,11 @@ export async function link(
       }
       withSettledState(volume, inode, () => {
         inode.nlink++;
+        if (isNameless) {
+          inode.orphan = false;
+          inode.linkable = false;
+          transaction.looseEnd({ kind: 'orphanSettled', ino: inode.ino, generation: inode.generation });
+        }
         inode.ctimeNs = transaction.nowNs;
         transaction.inode(inode);
         transaction.commit();

@@ -5,16 +5,24 @@ import { FsError } from '../../common/errors.js';
 import type { InodeNumber } from '../../common/ids.js';
 import { TokenMode, type TokenPins } from '../../token-manager/token.js';
 import { truncateFile } from '../file-io.js';
-import { type Credentials, FileType, type OpenFile, type OpenOptions, type OpOptions } from '../file-system-api.js';
+import {
+  type Credentials,
+  FileType,
+  isNameless,
+  type OpenFile,
+  type OpenOptions,
+  type OpOptions,
+} from '../file-system-api.js';
 import type { Inode } from '../inode.js';
 import { FIRST_USER_INODE, ROOT_DIRECTORY } from '../layout.js';
 import type { LeafEntry } from '../leaf-format.js';
 import { FsOpenFile } from '../open-file.js';
 import { checkShare, type OpenUse, tryHoldOpen } from '../open-tokens.js';
-import { walk } from '../path-walk.js';
+import { walk, walkToExisting } from '../path-walk.js';
 import { checkAccess, isOwner, READ, WRITE } from '../permissions.js';
 import { type InodeRef, loadRef, pinInodes } from '../pinning.js';
 import type { Volume } from '../volume.js';
+import { createNameless } from './create-nameless.js';
 import { createNode } from './create-node.js';
 
 const op = 'open';
@@ -39,6 +47,7 @@ export async function open(
   if ((flags & 3) === 3) throw new FsError('invalidArgument', { op, object: path, detail: 'no access mode' });
   if ((flags & O_CREAT) !== 0 && (flags & O_DIRECTORY) !== 0)
     throw new FsError('invalidArgument', { op, object: path, detail: 'O_CREAT with O_DIRECTORY' });
+  if (isNameless(flags)) return openNameless(volume, path, flags, mode, credentials, options);
   const exclusive = (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0;
   const followLast = (flags & O_NOFOLLOW) === 0 && !exclusive;
   const nameOnly = (flags & O_CREAT) !== 0;
@@ -81,6 +90,27 @@ export async function open(
     if (existing !== null && exclusive) throw new FsError('exists', { op, object: path });
     // Somebody else made it between the look-up and our tokens: open theirs.
   }
+}
+
+/** O_TMPFILE: freed at its last close, unless it got a name, which O_EXCL forbids. */
+async function openNameless(
+  volume: Volume,
+  path: string,
+  flags: number,
+  mode: number,
+  credentials: Credentials,
+  options: OpenOptions | undefined,
+): Promise<OpenFile> {
+  if ((flags & 3) === O_RDONLY || (flags & O_CREAT) !== 0)
+    throw new FsError('invalidArgument', { op, object: path, detail: 'a file without a name is for writing' });
+  const use = { flags, deny: options?.deny };
+  const { target } = await walkToExisting(volume, path, { op, credentials, followLast: true, options });
+  if (target.type !== FileType.directory) throw new FsError('notDirectory', { op, object: path });
+  const node = { op, path, type: FileType.regular, mode, credentials, options };
+  return createNameless(volume, target, node, (inode) => {
+    inode.linkable = (flags & O_EXCL) === 0;
+    return new FsOpenFile(volume, inode, flags, credentials, held(volume, inode.ino, use), use.deny);
+  });
 }
 
 /**
