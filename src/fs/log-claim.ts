@@ -35,12 +35,19 @@ export class LogClaim {
     this.#descriptor = descriptor;
   }
 
+  /**
+   * No log of a node that is gone stays unread. Before anything else of the file system is looked at: until then a sector may be torn by a write in place
+   * whose record is in such a log, the inode file's own inode among them.
+   */
+  static async recoverLeft(volume: Volume): Promise<void> {
+    const logs = logVolumeOf(volume);
+    await recoverOthers(volume, logs, await findLogTable(logs));
+  }
+
+  /** After `recoverLeft`. */
   static async take(volume: Volume): Promise<LogClaim> {
-    const { nsds, pool, arena, checksums } = volume.parts;
-    const { fsId, geometry, superblock } = volume;
-    const logs: LogVolume = { nsds, pool, arena, checksums, fsId, geometry, inodeFile: superblock.inodeFile };
+    const logs = logVolumeOf(volume);
     const table = await findLogTable(logs);
-    await recoverOthers(volume, logs, table);
     const { pins, descriptor } = await takeSlot(volume, logs, table);
     try {
       const claim = new LogClaim(volume, logs, table, descriptor);
@@ -135,7 +142,11 @@ export class LogClaim {
 const stateOf = (volume: Volume, { owner }: LogDescriptor): LifeState =>
   volume.parts.lives.state(owner.nodeId, owner.incarnation);
 
-/** No log of a node that is gone stays unread. */
+function logVolumeOf({ parts, fsId, geometry, superblock }: Volume): LogVolume {
+  const { nsds, pool, arena, checksums } = parts;
+  return { nsds, pool, arena, checksums, fsId, geometry, inodeFile: superblock.inodeFile };
+}
+
 async function recoverOthers(volume: Volume, logs: LogVolume, table: Extent): Promise<void> {
   const { clock, tokens, logger, counters } = volume.parts;
   const deadlineMs = clock.nowMs() + RECOVERY_TIMEOUT_MS;

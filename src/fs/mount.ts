@@ -77,6 +77,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
   volume.neighbours = new Neighbours(volume);
   volume.orphans = new Orphans(volume);
   backing.bind(volume);
+  await LogClaim.recoverLeft(volume);
   await volume.inodes.start();
   for (const ino of [ALLOCATION_MAP, INODE_MAP]) await attachMap(volume, ino);
   cache.setRevokeHook(ALLOCATION_MAP, async (range) => {

@@ -2,6 +2,7 @@ import { constants } from 'node:fs';
 import { expect, test } from 'vitest';
 import { below, SeededRandom } from '../common/random.js';
 import { type FileSystem, ROOT } from './file-system-api.js';
+import { INODE_FILE } from './layout.js';
 import { checkVolume, type TestNode, TestVolume, turns } from './testing.js';
 
 const { O_CREAT, O_RDWR, O_RDONLY } = constants;
@@ -146,6 +147,21 @@ test('all nodes are gone: the first mount redoes all logs, and what several node
   const { fs } = await volume.mount(4);
   for (let i = 0; i < 30; i++)
     expect((await contentOf(fs, `/d/f${i}`))?.equals(Buffer.alloc(10 + 700 * i, i + 1))).toBe(true);
+  await fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+});
+
+test('what a write in place has torn is made good before anybody needs it: the inode file, when it was growing, first of all', async () => {
+  const volume = await TestVolume.create();
+  const node = await volume.mount(1, { inodeWriteBehindMs: 3_600_000, inodeBatch: 16 });
+  for (let i = 0; node.counters.get('fs.inodeBlocksAdded') === 0; i++)
+    await (await node.fs.open(`/f${i}`, O_CREAT | O_RDWR, 0o644, ROOT)).close();
+  await node.fs.sync();
+  volume.powerOff([node]);
+  const { nsd, sector } = node.fs.superblock.inodeFile;
+  volume.nsds.tear(nsd, sector + INODE_FILE);
+  const { fs } = await volume.mount(2);
+  expect((await fs.stat('/f0', ROOT)).nlink).toBe(1);
   await fs.unmount();
   expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
 });

@@ -82,6 +82,7 @@ export class RamNsds implements NsdClientApi {
     reads: number;
     writes: number;
     failing: ((op: string, io: SectorIo) => boolean) | null;
+    readonly torn: Set<string>;
     readonly words: readonly Map<number, number>[];
   };
 
@@ -92,7 +93,13 @@ export class RamNsds implements NsdClientApi {
   ) {
     this.#devices = other?.devices ?? blocks.map(() => new Map<number, Uint8Array>());
     this.#pools = pool;
-    this.#shared = other?.shared ?? { reads: 0, writes: 0, failing: null, words: blocks.map(() => new Map()) };
+    this.#shared = other?.shared ?? {
+      reads: 0,
+      writes: 0,
+      failing: null,
+      torn: new Set(),
+      words: blocks.map(() => new Map()),
+    };
   }
   get devices(): Map<number, Uint8Array>[] {
     return this.#devices;
@@ -106,6 +113,10 @@ export class RamNsds implements NsdClientApi {
   }
   failWhen(failing: ((op: string, io: SectorIo) => boolean) | null): void {
     this.#shared.failing = failing;
+  }
+  /** A power cut has torn it: until it is written again, reading it is a mismatch. */
+  tear(nsd: NsdIndex, sector: number): void {
+    this.#shared.torn.add(`${nsd}/${sector}`);
   }
   sector(nsd: NsdIndex, sector: number): Uint8Array {
     return this.#devices[nsd]?.get(sector) ?? new Uint8Array(SECTOR_BYTES);
@@ -155,6 +166,8 @@ export class RamNsds implements NsdClientApi {
     for (const io of ios) {
       this.#check('nsd.read', io);
       for (const [sector, bytes] of this.#slices(io)) {
+        if (this.#shared.torn.has(`${io.nsd}/${sector}`))
+          throw new FsError('checksumMismatch', { op: 'nsd.read', object: `nsd ${io.nsd} sector ${sector}` });
         const stored = this.#devices[io.nsd]!.get(sector);
         if (stored === undefined) bytes.fill(0);
         else bytes.set(stored);
@@ -185,6 +198,7 @@ export class RamNsds implements NsdClientApi {
       if (Buffer.compare(bytes, copy) !== 0)
         throw new Error(`nsd ${nsd} sector ${sector} changed while it was written`);
       this.#devices[nsd]!.set(sector, copy);
+      this.#shared.torn.delete(`${nsd}/${sector}`);
       this.#shared.words[nsd]!.set(sector, version ?? nextVersion(this.#word(nsd, sector)));
     }
   }

@@ -216,7 +216,7 @@ async function failingWithout(seeds: readonly number[]): Promise<Set<number>> {
 }
 
 if (process.argv[2] === '--serve') serveJobs(runJob);
-else if (process.argv[2] === '--serve-explorer') await serveExplorer();
+else if (process.argv[2] === '--serve-explorer') serveExplorer();
 else {
   const program = new Command('sim')
     .description('The cluster in one process: virtual time, faults, and every history checked.')

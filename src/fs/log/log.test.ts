@@ -295,6 +295,19 @@ describe('redo (L2, L3)', () => {
     expect(redoSector(history.records, { version: history.version + 1, bytes: null }).kind).toBe('current');
   });
 
+  test('L3: what is torn while it is redone is made anew by the next redo, however often', () => {
+    const history = new History(new SeededRandom(7));
+    history.change();
+    history.writeInPlace();
+    let version = history.version;
+    for (let powerCut = 0; powerCut < 3; powerCut++) {
+      const redone = redoSector(history.records, { version, bytes: null });
+      expect(redone).toMatchObject({ kind: 'write' });
+      if (redone.kind === 'write') version = redone.version;
+    }
+    expect(version).toBe(history.version);
+  });
+
   test('what another node wrote since is not touched, and the logs of two holders are put in order', () => {
     const random = new SeededRandom(6);
     const first = new History(random);

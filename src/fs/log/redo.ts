@@ -5,7 +5,8 @@
  * that is at version v on its NSD has in it every record made on less than v, and none made on v or more; records of several
  * nodes' logs are in the order of those versions, because the next holder of the sector's token goes on from what it read. The first
  * record after each write in place is a full image: from it a sector is made anew that was torn by that very write.
- * Redone, the sector is at a version above all its records: doing it again changes nothing.
+ * Redone, the sector is at the version after its last record's, whatever it was found at: doing it again changes nothing, and a redo that is torn in its
+ * turn looks like a write in place that was.
  */
 import { invariant } from '../../common/assert.js';
 import { isVersionBefore, nextSectorVersion } from '../../common/sector-version.js';
@@ -47,8 +48,8 @@ export function redoSector(records: readonly SectorRecord[], present: PresentSec
   }
   const image = from < 0 ? bytes!.slice() : new Uint8Array(SECTOR_BYTES);
   for (const { runs } of live.slice(Math.max(from, 0))) applyRuns(image, runs);
-  const top = isVersionBefore(last.base, version) ? version : last.base;
-  return { kind: 'write', image, version: nextSectorVersion(top), raw: last.raw };
+  // The version of the very write in place that may have torn it: a redo that is itself torn leaves what the next one makes good in the same way.
+  return { kind: 'write', image, version: nextSectorVersion(last.base), raw: last.raw };
 }
 
 /**

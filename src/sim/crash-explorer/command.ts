@@ -14,7 +14,9 @@ interface Job {
 
 /** How much of what, and below how many states a run has failed: it then did not look at what it says. */
 interface Size {
-  /** Every so many of the lists of two; 1: all of them. */
+  /** Every so many of the lists of one that begin with something else; 1: all of them. */
+  readonly onesEvery: number;
+  /** Every so many of the lists of two. */
   readonly pairsEvery: number;
   readonly triples: number;
   readonly one: ExploreOptions['depth'];
@@ -24,7 +26,8 @@ interface Size {
 }
 const SIZES: Readonly<Record<ExplorerSize, Size>> = {
   short: {
-    pairsEvery: 60,
+    onesEvery: 6,
+    pairsEvery: 80,
     triples: 20,
     one: { extremes: 1, random: 0, aloneMax: 0 },
     more: { extremes: 0, random: 1, aloneMax: 0 },
@@ -32,6 +35,7 @@ const SIZES: Readonly<Record<ExplorerSize, Size>> = {
     statesMin: 1_500,
   },
   full: {
+    onesEvery: 1,
     pairsEvery: 1,
     triples: 300,
     one: { extremes: 2, random: 3, aloneMax: 6 },
@@ -44,9 +48,9 @@ const DEEP: ExploreOptions['depth'] = { extremes: 2, random: 20, aloneMax: 12 };
 const FAILURES_TOLD = 20;
 
 /** In a child. */
-export async function serveExplorer(): Promise<void> {
-  const explorer = Explorer.create();
-  serveJobs(async ({ workload, options }: Job) => (await explorer).explore(workloadById(workload)!, options));
+export function serveExplorer(): void {
+  const explorer = new Explorer();
+  serveJobs(({ workload, options }: Job) => explorer.explore(workloadById(workload)!, options));
 }
 
 function* every<T>(list: Iterable<T>, nth: number, seed: number): Generator<T> {
@@ -69,14 +73,18 @@ export async function crashExplorer(
 ): Promise<{ passed: number; failed: number }> {
   if (planted) return plantedOrders(seed);
   if (only !== undefined) return exploreOne(only, seed);
-  const { pairsEvery, triples, one, more, againShare, statesMin } = SIZES[size];
+  const { onesEvery, pairsEvery, triples, one, more, againShare, statesMin } = SIZES[size];
   const options = { againShare, seed };
   const ones = [...exhaustive(1)];
+  const variants = [
+    ...every(exhaustive(1, 'copies'), onesEvery, seed),
+    ...every(exhaustive(1, 'crowded'), onesEvery, seed),
+  ];
   const pairs = [...every(exhaustive(2), pairsEvery, seed)];
   const threes = [...first(sampled(seed), triples)];
   // The longest first: they end together.
   const jobs: Job[] = [
-    ...ones.map(({ id }) => ({ workload: id, options: { ...options, depth: one } })),
+    ...[...ones, ...variants].map(({ id }) => ({ workload: id, options: { ...options, depth: one } })),
     ...[...pairs, ...threes].map(({ id }) => ({ workload: id, options: { ...options, depth: more } })),
   ];
   const startedMs = performance.now();
@@ -99,7 +107,7 @@ export async function crashExplorer(
     },
   );
   const seconds = (performance.now() - startedMs) / 1000;
-  const lists = `${ones.length} of one operation, ${pairs.length} of two${pairsEvery === 1 ? '' : ` (every ${pairsEvery}th)`}, ${threes.length} sampled of three`;
+  const lists = `${ones.length} of one operation, ${variants.length} of one with two copies or a crowded inode file, ${pairs.length} of two${pairsEvery === 1 ? '' : ` (every ${pairsEvery}th)`}, ${threes.length} sampled of three`;
   console.log(`sim: crash explorer: ${jobs.length} workloads: ${lists}`);
   console.log(
     `sim: crash explorer: ${sums.moments} moments, ${sums.states} crash states, ${sums.distinct} different on the disks, ${sums.again} recoveries cut off; ${(sums.distinct / seconds).toFixed(0)} per second`,
@@ -120,7 +128,7 @@ async function exploreOne(id: string, seed: number): Promise<{ passed: number; f
     console.log(`there is no workload ${id}`);
     return { passed: 0, failed: 1 };
   }
-  const explored = await (await Explorer.create()).explore(workload, { depth: DEEP, againShare: 0.1, seed });
+  const explored = await new Explorer().explore(workload, { depth: DEEP, againShare: 0.1, seed });
   if (explored.violation !== null) tell(explored, seed);
   const { moments, states, distinct, again } = explored;
   console.log(
@@ -131,7 +139,7 @@ async function exploreOne(id: string, seed: number): Promise<{ passed: number; f
 
 /** Each of the mistakes, until a workload of one operation finds it. */
 async function plantedOrders(seed: number): Promise<{ passed: number; failed: number }> {
-  const explorer = await Explorer.create();
+  const explorer = new Explorer();
   const workloads: Workload[] = [...exhaustive(1)];
   let found = 0;
   const names = Object.keys(PLANTED_ORDERS) as PlantedOrder[];

@@ -18,13 +18,13 @@ const SHOWN_BY: Readonly<Record<PlantedOrder, Workload[]>> = {
 test.each(Object.keys(PLANTED_ORDERS) as PlantedOrder[])(
   'a mistake in the order of writes is found, and its workload is clean without it: %s',
   async (planted) => {
-    const { violation } = await findPlanted(await Explorer.create(), SHOWN_BY[planted], planted, 1);
+    const { violation } = await findPlanted(new Explorer(), SHOWN_BY[planted], planted, 1);
     expect(violation).not.toBe(null);
   },
 );
 
 test('I8, I9: a careful replacement of a file is there or not, at every moment, and when recovery dies in the midst', async () => {
-  const explorer = await Explorer.create();
+  const explorer = new Explorer();
   const workload = workloadById('synced:creat-new,write-new-0-6000,rename-new-foo')!;
   const options = { depth: { extremes: 1, random: 1, aloneMax: 0 } as const, againShare: 0.2, seed: 1 };
   const explored = await explorer.explore(workload, options);

@@ -8,7 +8,7 @@ import { type Found, judge, lookAt } from './oracle.js';
 import type { PlantedOrder } from './planted-order.js';
 import { DEVICE_BYTES, type Moment, runWorkload, StillClock, setUp } from './run-workload.js';
 import { checksums, newMemory, Stack } from './stack.js';
-import type { Workload } from './workloads.js';
+import type { Variant, Workload } from './workloads.js';
 
 /**
  * One workload: run once, crashed at every write, discard and flush of its last operation and of what follows it (what was before belongs to the workload that ends
@@ -36,25 +36,31 @@ type Outcome = { readonly found: Found } | { readonly failed: string };
 const RECOVERY_REAL_MS = 20_000;
 
 export class Explorer {
-  private constructor(
-    private readonly base: readonly DeviceImage[],
-    private readonly memory: PagePool,
-    private readonly recoveryMemory: PagePool,
-  ) {}
+  readonly #memory: PagePool = newMemory();
+  readonly #recoveryMemory: PagePool = newMemory();
+  /** What workloads begin with, by variant. */
+  readonly #bases = new Map<Variant, Promise<DeviceImage[]>>();
 
-  static async create(): Promise<Explorer> {
-    const memory = newMemory();
-    return new Explorer(await setUp(memory), memory, newMemory());
+  #base(variant: Variant): Promise<DeviceImage[]> {
+    let base = this.#bases.get(variant);
+    if (base === undefined) {
+      base = setUp(this.#memory, variant);
+      this.#bases.set(variant, base);
+    }
+    return base;
   }
 
   async explore(workload: Workload, { depth, againShare, seed, planted = null }: ExploreOptions): Promise<Explored> {
-    const random = new SeededRandom(seed ^ checksums.bytes(Buffer.from(workload.id)));
+    // What is drawn for a moment, or for a state, is the same however many others are looked at: so a failure replays with any depth.
+    const randomFor = (what: string): SeededRandom =>
+      new SeededRandom(seed ^ checksums.bytes(Buffer.from(`${workload.id} ${what}`)));
     const counts = { moments: 0, states: 0, distinct: 0, again: 0 };
     const done = (violation: string | null): Explored => ({ id: workload.id, ...counts, violation });
+    const base = await this.#base(workload.variant);
     let recording: Awaited<ReturnType<typeof runWorkload>>;
     try {
       // The order of the devices' transfers is the same for workloads that begin alike.
-      recording = await runWorkload(this.base, workload, this.memory, { seed, planted });
+      recording = await runWorkload(base, workload, this.#memory, { seed, planted });
     } catch (error) {
       return done(`it did not run to its end: ${textOf(error)}`);
     }
@@ -64,7 +70,7 @@ export class Explorer {
       const { begun, durable } = moment.progress;
       if (begun <= workload.lastBegins) continue;
       counts.moments++;
-      for (const state of statesAt(recording, moment, this.base, depth, random)) {
+      for (const state of statesAt(recording, moment, base, depth, randomFor(`at ${moment.events}`))) {
         const known = `${begun}.${durable}.${state.torn} ${state.key}`;
         if (judged.has(known)) continue;
         judged.add(known);
@@ -77,6 +83,7 @@ export class Explorer {
         }
         const wrong = verdict(workload, moment, state, outcome);
         if (wrong !== null) return done(`${where(moment, state)}: ${wrong}`);
+        const random = randomFor(known);
         if (!chance(random, againShare)) continue;
         counts.again++;
         const cut = await this.#recoverCutOff(state.images, random);
@@ -89,7 +96,7 @@ export class Explorer {
   }
 
   async #recover(images: readonly DeviceImage[], life: number): Promise<Outcome> {
-    const pool = this.recoveryMemory;
+    const pool = this.#recoveryMemory;
     const devices = images.map((image) => new ImageDevice(DEVICE_BYTES, pool, image));
     const recovered = async (): Promise<Outcome> => {
       const stack = await Stack.mount(devices, pool, new StillClock(), { life });
@@ -105,7 +112,7 @@ export class Explorer {
     images: readonly DeviceImage[],
     random: Random,
   ): Promise<{ images: DeviceImage[]; events: string }> {
-    const pool = this.recoveryMemory;
+    const pool = this.#recoveryMemory;
     const moments: number[][] = [];
     const records: DeviceRecord[] = images.map(
       (image) => new WatchedRecord(image, () => moments.push(records.map((record) => record.events))),

@@ -226,6 +226,8 @@ export const SETUP: readonly Operation[] = [
   write('/B/big', 0, 2 ** 20 + 5_000),
 ];
 export const HELD_PATH = '/A/foo';
+/** Many files that no workload knows of. */
+export const CROWD_PATH = '/crowd';
 
 /** Fsync of a file or directory; which of them make sense depends on the state. */
 const SYNCED = ['/foo', '/A/foo', HELD, '/B/big', '/A', '/', '/new', '/D'];

@@ -2,6 +2,7 @@ import { constants } from 'node:fs';
 import { PAGE_BYTES, SECTOR_BYTES } from '../../common/units.js';
 import type { CheckReport } from '../../fs/check.js';
 import { type FileSystem, FileType, ROOT } from '../../fs/file-system-api.js';
+import { CROWD_PATH } from './operations.js';
 import type { Progress } from './run-workload.js';
 import { type Described, describe, type Tree } from './tree-model.js';
 import type { Workload } from './workloads.js';
@@ -52,7 +53,7 @@ export async function lookAt(fs: FileSystem): Promise<Omit<Found, 'report'>> {
     }
     if (type === FileType.directory)
       for (const { name } of await fs.readdir(path === '' ? '/' : path, ROOT))
-        if (name !== '.' && name !== '..') await walk(`${path}/${name}`);
+        if (name !== '.' && name !== '..' && `${path}/${name}` !== CROWD_PATH) await walk(`${path}/${name}`);
   };
   await walk('');
   return { text: describe(found), files };

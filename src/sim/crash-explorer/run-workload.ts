@@ -1,23 +1,24 @@
 import { constants } from 'node:fs';
 import { type Clock, sleep } from '../../common/clock.js';
 import { SeededRandom } from '../../common/random.js';
-import { ROOT } from '../../fs/file-system-api.js';
+import { type FileSystem, ROOT } from '../../fs/file-system-api.js';
+import { FIRST_USER_INODE, INODES_PER_BLOCK } from '../../fs/layout.js';
 import type { PagePool } from '../../native/page-pool.js';
 import type { DeviceImage, DeviceRecord } from '../../nsd/device-record.js';
 import { deviceBytesFor } from '../../nsd/testing.js';
 import { Scheduler } from '../scheduler.js';
 import { SimDisk } from '../sim-disk.js';
 import { ImageDevice } from './image-device.js';
-import { HELD_PATH, SETUP } from './operations.js';
+import { CROWD_PATH, HELD_PATH, SETUP } from './operations.js';
 import type { PlantedOrder } from './planted-order.js';
 import { format, NSD_COUNT, Stack, type StackSize } from './stack.js';
-import { setupStamp, type Workload } from './workloads.js';
+import { setupStamp, type Variant, type Workload } from './workloads.js';
 
 /**
  * A workload at work on the real file system, in virtual time, with every write, discard and flush of its disks in a record, and what was under way at each
  * of these moments.
  */
-export const SIZE: StackSize = { blocks: 8, logBytes: 128 * 1024 };
+const SIZE: Omit<StackSize, 'metadataCopies'> = { blocks: 8, logBytes: 128 * 1024 };
 const SUB_BLOCKS = 256;
 export const DEVICE_BYTES = deviceBytesFor(SIZE.blocks * SUB_BLOCKS);
 const STEPS_MAX = 200_000;
@@ -58,16 +59,26 @@ export class StillClock implements Clock {
   }
 }
 
-/** The disks that all workloads begin with. */
-export async function setUp(pool: PagePool): Promise<DeviceImage[]> {
+/** As many files more as leave few numbers in the inode file's first block: who makes a file makes it grow. */
+const CROWD_FILES =
+  INODES_PER_BLOCK - FIRST_USER_INODE - 1 - SETUP.filter(({ kind }) => kind === 'creat' || kind === 'mkdir').length - 2;
+async function crowd(fs: FileSystem): Promise<void> {
+  await fs.mkdir(CROWD_PATH, 0o755, ROOT);
+  for (let i = 0; i < CROWD_FILES; i++)
+    await (await fs.open(`${CROWD_PATH}/${i}`, constants.O_CREAT | constants.O_RDWR, 0o644, ROOT)).close();
+}
+
+/** The disks that all workloads of a kind begin with. */
+export async function setUp(pool: PagePool, variant: Variant): Promise<DeviceImage[]> {
   const scheduler = new Scheduler();
   const devices = Array.from({ length: NSD_COUNT }, () => new ImageDevice(DEVICE_BYTES, pool, new Map()));
   const course = async (): Promise<void> => {
-    await format(devices, pool, scheduler, SIZE);
+    await format(devices, pool, scheduler, { ...SIZE, metadataCopies: variant === 'copies' ? 2 : 1 });
     const stack = await Stack.mount(devices, pool, scheduler, { life: 1 });
     const held = await stack.fs.open('/', constants.O_RDONLY, 0, ROOT);
     for (const [index, operation] of SETUP.entries()) await operation.run({ fs: stack.fs, held }, setupStamp(index));
     await held.close();
+    if (variant === 'crowded') await crowd(stack.fs);
     const { problems } = await stack.unmount();
     if (problems.length > 0) throw new Error(`what is set up is not sound: ${problems.join('; ')}`);
   };

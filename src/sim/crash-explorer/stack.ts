@@ -49,6 +49,7 @@ export interface StackSize {
   /** MiB of data of each NSD. */
   readonly blocks: number;
   readonly logBytes: number;
+  readonly metadataCopies: 1 | 2;
 }
 
 /** The memory of a machine; used by one life after the other, as what is in it counts for nothing after a power cut. */
@@ -72,7 +73,7 @@ export async function format(
   devices: readonly BlockDevice[],
   pool: PagePool,
   clock: Clock,
-  { blocks, logBytes }: StackSize,
+  { blocks, logBytes, metadataCopies }: StackSize,
 ): Promise<void> {
   const stores: NsdStore[] = [];
   for (const [index, device] of devices.entries()) {
@@ -94,7 +95,7 @@ export async function format(
     regionBlocks: blocks,
     segmentCount: 1,
     expectedNodes: 2,
-    metadataCopies: 1,
+    metadataCopies,
     logBytes,
   });
   for (const store of stores) await store.close();

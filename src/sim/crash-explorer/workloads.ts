@@ -9,9 +9,16 @@ import { Impossible, Tree } from './tree-model.js';
  * Every list of one and of two operations that can be done is there; of the longer ones as many as are asked for, drawn from a seed.
  */
 export type Mode = 'lazy' | 'synced';
+/**
+ * What they begin with: `plain`; `copies`, a file system with two copies of its metadata and logs; `crowded`, one whose inode file has to grow for the next
+ * files.
+ */
+export const VARIANTS = ['plain', 'copies', 'crowded'] as const;
+export type Variant = (typeof VARIANTS)[number];
 export interface Workload {
-  /** `lazy:creat-new,fsync-new`; as `--only` takes it. */
+  /** `lazy:creat-new,fsync-new`, or `lazy@copies:…`; as `--only` takes it. */
   readonly id: string;
+  readonly variant: Variant;
   readonly operations: readonly Operation[];
   /** After each of the operations; the first is what was set up. */
   readonly states: readonly Tree[];
@@ -35,7 +42,7 @@ function setupState(): ModelMachine {
 export const setupStamp = (index: number): number => SETUP_STAMP + index;
 
 /** Null: it can't be done. */
-export function workloadOf(operations: readonly Operation[], mode: Mode): Workload | null {
+export function workloadOf(operations: readonly Operation[], mode: Mode, variant: Variant = 'plain'): Workload | null {
   const { tree, held } = setupState();
   const states = [tree];
   const done: Operation[] = [];
@@ -56,30 +63,32 @@ export function workloadOf(operations: readonly Operation[], mode: Mode): Worklo
     // What was moved away can't be opened by that name; then its directory is synced.
     if (mode === 'synced' && operation.durable === undefined && !add(fsync(operation.touches))) add(fsync('/'));
   }
-  const id = `${mode}:${operations.map((operation) => operation.id).join(',')}`;
-  return { id, operations: done, states, held, lastBegins };
+  const id = `${mode}${variant === 'plain' ? '' : `@${variant}`}:${operations.map((operation) => operation.id).join(',')}`;
+  return { id, variant, operations: done, states, held, lastBegins };
 }
 
 const endsDurable = (operations: readonly Operation[]): boolean => operations.at(-1)!.durable !== undefined;
 
-function* inBothModes(operations: readonly Operation[]): Generator<Workload> {
-  const lazy = workloadOf(operations, 'lazy');
+function* inBothModes(operations: readonly Operation[], variant: Variant): Generator<Workload> {
+  const lazy = workloadOf(operations, 'lazy', variant);
   if (lazy === null) return;
   yield lazy;
   // Of syncs alone there is but one.
   if (operations.some(({ durable }) => durable === undefined)) {
-    const synced = workloadOf(operations, 'synced');
+    const synced = workloadOf(operations, 'synced', variant);
     if (synced !== null) yield synced;
   }
 }
 
 /** An fsync at the beginning finds nothing to do: what follows it is the list without it. */
-export function* exhaustive(length: 1 | 2): Generator<Workload> {
-  for (const first of OPERATIONS) {
-    if (length === 1) yield* inBothModes([first]);
-    else if (first.durable === undefined) for (const second of OPERATIONS) yield* inBothModes([first, second]);
+export function* exhaustive(length: 1 | 2, variant: Variant = 'plain'): Generator<Workload> {
+  const operations = variant === 'crowded' ? OPERATIONS.filter(({ kind }) => MAKES_INODES.has(kind)) : OPERATIONS;
+  for (const first of operations) {
+    if (length === 1) yield* inBothModes([first], variant);
+    else if (first.durable === undefined) for (const second of operations) yield* inBothModes([first, second], variant);
   }
 }
+const MAKES_INODES: ReadonlySet<string> = new Set(['creat', 'mkdir', 'symlink']);
 
 /** Of three operations, each once; every other one ends with an fsync or a sync. */
 export function* sampled(seed: number): Generator<Workload> {
@@ -99,8 +108,10 @@ export function* sampled(seed: number): Generator<Workload> {
 }
 
 export function workloadById(id: string): Workload | null {
-  const [mode, list] = id.split(':');
-  if ((mode !== 'lazy' && mode !== 'synced') || list === undefined) return null;
+  const [kind, list] = id.split(':');
+  const [mode, named = 'plain'] = kind!.split('@');
+  const variant = VARIANTS.find((one) => one === named);
+  if ((mode !== 'lazy' && mode !== 'synced') || list === undefined || variant === undefined) return null;
   const operations = list.split(',').map((name) => OPERATIONS.find((operation) => operation.id === name));
-  return operations.every((operation) => operation !== undefined) ? workloadOf(operations, mode) : null;
+  return operations.every((operation) => operation !== undefined) ? workloadOf(operations, mode, variant) : null;
 }
