@@ -2,12 +2,12 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { FileSystemClient } from '../client/file-system-client.js';
 import { type LocalCluster, startLocalCluster } from './testing/local-cluster.js';
 
-/** Two nodes, one file system: what one did is what the next operation on the other finds (design: close-to-nothing staleness, always). */
+/** Four nodes, one file system: what one did is what the next operation on the other finds (design: close-to-nothing staleness, always). */
 let cluster: LocalCluster;
 let one: FileSystemClient;
 let two: FileSystemClient;
 beforeAll(async () => {
-  cluster = await startLocalCluster({ nodes: 3 });
+  cluster = await startLocalCluster({ nodes: 4, nsds: 3 });
   one = cluster.client(0);
   two = cluster.client(1);
 });
@@ -40,22 +40,64 @@ test('a small file in its inode and a large one in blocks are both seen at once'
   }
 });
 
-test('appends from both nodes at once all land, whole and each in one place', async () => {
+test('appends from four nodes at once all land, whole and each in one place', async () => {
   await one.writeFile('/appended', '');
-  const [a, b] = [await one.open('/appended', 'a'), await two.open('/appended', 'a')];
+  const names = ['a', 'b', 'c', 'd'];
+  const files = await Promise.all(names.map((_, index) => cluster.client(index).open('/appended', 'a')));
+  // Ends in the middle of sectors and pages, as records do.
   const record = (node: string, i: number): string => `${node}${String(i).padStart(6, '0')}${'x'.repeat(93)}`;
   await Promise.all(
-    [[a, 'a'] as const, [b, 'b'] as const].map(async ([file, name]) => {
-      for (let i = 0; i < rounds; i++) await file.write(record(name, i));
+    files.map(async (file, index) => {
+      for (let i = 0; i < rounds; i++) await file.write(record(names[index]!, i));
     }),
   );
   const text = await two.readFile('/appended', 'utf8');
-  expect(text.length).toBe(2 * rounds * 100);
-  const found = Array.from({ length: 2 * rounds }, (_, i) => text.slice(i * 100, (i + 1) * 100));
+  expect(text.length).toBe(files.length * rounds * 100);
+  const found = Array.from({ length: files.length * rounds }, (_, i) => text.slice(i * 100, (i + 1) * 100));
   // Each node's in its own order.
-  for (const name of ['a', 'b'])
+  for (const name of names)
     expect(found.filter((r) => r.startsWith(name))).toEqual(Array.from({ length: rounds }, (_, i) => record(name, i)));
-  await Promise.all([a.close(), b.close()]);
+  await Promise.all(files.map((file) => file.close()));
+});
+
+test('a file that is replaced while others read it is never absent and never mixed', async () => {
+  // Inline, a fragment, and whole blocks, by turns.
+  const lengths = [900, 50_000, (1 << 20) + 5000];
+  const version = (i: number): Buffer => Buffer.alloc(lengths[i % lengths.length]!, 1 + (i % 250));
+  await one.writeFile('/replaced', version(0));
+  let over = false;
+  let replaced = 0;
+  const writer = (async () => {
+    for (let i = 1; i <= rounds; i++) {
+      await one.writeFile('/replacing', version(i));
+      await one.rename('/replacing', '/replaced');
+      replaced = i;
+    }
+    over = true;
+  })();
+  const reader = async (client: FileSystemClient): Promise<number> => {
+    let reads = 0;
+    let last = 0;
+    for (; !over || reads === 0; reads++) {
+      const from = replaced;
+      const file = await client.open('/replaced', 'r');
+      const bytes = await file.readFile();
+      const { size, nlink } = await file.stat();
+      const seen = bytes[0]! - 1;
+      expect(bytes.equals(version(seen)), `read ${reads}: ${bytes.length} bytes, first ${seen}`).toBe(true);
+      expect(size).toBe(bytes.length);
+      expect(nlink).toBeLessThanOrEqual(1);
+      // What had been put there before is over; versions are told apart modulo 250.
+      expect((seen - (from % 250) + 250) % 250).toBeLessThan(125);
+      expect((seen - (last % 250) + 250) % 250).toBeLessThan(125);
+      last = seen;
+      await file.close();
+    }
+    return reads;
+  };
+  const [, ...reads] = await Promise.all([writer, reader(two), reader(cluster.client(2)), reader(cluster.client(3))]);
+  expect(Math.min(...reads)).toBeGreaterThan(0);
+  expect((await two.readFile('/replaced')).equals(version(rounds))).toBe(true);
 });
 
 test('a truncated file is short at once, and what grows again holds zeros', async () => {

@@ -10,6 +10,7 @@ import { checkLinearizable, type Operation, type SequentialModel } from '../sim/
 import { type Child, startChild } from './testing/child.js';
 import { eventually } from './testing/counting.js';
 import type { Checked, Idle, LoadArguments, Recorded, Round, RoundDone, Unmounted } from './testing/load-protocol.js';
+import { type LocksInput, type LocksOutput, locksModel } from './testing/locks-model.js';
 import { NAMES, type NamesInput, type NamesOutput, namesModel } from './testing/names-model.js';
 
 const full = process.env.HOLDFAST_TEST_FULL === '1';
@@ -42,7 +43,7 @@ function mustBeLinearizable<State, Input, Output>(
   );
 }
 
-test(`three processes, ${loadMs / 1000} s of random operations on shared files: every history is linearizable, nothing is left behind`, {
+test(`three processes, ${loadMs / 1000} s of random operations on shared files, names and locks: every history is linearizable, nothing is left behind`, {
   timeout: 10 * loadMs + 120_000,
 }, async () => {
   const directory = await mkdtemp(path.join(tmpdir(), 'holdfast-load-'));
@@ -126,7 +127,9 @@ test(`three processes, ${loadMs / 1000} s of random operations on shared files: 
     }
     const names: Recorded<NamesInput, NamesOutput>[] = done.flatMap((one) => one.names);
     mustBeLinearizable(`round ${rounds}, names`, namesModel(NAMES.map(() => 0)), names);
-    operations += names.length;
+    const locks: Recorded<LocksInput, LocksOutput>[] = done.flatMap((one) => one.locks);
+    mustBeLinearizable(`round ${rounds}, locks`, locksModel, locks);
+    operations += names.length + locks.length;
   }
   process.stdout.write(`load: ${rounds} rounds, ${operations} operations, seed ${seed}\n`);
 

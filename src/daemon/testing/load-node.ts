@@ -21,6 +21,7 @@ import { type NodeEngine, startNode } from '../engine.js';
 import { planPool } from '../pool-plan.js';
 import { argument, hear, tell } from './child.js';
 import type { Checked, Idle, LoadArguments, Recorded, Round, RoundDone, Unmounted } from './load-protocol.js';
+import { LOCK_BYTES, type LocksInput, type LocksOutput } from './locks-model.js';
 import { NAMES, type NamesInput, type NamesOutput } from './names-model.js';
 
 /**
@@ -49,6 +50,7 @@ async function prepare({ directory, files, layout }: Round): Promise<void> {
     await client.truncate(`${directory}/f${i}`, LAYOUTS[layout]!.baseBytes);
   }
   await client.mkdir(`${directory}/names`);
+  await client.writeFile(`${directory}/locked`, '');
 }
 
 async function runRound(round: Round): Promise<RoundDone> {
@@ -60,19 +62,30 @@ async function runRound(round: Round): Promise<RoundDone> {
     const appender = await engine.fileSystem.open(path, constants.O_WRONLY | constants.O_APPEND, 0, ROOT);
     files.push({ handle: await client.open(path, 'r+'), appender });
   }
-  const done: RoundDone = { kind: 'roundDone', files: files.map(() => []), names: [] };
+  const done: RoundDone = { kind: 'roundDone', files: files.map(() => []), names: [], locks: [] };
   const loop = async (number: number): Promise<void> => {
     const random = new SeededRandom(seed * 64 + args.index * 8 + number);
     const name = `${args.index}.${number}`;
+    const locked = await client.open(`${directory}/locked`, 'r+');
     for (let i = 0; i < operationsPerClient; i++) {
-      const which = below(random, files.length + 1);
-      if (which === files.length) {
+      const which = below(random, files.length + 2);
+      if (which > files.length) {
+        done.locks.push(await record(name, randomLocks(random, name), (input) => doLocks(locked, input)));
+      } else if (which === files.length) {
         done.names.push(await record(name, randomNames(random), (input) => doNames(`${directory}/names`, input)));
       } else {
         const file = files[which]!;
         done.files[which]!.push(await record(name, randomFile(random), (input) => doFile(file, layout, input)));
       }
     }
+    // Its locks go with the handle; that they do is part of the history.
+    const gone: LocksInput = { op: 'unlock', from: 0, to: LOCK_BYTES, owner: name };
+    done.locks.push(
+      await record(name, gone, async () => {
+        await locked.close();
+        return [];
+      }),
+    );
     // What everybody ends up with is part of the history.
     for (const [which, file] of files.entries()) {
       const all: FileInput = { op: 'read', from: 0, to: 4 * CELLS_MAX };
@@ -140,12 +153,14 @@ async function doFile(file: SharedFile, layout: CellLayout, input: FileInput): P
 }
 
 function randomNames(random: Random): NamesInput {
-  const kind = below(random, 10);
+  const kind = below(random, 12);
   const name = below(random, NAMES.length);
+  const to = (name + 1 + below(random, NAMES.length - 1)) % NAMES.length;
   if (kind < 3) return { op: 'create', name };
-  if (kind < 6) return { op: 'rename', from: name, to: (name + 1 + below(random, NAMES.length - 1)) % NAMES.length };
-  if (kind < 7) return { op: 'unlink', name };
-  if (kind < 9) return { op: 'lookup', name };
+  if (kind < 5) return { op: 'rename', from: name, to };
+  if (kind < 6) return { op: 'link', from: name, to };
+  if (kind < 8) return { op: 'unlink', name };
+  if (kind < 11) return { op: 'lookup', name };
   return { op: 'list' };
 }
 
@@ -178,12 +193,51 @@ async function doNames(directory: string, input: NamesInput): Promise<NamesOutpu
         await client.rename(path(input.from), path(input.to));
         return 1;
       });
+    case 'link':
+      try {
+        return await unless('ENOENT', async () => {
+          await client.link(path(input.from), path(input.to));
+          return 1;
+        });
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === 'EEXIST') return [2];
+        throw error;
+      }
     case 'lookup':
-      return unless('ENOENT', async () => (await client.stat(path(input.name))).ino);
+      try {
+        const { ino, nlink } = await client.stat(path(input.name));
+        return [ino, nlink];
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [0];
+        throw error;
+      }
     case 'list': {
       const entries = await engine.fileSystem.readdir(directory, ROOT);
       return NAMES.map((name) => entries.find((entry) => entry.name === name)?.ino ?? 0);
     }
+  }
+}
+
+function randomLocks(random: Random, owner: string): LocksInput {
+  const from = below(random, LOCK_BYTES);
+  const to = from + 1 + below(random, LOCK_BYTES - from);
+  if (below(random, 5) < 2) return { op: 'unlock', from, to, owner };
+  return { op: 'lock', type: below(random, 2) === 0 ? 'read' : 'write', from, to, owner };
+}
+
+/** The handle's own locks, not the process's: two loops of one process are two owners. */
+async function doLocks(file: FileHandle, input: LocksInput): Promise<LocksOutput> {
+  const range = { start: input.from, length: input.to - input.from, owner: 'handle' } as const;
+  if (input.op === 'unlock') {
+    await file.unlock(range);
+    return [];
+  }
+  try {
+    await file.lock({ ...range, type: input.type });
+    return [1];
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EAGAIN') return [0];
+    throw error;
   }
 }
 

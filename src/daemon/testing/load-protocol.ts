@@ -1,5 +1,6 @@
 import type { FileInput, FileOutput } from '../../sim/file-model.js';
 import type { NodeConfig } from '../engine.js';
+import type { LocksInput, LocksOutput } from './locks-model.js';
 import type { NamesInput, NamesOutput } from './names-model.js';
 
 /** What the load's test and its processes say to each other. */
@@ -33,6 +34,7 @@ export interface RoundDone {
   readonly kind: 'roundDone';
   readonly files: Recorded<FileInput, FileOutput>[][];
   readonly names: Recorded<NamesInput, NamesOutput>[];
+  readonly locks: Recorded<LocksInput, LocksOutput>[];
 }
 export interface Unmounted {
   readonly kind: 'unmounted';

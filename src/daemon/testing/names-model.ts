@@ -5,10 +5,13 @@ export const NAMES = ['n0', 'n1', 'n2', 'n3'] as const;
 
 export type NamesInput =
   | { readonly op: 'create' | 'unlink' | 'lookup'; readonly name: number }
-  | { readonly op: 'rename'; readonly from: number; readonly to: number }
+  | { readonly op: 'rename' | 'link'; readonly from: number; readonly to: number }
   | { readonly op: 'list' };
 
-/** create: [inode], or [0]: it was there; unlink, rename: [1], or [0]: it wasn't; lookup: [inode or 0]; list: all of them. */
+/**
+ * create: [inode], or [0]: it was there; unlink, rename: [1], or [0]: it wasn't; link: [1], [0]: there was nothing to link, [2]: the name
+ * was in use; lookup: [inode, links] or [0]; list: all inodes. Nothing else leads to these inodes, so their links are the names here.
+ */
 export type NamesOutput = readonly number[];
 export type NamesState = readonly number[];
 
@@ -27,11 +30,21 @@ export const namesModel = (initial: NamesState): SequentialModel<NamesState, Nam
       case 'rename': {
         const moved = state[input.from]!;
         if ((output[0] === 0) !== (moved === 0)) return null;
-        if (moved === 0) return state;
+        // Two names of one inode: POSIX lets both stand.
+        if (moved === 0 || moved === state[input.to]) return state;
         return state.map((was, i) => (i === input.from ? 0 : i === input.to ? moved : was));
       }
-      case 'lookup':
-        return output[0] === state[input.name] ? state : null;
+      case 'link': {
+        const linked = state[input.from]!;
+        const expected = linked === 0 ? 0 : state[input.to] === 0 ? 1 : 2;
+        if (output[0] !== expected) return null;
+        return expected === 1 ? changed(input.to, linked) : state;
+      }
+      case 'lookup': {
+        const ino = state[input.name]!;
+        if (output[0] !== ino) return null;
+        return ino === 0 || output[1] === state.filter((other) => other === ino).length ? state : null;
+      }
       case 'list':
         return output.every((ino, i) => ino === state[i]) ? state : null;
     }
