@@ -63,6 +63,19 @@ for (const transport of ['direct', 'socket', 'worker'] as const)
       await expect(client.utimes('/times', 2n ** 63n, 1)).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
     });
 
+    it('copies ranges between its handles, in the engine', async () => {
+      const { client } = rig;
+      await client.writeFile('/copy-from', 'abcdef');
+      await using from = await client.open('/copy-from', 'r');
+      await using to = await client.open('/copy-to', 'w');
+      expect(await from.copyRange(2, to, 1, 100)).toBe(4);
+      expect(await client.readFile('/copy-to', 'latin1')).toBe('\0cdef');
+      expect(await from.copyRange(6, to, 0, 1)).toBe(0);
+      await expect(from.copyRange(0, {} as FileHandle, 0, 1)).rejects.toMatchObject({ code: 'ERR_INVALID_ARG_TYPE' });
+      await to.close();
+      await expect(from.copyRange(0, to, 0, 1)).rejects.toMatchObject({ code: 'EBADF' });
+    });
+
     it('names a file that is open', async () => {
       const { client } = rig;
       await client.writeFile('/old', 'text');

@@ -8,7 +8,7 @@ import type { OpArgs, WireChanges } from './ops.js';
  * Operations that are several of the file system's, done on the engine's side so that they cost the client one exchange.
  * An error says at which step it happened (`op`: open, read, write, fsync), as node's own compound functions do.
  */
-const COPY_BYTES = 1 << 20;
+const COPY_BYTES = 64 << 20;
 /** Read beyond the size that stat told, to see the end of file without a second read. */
 const PROBE_BYTES = 1;
 /** First room for files that say they are empty and may not be. */
@@ -157,14 +157,16 @@ export async function copyFile(
       if (existing.ino === found.ino) return;
       // Not O_TRUNC at open: a copy onto itself would be emptied.
       await target.truncate(0, { signal });
-      const bytes = new Uint8Array(Math.min(COPY_BYTES, Math.max(1, found.sizeBytes)));
-      for (let at = 0; ; ) {
-        const count = await source.read(at, bytes, { signal });
-        if (count === 0) break;
-        let done = 0;
-        while (done < count)
-          done += (await target.write(at + done, bytes.subarray(done, count), { signal })).lengthBytes;
-        at += count;
+      try {
+        for (let at = 0; ; ) {
+          const count = await source.copyRange(at, target, at, COPY_BYTES, { signal });
+          if (count === 0) break;
+          at += count;
+        }
+      } catch (error) {
+        // Half a copy is none, as node's own has it.
+        await fs.unlink(to, who).catch(() => undefined);
+        throw error;
       }
       if ((existing.mode & 0o7777) !== (found.mode & 0o7777) && (who.uid === 0 || who.uid === existing.uid))
         await target.setAttributes({ mode: found.mode & 0o7777 }, who, { signal });

@@ -1,5 +1,6 @@
 import { EventEmitter } from 'node:events';
 import { createInterface, type Interface } from 'node:readline';
+import { FsError } from '../common/errors.js';
 import type { AllocateMode } from '../fs/file-system-api.js';
 import { collect, isView, toChunks, type WritableData } from './content.js';
 import { HandleIo } from './handle-io.js';
@@ -400,6 +401,31 @@ export class FileHandle extends EventEmitter implements AsyncDisposable {
     if (what !== 'data' && what !== 'hole') throw invalidArgValue('what', what, "must be one of 'data', 'hole'");
     const { result } = await this.#call('lseek', 'seek', { handle: this.#io.opened.handle, offset, what }, options);
     return result.offset;
+  }
+  /**
+   * copy_file_range(2): bytes from `offset` on to another open file of this client, in the engine. Resolves with how many were copied: fewer than
+   * asked for at the end of the file. Moves no position.
+   */
+  async copyRange(
+    offset: number,
+    target: FileHandle,
+    targetOffset: number,
+    length: number,
+    options?: SignalOption,
+  ): Promise<number> {
+    checkInteger(offset, 'offset', 0);
+    checkInteger(targetOffset, 'targetOffset', 0);
+    checkInteger(length, 'length', 0);
+    if (!(target instanceof FileHandle)) throw invalidArgType('target', 'an instance of FileHandle', target);
+    const syscall = 'copy_file_range';
+    target.#io.checkOpen(syscall);
+    if (target.session !== this.session)
+      throw toNodeError(new FsError('crossesFileSystem', { op: syscall, detail: 'of another client' }), syscall);
+    const to = target.#io.opened.handle;
+    const args = { handle: this.#io.opened.handle, offset, to, toOffset: targetOffset, length };
+    const copy = () => this.#call(syscall, 'copyRange', args, options);
+    const { result } = await target.#io.use(syscall, copy);
+    return result.length;
   }
   /** A name for the file that is open: what one that was opened with O_TMPFILE becomes known by. */
   async link(path: PathLike, options?: SignalOption): Promise<void> {

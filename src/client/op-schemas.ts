@@ -57,6 +57,7 @@ export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
     length: bytes,
     keepSize: z.boolean(),
   }),
+  copyRange: z.strictObject({ handle, offset: bytes, to: handle, toOffset: bytes, length: bytes }),
   linkHandle: z.strictObject({ handle, to: path }),
   seek: z.strictObject({ handle, offset: bytes, what: z.enum(['data', 'hole']) }),
   statHandle: z.strictObject({ handle }),

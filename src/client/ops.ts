@@ -103,6 +103,16 @@ export interface OpTable {
     };
     result: Nothing;
   };
+  /** To another handle of the session, or the same one. */
+  copyRange: {
+    args: HandleArgs & {
+      readonly offset: number;
+      readonly to: number;
+      readonly toOffset: number;
+      readonly length: number;
+    };
+    result: { readonly length: number };
+  };
   linkHandle: { args: HandleArgs & { readonly to: string }; result: Nothing };
   seek: {
     args: HandleArgs & { readonly offset: number; readonly what: 'data' | 'hole' };
@@ -300,6 +310,7 @@ export const OPS: { readonly [K in OpName]: OpProperties } = {
   allocate: op(40),
   seek: op(41),
   linkHandle: op(42, 'never'),
+  copyRange: op(43),
   mknod: op(32, 'never'),
   getXattr: op(33),
   listXattrs: op(34),
@@ -323,6 +334,7 @@ const CHANGING: ReadonlySet<OpName> = new Set<OpName>([
   'truncateHandle',
   'truncate',
   'allocate',
+  'copyRange',
   'setAttributesHandle',
   'setAttributes',
 ]);

@@ -264,7 +264,7 @@ export async function truncateFile(
  * Order: hits off, the new size, the pointers behind it, then the pages behind it. Write-behind that meets a page without space finds it behind
  * the end and passes over it; nothing prepares pages for write hits where no space is reserved any more.
  */
-async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeBytes: number): Promise<void> {
+export async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeBytes: number): Promise<void> {
   inode.settling++;
   try {
     const before = withSettledState(volume, inode, () => inode.sizeBytes);

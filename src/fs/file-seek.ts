@@ -37,7 +37,7 @@ export async function seekIn(
   }
 }
 
-async function dataFrom(volume: Volume, inode: Inode, offsetBytes: number): Promise<number> {
+export async function dataFrom(volume: Volume, inode: Inode, offsetBytes: number): Promise<number> {
   for (let from = Math.floor(offsetBytes / BLOCK_BYTES); ; from++) {
     const block = await findBlock(volume, inode, from, (pointer) => pointer !== null);
     if (block === null) return Number.POSITIVE_INFINITY;
@@ -47,7 +47,7 @@ async function dataFrom(volume: Volume, inode: Inode, offsetBytes: number): Prom
   }
 }
 
-async function holeFrom(volume: Volume, inode: Inode, offsetBytes: number): Promise<number> {
+export async function holeFrom(volume: Volume, inode: Inode, offsetBytes: number): Promise<number> {
   const first = Math.floor(offsetBytes / BLOCK_BYTES);
   const isShort = (count: number): boolean => count < SUB_BLOCKS_PER_BLOCK;
   const block = await findBlock(volume, inode, first, (pointer) => isShort(pointer?.count ?? 0));

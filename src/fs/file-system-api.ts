@@ -84,6 +84,14 @@ export interface OpenFile extends XattrCalls<[]> {
   allocate(mode: AllocateMode, offsetBytes: number, lengthBytes: number, options?: AllocateOptions): Promise<void>;
   /** The first data, or hole, from an offset on (SEEK_DATA, SEEK_HOLE); behind the last byte is a hole. @throws {FsError} noData. */
   seek(offsetBytes: number, what: 'data' | 'hole', options?: OpOptions): Promise<number>;
+  /** copy_file_range: to another open file, or elsewhere in this one. Bytes copied, fewer at the end of file. */
+  copyRange(
+    offsetBytes: number,
+    target: OpenFile,
+    targetOffsetBytes: number,
+    lengthBytes: number,
+    options?: OpOptions,
+  ): Promise<number>;
   stat(options?: OpOptions): Promise<Attributes>;
   setAttributes(changes: AttributeChanges, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
   /** dataOnly: fdatasync. Durable on the devices (their flush included) when it resolves. */

@@ -7,6 +7,7 @@ import type { EntryId } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
+import { copyRange } from './copy-range.js';
 import { readDirect, writeDirect } from './direct-io.js';
 import { allocateRange, checkAllocation, stepsOf } from './file-allocate.js';
 import { bringFile, type FileHandle, readFile, truncateFile, writeFile } from './file-io.js';
@@ -109,11 +110,11 @@ export class FsOpenFile implements OpenFile {
     return bringFile(this.#volume, this.#handle, offsetBytes, lengthBytes, options);
   }
 
-  #checkReadable(): void {
-    this.#check('read');
+  #checkReadable(op = 'read'): void {
+    this.#check(op);
     const object = `inode ${this.ino}`;
-    if (this.#type === FileType.directory) throw new FsError('isDirectory', { op: 'read', object });
-    if (!this.#readable) throw new FsError('badHandle', { op: 'read', object, detail: 'write only' });
+    if (this.#type === FileType.directory) throw new FsError('isDirectory', { op, object });
+    if (!this.#readable) throw new FsError('badHandle', { op, object, detail: 'write only' });
   }
 
   async write(
@@ -165,6 +166,37 @@ export class FsOpenFile implements OpenFile {
     if (!this.#writable)
       throw new FsError(op === 'truncate' ? 'invalidArgument' : 'badHandle', { op, object, detail: 'read only' });
     if (this.#type !== FileType.regular) throw new FsError('invalidArgument', { op, object, detail: 'not a file' });
+  }
+
+  async copyRange(
+    offsetBytes: number,
+    target: OpenFile,
+    targetOffsetBytes: number,
+    lengthBytes: number,
+    options?: OpOptions,
+  ): Promise<number> {
+    const op = 'copy_file_range';
+    this.#checkReadable(op);
+    const object = `inode ${this.ino}`;
+    if (!(target instanceof FsOpenFile) || target.#volume !== this.#volume)
+      throw new FsError('crossesFileSystem', { op, object });
+    if (target.#type === FileType.directory) throw new FsError('isDirectory', { op, object });
+    target.#checkWritable(op);
+    if ((target.flags & constants.O_APPEND) !== 0)
+      throw new FsError('badHandle', { op, object, detail: 'to a handle that appends' });
+    const volume = this.#volume;
+    const copied = await copyRange(
+      volume,
+      this.#handle,
+      offsetBytes,
+      target.#handle,
+      targetOffsetBytes,
+      lengthBytes,
+      options,
+    );
+    if (copied > 0 && (target.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
+      await target.sync((target.flags & SYNC) === 0, options);
+    return copied;
   }
 
   async link(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {

@@ -365,6 +365,20 @@ class MemoryFile implements OpenFile {
     if (offsetBytes >= this.node.sizeBytes) throw fail('noData', 'lseek');
     return what === 'data' ? offsetBytes : this.node.sizeBytes;
   }
+  async copyRange(
+    offsetBytes: number,
+    target: OpenFile,
+    targetOffsetBytes: number,
+    lengthBytes: number,
+    options?: OpOptions,
+  ): Promise<number> {
+    await this.#enter('copy_file_range', options);
+    if (!(target instanceof MemoryFile)) throw fail('crossesFileSystem', 'copy_file_range');
+    const end = Math.min(this.node.sizeBytes, offsetBytes + lengthBytes);
+    if (end <= offsetBytes) return 0;
+    const bytes = this.node.bytes.slice(offsetBytes, end);
+    return (await target.write(targetOffsetBytes, bytes, options)).lengthBytes;
+  }
   async link(path: string, who: Credentials, options?: OpOptions): Promise<void> {
     await this.#enter('link', options);
     const place = this.fs.tree.walk(path, who, 'link', false);
