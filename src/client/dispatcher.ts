@@ -313,7 +313,9 @@ export class DispatcherSession {
         done(this.#file(handle, 'allocate').allocate(mode, offset, length, { signal, keepSize })),
       copyRange: async ({ handle, offset, to, toOffset, length }, _payload, signal) => {
         const target = this.#file(to, 'copyRange');
-        return { length: await this.#file(handle, 'copyRange').copyRange(offset, target, toOffset, length, { signal }) };
+        return {
+          length: await this.#file(handle, 'copyRange').copyRange(offset, target, toOffset, length, { signal }),
+        };
       },
       linkHandle: ({ handle, to }, _payload, signal) =>
         done(this.#file(handle, 'linkHandle').link(to, who, { signal })),

@@ -73,9 +73,7 @@ test.each([1, 2, 3])(
     const random = new SeededRandom(seed);
     const volume = await TestVolume.create({ poolPages: 1024 });
     const nodes = [await volume.mount(1), await volume.mount(2)];
-    const files = await Promise.all(
-      nodes.map(async ({ fs }) => [await open(fs, '/a'), await open(fs, '/b')] as const),
-    );
+    const files = await Promise.all(nodes.map(async ({ fs }) => [await open(fs, '/a'), await open(fs, '/b')] as const));
     await files[0]![0].write(0, Buffer.alloc(300_000, 1));
     await files[1]![1].write(0, Buffer.alloc(300_000, 2));
     const copies = (pair: readonly [OpenFile, OpenFile]) => async (): Promise<void> => {

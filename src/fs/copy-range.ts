@@ -170,10 +170,7 @@ function pinBoth(
   // Parts of one request are disjoint. They may share a sector at their edges: then all of it is wanted exclusively.
   const [first, second] = from.start < to.start ? [fromItem, toItem] : [toItem, fromItem];
   if (first.required.end <= second.required.start)
-    return volume.pin(
-      [status, exactly(first), exactly(second)],
-      options,
-    );
+    return volume.pin([status, exactly(first), exactly(second)], options);
   const whole = { start: first.required.start, end: second.required.end };
   return volume.pin([status, { ...toItem, required: whole, desired: whole }], options);
 }
