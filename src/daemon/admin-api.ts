@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import type { RungResult } from '../fabric/rung-test.js';
-import type { CheckReport } from '../fs/check.js';
+import type { CheckReport } from '../fs/check/check.js';
 import type { RefusedNsd } from './refused-nsds.js';
 
 /**

@@ -13,7 +13,7 @@ import type { Logger } from '../common/logger.js';
 import type { Random } from '../common/random.js';
 import type { Fabric, NodeIdentity } from '../fabric/fabric.js';
 import { FileBacking } from '../fs/backing.js';
-import { type CheckReport, checkFileSystem, logOwners } from '../fs/check.js';
+import { type CheckReport, checkFileSystem, logOwners } from '../fs/check/check.js';
 import { blocksOf, createFileSystem } from '../fs/mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from '../fs/mount.js';
 import type { FsSettings } from '../fs/settings.js';

@@ -229,7 +229,7 @@ export class FileBacking implements BackingStore {
         const fault = segmentFault(sector, index, fsId, checksums);
         if (fault !== null) throw corrupt('read', `inode map segment ${index}`, fault);
       } else {
-        const fault = leafFault(sector, inode.ino, index, fsId, checksums);
+        const fault = leafFault(sector, inode, index, fsId, checksums);
         if (fault !== null) throw corrupt('read', `directory ${inode.ino} leaf ${index}`, fault);
       }
     });

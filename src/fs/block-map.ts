@@ -100,7 +100,7 @@ async function readIndirect(
     volume.wasRead?.(home, versions[0]!);
     return bytes.slice();
   });
-  checkIndirect(inode.ino, level, firstBlock, sector, volume.fsId, volume.geometry, volume.checksums);
+  checkIndirect(inode, level, firstBlock, sector, volume.fsId, volume.geometry, volume.checksums);
   return { level, firstBlock, home, sector, dirty: false, children: new Map() };
 }
 

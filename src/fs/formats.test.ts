@@ -90,11 +90,14 @@ const decoders: Record<string, { good: Uint8Array; decode: (sector: Uint8Array) 
   indirect: {
     good: sealed((sector) => sector.set(formatIndirect(inodeNumber(77), 1, 213, 5, fsId))),
     decode: (sector) => {
-      checkIndirect(inodeNumber(77), 1, 213, sector, fsId, geometry, testChecksums);
+      checkIndirect({ ino: inodeNumber(77), generation: 5 }, 1, 213, sector, fsId, geometry, testChecksums);
       return true;
     },
   },
-  leaf: { good: leaf, decode: (sector) => leafFault(sector, inodeNumber(9), 1, fsId, testChecksums) === null },
+  leaf: {
+    good: leaf,
+    decode: (sector) => leafFault(sector, { ino: inodeNumber(9), generation: 1 }, 1, fsId, testChecksums) === null,
+  },
   region: {
     good: sealed((sector) => formatRegion(sector, 12, nsdIndex(1), geometry, fsId)),
     decode: (sector) => regionFault(sector, 25, geometry, fsId, testChecksums) === null,
@@ -244,7 +247,7 @@ test('a leaf holds what was appended and not removed', () => {
         }
       }
       sealSector(sector, testChecksums);
-      expect(leafFault(sector, inodeNumber(9), 0, fsId, testChecksums)).toBeNull();
+      expect(leafFault(sector, { ino: inodeNumber(9), generation: 1 }, 0, fsId, testChecksums)).toBeNull();
     }),
   );
 });

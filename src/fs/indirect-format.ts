@@ -5,7 +5,7 @@ import type { Checksums } from '../nsd/checksums.js';
 import { POINTER_BYTES, pointersFault } from './block-pointer.js';
 import { DIRECT_POINTERS, INDIRECT_LEVELS } from './inode-format.js';
 import type { Geometry } from './layout.js';
-import { corrupt, Magic, sectorFault, writeHeader } from './sector.js';
+import { corrupt, getU32, Magic, sectorFault, writeHeader } from './sector.js';
 
 export const INDIRECT_POINTERS_AT = 64;
 export const INDIRECT_POINTERS = (SECTOR_BYTES - INDIRECT_POINTERS_AT) / POINTER_BYTES;
@@ -60,7 +60,7 @@ export function formatIndirect(
 
 /** @throws {FsError} corrupt, naming the file and the place. */
 export function checkIndirect(
-  ino: InodeNumber,
+  { ino, generation }: { readonly ino: InodeNumber; readonly generation: number },
   level: number,
   firstBlock: number,
   sector: Uint8Array,
@@ -70,6 +70,7 @@ export function checkIndirect(
 ): void {
   const fault =
     sectorFault(sector, { magic: Magic.indirect, fsId, owner: ino, index: firstBlock }, checksums) ??
+    (getU32(sector, 32) === generation ? null : `of generation ${getU32(sector, 32)} instead of ${generation}`) ??
     (sector[40] === level ? null : `level ${sector[40]} instead of ${level}`) ??
     pointersFault(sector, INDIRECT_POINTERS_AT, INDIRECT_POINTERS, geometry);
   if (fault !== null)

@@ -142,14 +142,16 @@ export function leafEntries(leaf: Uint8Array): NamedEntry[] {
 /** What is wrong with a leaf as it came from the device, or null. Afterwards its entries can be walked without a check. */
 export function leafFault(
   leaf: Uint8Array,
-  directory: InodeNumber,
+  directory: { readonly ino: InodeNumber; readonly generation: number },
   index: number,
   fsId: bigint,
   checksums: Checksums,
 ): string | null {
   if (isZero(leaf)) return null;
-  const fault = sectorFault(leaf, { magic: Magic.leaf, fsId, owner: directory, index }, checksums);
+  const fault = sectorFault(leaf, { magic: Magic.leaf, fsId, owner: directory.ino, index }, checksums);
   if (fault !== null) return fault;
+  if (getU32(leaf, 32) !== directory.generation)
+    return `of generation ${getU32(leaf, 32)} instead of ${directory.generation}`;
   if (leafDepth(leaf) > DIRECTORY_DEPTH_MAX) return `local depth ${leafDepth(leaf)}`;
   if (index >= 2 ** leafDepth(leaf)) return `local depth ${leafDepth(leaf)} of leaf ${index}`;
   const used = leafUsedBytes(leaf);

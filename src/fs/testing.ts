@@ -21,7 +21,7 @@ import { withCopies } from '../nsd/mirrored-nsds.js';
 import type { NsdClientApi, NsdExtent, SectorIo, SectorVersions } from '../nsd/nsd-api.js';
 import { holeWord, nextVersion, readsAsZeros, takesVersion, versionOf } from '../nsd/nsd-layout.js';
 import { FileBacking } from './backing.js';
-import { type CheckReport, checkFileSystem } from './check.js';
+import { type CheckParts, type CheckReport, checkFileSystem } from './check/check.js';
 import type { LogStorage } from './log/log-reader.js';
 import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from './mount.js';
@@ -229,6 +229,7 @@ export class RamNsds implements NsdClientApi {
       const words = this.#shared.words[nsd]!;
       const forget = (at: number): void => {
         device.delete(at);
+        this.#shared.torn.delete(`${nsd}/${at}`);
         const word = this.#word(nsd, at);
         if (!readsAsZeros(word)) words.set(at, holeWord(word));
       };
@@ -445,9 +446,12 @@ export class TestVolume {
   }
 }
 
-/** A check of everything on the NSDs; all nodes have unmounted. */
-export function checkVolume(volume: TestVolume): Promise<CheckReport> {
+/** What a check or a repair stands on, beside every node. */
+export function checkParts(volume: TestVolume): CheckParts {
   const pool = heapPagePool(STAGING_BYTES);
   const arena = new SegmentArena({ offsetBytes: 0, lengthBytes: STAGING_BYTES });
-  return checkFileSystem({ nsds: volume.nsds.from(pool), arena, pool, checksums: testChecksums });
+  return { nsds: volume.nsds.from(pool), arena, pool, checksums: testChecksums };
 }
+
+/** A check of everything on the NSDs; all nodes have unmounted. */
+export const checkVolume = (volume: TestVolume): Promise<CheckReport> => checkFileSystem(checkParts(volume));

@@ -3,7 +3,7 @@ import { NativeCacheMap } from '../../cache/cache-map-native.js';
 import { directClient } from '../../client/connect-socket.js';
 import type { FileHandle } from '../../client/file-handle.js';
 import { below, type Random, SeededRandom } from '../../common/random.js';
-import { checkFileSystem } from '../../fs/check.js';
+import { checkFileSystem } from '../../fs/check/check.js';
 import { type OpenFile, ROOT } from '../../fs/file-system-api.js';
 import { SegmentArena } from '../../native/buffer-arena.js';
 import { crc32c, crc32cSectors, openPagePool } from '../../native/core.js';

@@ -107,6 +107,8 @@ export interface ScannedLog {
   readonly tail: number;
   /** Why it ends there, when it isn't simply the end. */
   readonly ended: string | null;
+  /** There is more behind that end, of groups that were begun after it had been durable: something was lost. */
+  readonly hole: string | null;
 }
 
 /**
@@ -161,7 +163,18 @@ export function scanLog(
     head: at,
     tail,
     ended,
+    hole: holeBehind(at, from + capacity, headOf),
   };
+}
+
+/** A group is written when the one before it is durable: one that is there, behind one that is not, says that this one was there. */
+function holeBehind(end: number, limit: number, headOf: (number: number) => SectorHead | null): string | null {
+  for (let number = end + 1; number < limit; number++) {
+    const head = headOf(number);
+    if (head !== null && head.number - head.place > end)
+      return `sectors ${end} to ${head.number - head.place - 1} are lost`;
+  }
+  return null;
 }
 
 function transactionsOf(payload: readonly Uint8Array[]): LogRecord[][] | null {

@@ -1,6 +1,6 @@
 import { constants } from 'node:fs';
 import { PAGE_BYTES, SECTOR_BYTES } from '../../common/units.js';
-import type { CheckReport } from '../../fs/check.js';
+import type { CheckReport } from '../../fs/check/check.js';
 import { type FileSystem, FileType, ROOT } from '../../fs/file-system-api.js';
 import { CROWD_PATH } from './operations.js';
 import type { Progress } from './run-workload.js';

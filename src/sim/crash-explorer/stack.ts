@@ -7,7 +7,7 @@ import { silentLogger } from '../../common/logger.js';
 import { SeededRandom } from '../../common/random.js';
 import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../../common/units.js';
 import { FileBacking } from '../../fs/backing.js';
-import { type CheckReport, checkFileSystem } from '../../fs/check.js';
+import { type CheckReport, checkFileSystem } from '../../fs/check/check.js';
 import { createFileSystem } from '../../fs/mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from '../../fs/mount.js';
 import type { FsSettings } from '../../fs/settings.js';
