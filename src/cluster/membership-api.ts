@@ -42,6 +42,18 @@ export interface NsdRecord {
   readonly lengthBytes: number;
 }
 
+/**
+ * Whether an NSD has what was written to it where there is another copy (S5): *up* -> *failing* (nobody reads it any more; whoever marked it makes
+ * sure that everybody knows) -> *stale* (writes pass it over) -> *resync* (they no longer do) -> *up*.
+ */
+export interface CopyRecord {
+  readonly state: 'up' | 'failing' | 'stale' | 'resync';
+  /** Raised by every change but the last one, to up; and when what is being resynchronised has to be looked at again. */
+  readonly generation: number;
+  /** Wall clock, for people. */
+  readonly sinceMs: number;
+}
+
 /** One consistent view of the cluster; a new object for every change. */
 export interface ClusterView {
   readonly clusterId: string;
@@ -50,6 +62,8 @@ export interface ClusterView {
   /** Over which token objects are hashed, ascending. Changes only with the epoch. */
   readonly tokenServers: readonly NodeId[];
   readonly nsds: ReadonlyMap<string, NsdRecord>;
+  /** By NSD; one that is not here is up. */
+  readonly copies: ReadonlyMap<string, CopyRecord>;
   /** Lives that are out of the view and not yet cleaned up after. One that is in neither list has fallen everywhere. */
   readonly expelling: readonly { readonly nodeId: NodeId; readonly incarnation: Incarnation }[];
 }

@@ -15,12 +15,13 @@ import {
   type MembershipPhase,
   type MembershipSettings,
 } from './membership.js';
-import type { ClusterView, Membership, NodeRecord, NsdRecord } from './membership-api.js';
+import type { ClusterView, CopyRecord, Membership, NodeRecord, NsdRecord } from './membership-api.js';
 import {
   type ExpellingRecord,
   FILE_SYSTEM_PREFIX,
   type FileSystemRecord,
   parseAlive,
+  parseCopies,
   parseFileSystem,
   parseNsd,
   parseView,
@@ -192,6 +193,33 @@ export class MembershipRuntime implements Membership {
       if ((await store.compareAndSwap(StoreKey.nsd(uuid), entry?.revision ?? 0, JSON.stringify(next))).ok) return;
     }
     throw new FsError('busy', { op: 'updateNsd', object: uuid, detail: 'the record is changed all the time' });
+  }
+
+  /** Changes what stands about copies; `change` may be asked several times. Null leaves it as it is. This node knows it when this resolves. */
+  async updateCopies(
+    change: (copies: ReadonlyMap<string, CopyRecord>) => ReadonlyMap<string, CopyRecord> | null,
+  ): Promise<void> {
+    const { store } = this.options;
+    const key = StoreKey.copies;
+    for (let attempt = 0; attempt < CAS_ATTEMPTS_MAX; attempt++) {
+      const entry = await store.get(key);
+      if (entry !== null) this.#dispatch({ type: 'changed', change: { type: 'put', ...entry } });
+      const record = entry === null ? {} : parseCopies(entry.value);
+      if (record === null)
+        throw new FsError('corrupt', {
+          op: 'updateCopies',
+          object: key,
+          detail: 'what stands about copies is damaged',
+        });
+      const next = change(new Map(Object.entries(record)));
+      if (next === null) return;
+      const value = JSON.stringify(Object.fromEntries(next));
+      const result = await store.compareAndSwap(key, entry?.revision ?? 0, value);
+      if (!result.ok) continue;
+      this.#dispatch({ type: 'changed', change: { type: 'put', key, value, revision: result.revision } });
+      return;
+    }
+    throw new FsError('busy', { op: 'updateCopies', object: key, detail: 'the record is changed all the time' });
   }
 
   /** The number for a new file system; nobody else gets it, whatever becomes of the file system. @throws {FsError} notSupported, busy. */

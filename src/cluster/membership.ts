@@ -128,7 +128,8 @@ export class MembershipMachine {
   get view(): ClusterView {
     const { epoch, nodes, tokenServers, expelling } = this.#mirror.view;
     const byId = new Map(nodes.map((node) => [node.nodeId, node]));
-    return { clusterId: this.clusterId, epoch, nodes: byId, tokenServers, nsds: this.#mirror.nsds, expelling };
+    const { nsds, copies } = this.#mirror;
+    return { clusterId: this.clusterId, epoch, nodes: byId, tokenServers, nsds, copies, expelling };
   }
   get viewRecord(): ViewRecord {
     return this.#mirror.view;
@@ -207,7 +208,7 @@ export class MembershipMachine {
 
   #learned(change: MirrorChange): void {
     if (change.bad.length > 0) this.#effects.push({ type: 'complain', keys: change.bad });
-    if (change.view || change.nsds) this.#effects.push({ type: 'publish', view: this.view });
+    if (change.view || change.nsds || change.copies) this.#effects.push({ type: 'publish', view: this.view });
   }
 
   #inView(): boolean {

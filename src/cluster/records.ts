@@ -10,7 +10,7 @@ import {
   type NodeId,
   nodeId,
 } from '../common/ids.js';
-import type { NodeRecord, NsdRecord } from './membership-api.js';
+import type { CopyRecord, NodeRecord, NsdRecord } from './membership-api.js';
 
 /**
  * What the cluster store holds: its keys, and the JSON behind each. Other versions and other hands write there too, so what
@@ -27,6 +27,8 @@ export const StoreKey = {
   incarnation: (id: NodeId): string => `incarnations/${id}`,
   nsd: (uuid: string): string => `${NSD_PREFIX}${uuid}`,
   fileSystem: (name: string): string => `${FILE_SYSTEM_PREFIX}${name}`,
+  /** CopyRecords by NSD (S5). One key for all: of two NSDs that hold each other's copies, two nodes must not give up one each. */
+  copies: 'copies',
   /** The number that the next file system gets, as a decimal number. */
   nextFileSystemNumber: 'nextFileSystemNumber',
 } as const;
@@ -125,6 +127,10 @@ const fileSystemSchema = z.object({
   nsds: z.array(z.string()),
   createdMs: z.number(),
 });
+const copiesSchema = z.record(
+  z.string(),
+  z.object({ state: z.enum(['up', 'failing', 'stale', 'resync']), generation: count, sinceMs: z.number() }),
+);
 const clusterSchema = z.object({ clusterId: z.string(), keyHash: z.string(), createdMs: z.number() });
 
 /** The record in `text`, or null when it is none. */
@@ -144,6 +150,7 @@ export const parseView = parser<ViewRecord>(viewSchema);
 export const parseAlive = parser<AliveRecord>(aliveSchema);
 export const parseNsd = parser<NsdRecord>(nsdSchema);
 export const parseFileSystem = parser<FileSystemRecord>(fileSystemSchema);
+export const parseCopies = parser<Readonly<Record<string, CopyRecord>>>(copiesSchema);
 export const parseCluster = parser<ClusterRecord>(clusterSchema);
 
 export const EMPTY_VIEW: ViewRecord = { epoch: epoch(0), nodes: [], tokenServers: [], expelling: [] };

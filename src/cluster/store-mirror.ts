@@ -1,13 +1,14 @@
 import type { NodeId } from '../common/ids.js';
 import { nodeId } from '../common/ids.js';
 import type { StoreChange, StoreEntry } from './cluster-store.js';
-import type { NsdRecord } from './membership-api.js';
+import type { CopyRecord, NsdRecord } from './membership-api.js';
 import {
   ALIVE_PREFIX,
   type AliveRecord,
   EMPTY_VIEW,
   NSD_PREFIX,
   parseAlive,
+  parseCopies,
   parseNsd,
   parseView,
   StoreKey,
@@ -29,6 +30,7 @@ interface Seen {
 export interface MirrorChange {
   readonly view: boolean;
   readonly nsds: boolean;
+  readonly copies: boolean;
   /** Keys whose new value is no record. */
   readonly bad: readonly string[];
 }
@@ -37,6 +39,7 @@ export class StoreMirror {
   readonly #seen = new Map<string, Seen>();
   readonly #alive = new Map<NodeId, AliveRecord & { readonly revision: number }>();
   #nsds: ReadonlyMap<string, NsdRecord> = new Map();
+  #copies: ReadonlyMap<string, CopyRecord> = new Map();
   #view: ViewRecord = EMPTY_VIEW;
 
   get view(): ViewRecord {
@@ -49,6 +52,9 @@ export class StoreMirror {
   }
   get nsds(): ReadonlyMap<string, NsdRecord> {
     return this.#nsds;
+  }
+  get copies(): ReadonlyMap<string, CopyRecord> {
+    return this.#copies;
   }
   get alive(): ReadonlyMap<NodeId, AliveRecord & { readonly revision: number }> {
     return this.#alive;
@@ -71,6 +77,7 @@ export class StoreMirror {
   #apply(updates: readonly { key: string; value: string | null; revision: number }[]): MirrorChange {
     let view = false;
     let nsds = false;
+    let copies = false;
     const bad: string[] = [];
     for (const { key, value, revision } of updates) {
       const known = this.#seen.get(key);
@@ -85,11 +92,14 @@ export class StoreMirror {
       } else if (key.startsWith(NSD_PREFIX)) {
         nsds = true;
         good = this.#setNsd(key, value);
+      } else if (key === StoreKey.copies) {
+        copies = true;
+        good = this.#setCopies(value);
       } else if (key.startsWith(ALIVE_PREFIX)) good = this.#setAlive(key, value, revision);
       else this.#seen.delete(key);
       if (!good) bad.push(key);
     }
-    return { view, nsds, bad };
+    return { view, nsds, copies, bad };
   }
 
   #setView(value: string | null): boolean {
@@ -98,6 +108,14 @@ export class StoreMirror {
     // Epochs move up only: a view that goes back was put there by hand.
     if (record === null || record.epoch < this.#view.epoch) return false;
     this.#view = record;
+    return true;
+  }
+
+  /** One that can't be read counts as unchanged: nobody reads a stale copy because of it. */
+  #setCopies(value: string | null): boolean {
+    const record = value === null ? null : parseCopies(value);
+    if (record === null) return false;
+    this.#copies = new Map(Object.entries(record));
     return true;
   }
 

@@ -249,6 +249,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       {
         fabric,
         membership,
+        copyRecords: membership,
         pool,
         plan,
         map,
@@ -498,6 +499,7 @@ async function createFileSystem(
   await node.format(
     { uuid: fsUuid, name, nsds },
     chosen.map((nsd) => nsd.failureGroup),
+    { metadataCopies: 1 },
   );
   const number = await membership.allotFileSystemNumber(name);
   const record: FileSystemRecord = { uuid: fsUuid, number, nsds, createdMs: Date.now() };

@@ -22,7 +22,7 @@ import type { FileSystemIdentity } from './node.js';
  */
 interface Parts {
   readonly self: NodeId;
-  readonly nsdClient: (uuids: readonly string[]) => NsdClientApi;
+  readonly storage: (identity: FileSystemIdentity) => NsdClientApi;
   readonly fileSystems: () => Promise<readonly FileSystemIdentity[]>;
   readonly membership: Membership;
   readonly arena: BufferArena;
@@ -70,9 +70,10 @@ export class NodeRecovery {
   }
 
   async #redoAll(life: Life): Promise<void> {
-    const { nsdClient, fileSystems, arena, pool, checksums, counters, logger } = this.#parts;
-    for (const { nsds: uuids, name } of await fileSystems()) {
-      const storage = { nsds: nsdClient(uuids), arena, pool, checksums };
+    const { storage: storageOf, fileSystems, arena, pool, checksums, counters, logger } = this.#parts;
+    for (const identity of await fileSystems()) {
+      const { nsds: uuids, name } = identity;
+      const storage = { nsds: storageOf(identity), arena, pool, checksums };
       const { geometry, fsUuid, inodeFile } = await readSuperblock(storage, uuids.length);
       const volume = { ...storage, geometry, fsId: fsIdOf(fsUuid), inodeFile, logger, counters };
       const recovered = await recoverLife(volume, life);

@@ -14,13 +14,16 @@ import type { Random } from '../common/random.js';
 import type { Fabric, NodeIdentity } from '../fabric/fabric.js';
 import { FileBacking } from '../fs/backing.js';
 import { type CheckReport, checkFileSystem, logOwners } from '../fs/check/check.js';
-import { blocksOf, createFileSystem } from '../fs/mkfs.js';
+import { blocksOf, type CreateFileSystemOptions, createFileSystem } from '../fs/mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from '../fs/mount.js';
 import type { FsSettings } from '../fs/settings.js';
 import type { NsdDescription } from '../fs/superblock.js';
 import { SegmentArena } from '../native/buffer-arena.js';
 import type { PagePool } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
+import { ALWAYS_UP, type CopyStates } from '../nsd/copy-states.js';
+import { withCopies } from '../nsd/mirrored-nsds.js';
+import type { NsdClientApi } from '../nsd/nsd-api.js';
 import { NsdClient } from '../nsd/nsd-client.js';
 import { NsdServer } from '../nsd/nsd-server.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
@@ -34,6 +37,7 @@ import type { Holding } from '../token-manager/token-client-machine.js';
 import { encodeExpel } from '../token-manager/token-messages.js';
 import { TokenServer } from '../token-manager/token-server.js';
 import type { TokenServerSettings } from '../token-manager/token-server-events.js';
+import { ClusterCopies, type CopyRecordStore } from './cluster-copies.js';
 import { lifeState, NodeRecovery } from './node-recovery.js';
 import type { PoolPlan } from './pool-plan.js';
 import { RegionExchange } from './region-exchange.js';
@@ -49,6 +53,8 @@ import { SpaceExchange } from './space-exchange.js';
 export interface NodeParts {
   readonly fabric: Fabric;
   readonly membership: Membership;
+  /** Absent: no copy is ever given up. */
+  readonly copyRecords?: CopyRecordStore;
   readonly pool: PagePool;
   readonly plan: PoolPlan;
   readonly map: CacheMap;
@@ -120,7 +126,7 @@ export class HoldfastNode {
     this.#staging = new SegmentArena(plan.fsStaging);
     this.#recovery = new NodeRecovery({
       self: fabric.self.nodeId,
-      nsdClient: (uuids) => this.nsdClient(uuids),
+      storage: (identity) => this.#storage(identity).nsds,
       fileSystems: parts.fileSystems,
       membership,
       arena: this.#staging,
@@ -160,7 +166,8 @@ export class HoldfastNode {
       const present = this.#mounted;
       return present === null ? null : { uuid: present.identity.uuid, fileSystem: present.fileSystem };
     };
-    this.#space = new SpaceExchange({ fabric, membership, counters, logger, mounted });
+    const catchUp = async () => parts.copyRecords?.updateCopies(() => null);
+    this.#space = new SpaceExchange({ fabric, membership, counters, logger, catchUp, mounted });
     const { tokenServer } = this;
     this.#regions = new RegionExchange({ fabric, membership, clock, counters, logger, tokenServer, mounted });
     this.tokens = new TokenClient({
@@ -229,6 +236,19 @@ export class HoldfastNode {
     });
   }
 
+  /** The same with what stands about copies (S5). */
+  #storage(identity: FileSystemIdentity): { readonly nsds: NsdClientApi; readonly states: CopyStates } {
+    const { fabric, membership, copyRecords: records, clock, counters, logger } = this.#parts;
+    const nsds = this.nsdClient(identity.nsds);
+    const peers = this.#space.peers(identity.uuid, identity.number);
+    const self = fabric.self.nodeId;
+    const states =
+      records === undefined
+        ? ALWAYS_UP
+        : new ClusterCopies({ self, uuids: identity.nsds, membership, records, peers, clock, counters, logger });
+    return { nsds: withCopies({ nsds, states, counters, logger }), states };
+  }
+
   get fileSystem(): MountedFileSystem | null {
     return this.#mounted?.fileSystem ?? null;
   }
@@ -273,6 +293,7 @@ export class HoldfastNode {
       counters,
       settings: settings?.cache ?? {},
     });
+    const { nsds, states } = this.#storage(identity);
     const fileSystem = await mountFileSystem({
       nodeId: fabric.self.nodeId,
       incarnation: fabric.self.incarnation,
@@ -281,7 +302,8 @@ export class HoldfastNode {
       locks: scopedLocks(this.locks, identity.number),
       cache,
       backing,
-      nsds: this.nsdClient(identity.nsds),
+      nsds,
+      copyStates: states,
       arena: this.#staging,
       pool,
       clock,
@@ -340,7 +362,7 @@ export class HoldfastNode {
           detail: `it is mounted by ${nodes}: unmount it first`,
         });
       if (this.#mounted?.identity.uuid === identity.uuid) throw mountedBy('this node');
-      const storage = { nsds: this.nsdClient(identity.nsds), arena: this.#staging, pool, checksums };
+      const storage = { nsds: this.#storage(identity).nsds, arena: this.#staging, pool, checksums };
       const owners = await logOwners(storage, identity.nsds.length);
       const here = owners.filter(
         ({ nodeId, incarnation }) => lifeState(membership.view, nodeId, incarnation) !== 'gone',
@@ -351,7 +373,11 @@ export class HoldfastNode {
   }
 
   /** mkfs. The NSDs must be served by somebody, and be nobody's. */
-  async format(identity: Omit<FileSystemIdentity, 'number'>, failureGroups: readonly number[]): Promise<void> {
+  async format(
+    identity: Omit<FileSystemIdentity, 'number'>,
+    failureGroups: readonly number[],
+    options: Pick<CreateFileSystemOptions, 'metadataCopies'> = {},
+  ): Promise<void> {
     const { fabric, pool, clock, random, checksums } = this.#parts;
     const nsdClient = this.nsdClient(identity.nsds);
     const nsds: NsdDescription[] = [];
@@ -370,7 +396,7 @@ export class HoldfastNode {
       clock,
       random,
       epoch: fabric.epoch,
-      metadataCopies: 1,
+      ...options,
     });
   }
 

@@ -5,7 +5,7 @@ import { type FileSystemNumber, type NodeId, nodeId } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { Fabric, IncomingMessage } from '../fabric/fabric.js';
 import type { MountedFileSystem } from '../fs/mount.js';
-import type { SettledPeers, Settling, SpacePeers } from '../fs/space-peers.js';
+import { type SettledPeers, Settling, type SpacePeers } from '../fs/space-peers.js';
 import { MessageType } from '../protocol/message-types.js';
 import {
   decodeSettle,
@@ -30,6 +30,8 @@ export interface SpaceExchangeParts {
   readonly membership: Membership;
   readonly counters: Counters;
   readonly logger: Logger;
+  /** This node knows afterwards what stands about copies. */
+  readonly catchUp: () => Promise<void>;
   readonly mounted: () => { readonly uuid: string; readonly fileSystem: MountedFileSystem } | null;
 }
 
@@ -101,7 +103,8 @@ export class SpaceExchange {
       const bounded = Math.min(timeoutMs, TIMEOUT_MS_MAX);
       return encodeSettleReply(await this.#request(relayTo, null, { fsUuid, what, timeoutMs: bounded }));
     }
-    const { mounted, counters } = this.#parts;
+    const { mounted, counters, catchUp } = this.#parts;
+    if (what === Settling.copies || what === Settling.changes) await catchUp();
     const here = mounted();
     const freedSubBlocks = counters.get('fs.subBlocksFreed');
     if (here === null || here.uuid !== fsUuid)

@@ -180,6 +180,7 @@ export class Allocator {
     const more = count - extent.count;
     const copies = copiesOf(extent.nsd);
     if (copies.some((nsd) => held.blockFree[nsd * geometry.regionBlocks + block]! < more)) return false;
+    if (copies.length === 1 && this.#volume.copyStates.stateOf(extent.nsd) !== 'up') return false;
     const done = this.#pinned(held, extent.nsd, (sectors) => {
       if (sectors.some((sector) => countBits(sector, block, first + extent.count, more, 0) !== more)) return false;
       this.#mark(held, sectors, extent.nsd, block, first + extent.count, more);

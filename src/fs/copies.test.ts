@@ -124,3 +124,85 @@ test('after recovery both copies are equal, wherever the node was cut off betwee
     expect(await differences(volume), `seed ${seed}`).toEqual([]);
   }
 }, 60_000);
+
+async function until(volume: TestVolume, condition: () => boolean): Promise<void> {
+  for (let i = 0; !condition(); i++) {
+    if (i > 20_000) throw new Error('it never came to that');
+    await (i % 100 === 99 ? volume.clock.advance(500) : new Promise((resolve) => setImmediate(resolve)));
+  }
+}
+
+test('an NSD that is away is marked stale, work goes on, and when it is back everything comes to it (S5)', async () => {
+  for (let seed = 1; seed <= 3; seed++) {
+    const volume = await TestVolume.create({ ...TWO_COPIES, seed });
+    const node = await volume.mount();
+    const other = await volume.mount(2);
+    const random = new SeededRandom(seed);
+    const there = await load(node, random, 15);
+    const away = nsdIndex(below(random, 3));
+    // Metadata alone: what has one copy is away with its NSD.
+    volume.nsds.away.add(away);
+    for (let i = 0; i < 30; i++) {
+      const one = i % 2 === 0 ? node : other;
+      await one.fs.mkdir(`/away${seed}-${i}`, 0o755, ROOT);
+      const file = await one.fs.open(`/away${seed}-${i}/empty`, O_CREAT | O_RDWR, 0o644, ROOT);
+      await file.close();
+      if (i % 3 === 0) await one.fs.setXattr(`/away${seed}-${i}/empty`, true, 'user.a', Buffer.alloc(6_000, i), ROOT);
+      if (i % 5 === 0 && i > 0) await one.fs.rename(`/away${seed}-${i}/empty`, `/away${seed}-${i - 1}/moved`, ROOT);
+    }
+    await node.fs.sync();
+    expect(volume.copies.stateOf(away)).toBe('stale');
+    expect(volume.copies.marks).toEqual([away]);
+    volume.nsds.away.delete(away);
+    volume.copies.changed();
+    // Both go on meanwhile.
+    for (let i = 0; i < 15; i++) await (i % 2 === 0 ? node : other).fs.mkdir(`/back${seed}-${i}`, 0o755, ROOT);
+    await until(volume, () => volume.copies.stateOf(away) === 'up');
+    for (const [path, bytes] of there) expect(await contentOf(other, path)).toEqual(bytes);
+    await other.fs.unmount();
+    await node.fs.unmount();
+    expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+    expect(await differences(volume), `seed ${seed}`).toEqual([]);
+  }
+}, 60_000);
+
+test('a node dies while an NSD is stale: its log is redone from the other copy, and the NSD comes back', async () => {
+  const volume = await TestVolume.create(TWO_COPIES);
+  const node = await volume.mount();
+  const other = await volume.mount(2);
+  const away = nsdIndex(1);
+  for (let i = 0; i < 10; i++) await node.fs.mkdir(`/before${i}`, 0o755, ROOT);
+  await node.fs.sync();
+  volume.nsds.away.add(away);
+  for (let i = 0; i < 10; i++) await node.fs.mkdir(`/after${i}`, 0o755, ROOT);
+  await node.fs.sync();
+  await volume.bury(node);
+  for (let i = 0; i < 10; i++) expect((await other.fs.stat(`/after${i}`, ROOT)).nlink).toBe(2);
+  volume.nsds.away.delete(away);
+  volume.copies.changed();
+  await until(volume, () => volume.copies.stateOf(away) === 'up');
+  await other.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+  expect(await differences(volume)).toEqual([]);
+});
+
+test('the last copy that is up to date is never given up: what needs it waits, and fails', async () => {
+  const volume = await TestVolume.create({ ...TWO_COPIES, blocks: [48, 48] });
+  const node = await volume.mount();
+  await node.fs.mkdir('/one', 0o755, ROOT);
+  volume.nsds.away.add(nsdIndex(0));
+  await node.fs.mkdir('/two', 0o755, ROOT);
+  await node.fs.sync();
+  expect(volume.copies.marks).toEqual([0]);
+  volume.nsds.away.add(nsdIndex(1));
+  await node.fs.mkdir('/three', 0o755, ROOT).catch(() => undefined);
+  await expect(node.fs.sync()).rejects.toMatchObject({ code: 'EIO' });
+  expect(volume.copies.marks).toEqual([0]);
+  volume.nsds.away.clear();
+  volume.copies.changed();
+  await until(volume, () => volume.copies.stateOf(nsdIndex(0)) === 'up');
+  await node.fs.sync();
+  await node.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [] });
+  expect(await differences(volume)).toEqual([]);
+});

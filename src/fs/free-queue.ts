@@ -6,6 +6,7 @@
  * allocated later never shows what somebody else had there), then its bits are cleared by whoever holds the region (space/shipments.ts). Until then
  * nobody can allocate it. What a dying node has in this queue is in limbo in its log: recovery frees it.
  */
+import { allCopiesOf } from '../nsd/copies.js';
 import type { Inode } from './inode.js';
 import type { Extent } from './layout.js';
 import { Mutex } from './mutex.js';
@@ -63,6 +64,10 @@ export class FreeQueue {
       for (const [region, some] of byRegion(this.#volume, extents))
         await this.#attempt(some, async () => {
           await this.#discard(some);
+          if (this.#wasPassedOver(some)) {
+            freed += (await this.#clear(region, some, this.#volume.settings.regionTimeoutMs)) ?? 0;
+            return;
+          }
           const here = await this.#clear(region, some, null);
           if (here === null) elsewhere.push({ region, extents: some });
           else freed += here;
@@ -110,6 +115,20 @@ export class FreeQueue {
     await this.#clear(region, extents, this.#volume.settings.regionTimeoutMs, also);
   }
 
+  /**
+   * A copy is stale, and discards pass it over. Whoever brings it up to date discards what is free there, region by region: so what is not discarded
+   * becomes free under the region's token, before that or after.
+   */
+  #wasPassedOver(extents: readonly Extent[]): boolean {
+    const { copyStates } = this.#volume;
+    return [...allCopiesOf(extents.map(({ nsd }) => nsd))].some((copy) => copyStates.stateOf(copy) !== 'up');
+  }
+
+  /** Nothing is given back while `body` runs. It waits for nothing that waits for space. */
+  heldBack<T>(body: () => Promise<T>): Promise<T> {
+    return this.#draining.run(body);
+  }
+
   /** The same for what it had shipped, and of which nobody knows whether it has arrived. */
   async giveBackShipped(shipment: Shipment, also: (transaction: MetadataTransaction) => void): Promise<void> {
     await this.#volume.shipments.settle(shipment, () => this.#discard(shipment.extents), also);
@@ -132,12 +151,13 @@ export class FreeQueue {
     also?: (transaction: MetadataTransaction) => void,
   ): Promise<number | null> {
     const volume = this.#volume;
-    return withRegion(volume, region, timeoutMs, () =>
-      inRegion(volume, region, nsdsOf(extents), (sectorOf, transaction) => {
+    return withRegion(volume, region, timeoutMs, async () => {
+      if (this.#wasPassedOver(extents)) await this.#discard(extents);
+      return inRegion(volume, region, nsdsOf(extents), (sectorOf, transaction) => {
         transaction.settled(extents);
         also?.(transaction);
         return clearBits(volume, sectorOf, extents);
-      }),
-    );
+      });
+    });
   }
 }

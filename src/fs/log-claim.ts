@@ -9,11 +9,12 @@
 import { sleep } from '../common/clock.js';
 import { FsError } from '../common/errors.js';
 import type { TokenPins } from '../token-manager/token.js';
-import { ALLOCATION_MAP, allNsds, type Extent, LOG_TABLE } from './layout.js';
+import { ALLOCATION_MAP, type Extent, LOG_TABLE } from './layout.js';
 import { findLogTable, type LogVolume, readDescriptor, readDescriptors, writeDescriptor } from './log/log-reader.js';
 import { LogSpace } from './log/log-space.js';
 import { LOG_SLOTS, type LogDescriptor, LogState, logBytesFor, logPieces, slotRange } from './log/log-table.js';
 import { NodeLog } from './log/node-log.js';
+import { Mutex } from './mutex.js';
 import { replayLogs } from './recovery.js';
 import { settleReplayed } from './settlement.js';
 import type { LifeState, Volume } from './volume.js';
@@ -27,6 +28,7 @@ export class LogClaim {
   readonly #logs: LogVolume;
   readonly #table: Extent;
   #descriptor: LogDescriptor;
+  readonly #saying = new Mutex();
 
   private constructor(volume: Volume, logs: LogVolume, table: Extent, descriptor: LogDescriptor) {
     this.#volume = volume;
@@ -93,10 +95,18 @@ export class LogClaim {
     return { nodeId, incarnation };
   }
 
-  async #say(change: Partial<LogDescriptor>): Promise<void> {
-    const descriptor = { ...this.#descriptor, ...change };
-    await writeDescriptor(this.#logs, this.#table, descriptor);
-    this.#descriptor = descriptor;
+  /** One at a time: both copies are to say the same. */
+  #say(change: Partial<LogDescriptor>): Promise<void> {
+    return this.#saying.run(async () => {
+      const descriptor = { ...this.#descriptor, ...change };
+      await writeDescriptor(this.#logs, this.#table, descriptor);
+      this.#descriptor = descriptor;
+    });
+  }
+
+  /** On both copies, whatever one has missed. */
+  sayAgain(): Promise<void> {
+    return this.#say({});
   }
 
   async #create(): Promise<void> {
@@ -115,7 +125,7 @@ export class LogClaim {
     for (const extent of this.#descriptor.pieces) await volume.allocator.markUsed(extent);
     const file = volume.mapFile(ALLOCATION_MAP);
     if (file.dirty) await file.flush();
-    await volume.parts.nsds.flush(allNsds(volume.geometry));
+    await volume.parts.nsds.flush(volume.nsdsInUse());
   }
 
   /** What was left unfinished in logs that have been redone. */

@@ -1,32 +1,42 @@
 /**
- * Everything that has as many copies as the file system has of metadata: where it is, read from the NSDs. For who compares copies while nobody has the
- * file system mounted.
+ * Everything that has as many copies as the file system has of metadata: where it is, as it is in place on the NSDs. For who compares copies. Where
+ * the file system is in use while this reads it, what it says of an inode may be of two moments; `extentsOf` under the inode's tokens is exact.
  */
-import { epoch, inodeNumber } from '../common/ids.js';
-import { SECTOR_BYTES } from '../common/units.js';
+import { epoch, type InodeNumber, inodeNumber } from '../common/ids.js';
+import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { allPointers, loadForCut, type PointerHost } from './block-map.js';
 import { Inode } from './inode.js';
 import { decodeInode, FREE_INODE } from './inode-format.js';
 import { ALLOCATION_MAP, type Extent, INODE_FILE, INODE_MAP, INODES_PER_BLOCK, LOG_TABLE } from './layout.js';
-import { findLogTable, type LogStorage, readDescriptors, withSectors } from './log/log-reader.js';
+import { LOG_RUN, type LogStorage, withSectors } from './log/log-reader.js';
 import { readSuperblock } from './mount.js';
 import { fsIdOf, type Superblock } from './superblock.js';
 import { keptBlock } from './xattr-format.js';
 
-/** Of the logs only where they are: what is in them counts for itself. */
-export interface MetadataExtents {
-  readonly extents: readonly Extent[];
-  readonly logs: readonly Extent[];
+const NO_BYTES = new Uint8Array(0);
+
+export interface MetadataOf {
+  readonly ino: InodeNumber;
+  /** inodes: a block of them; map, table: of the two maps and of the table of logs; owned: indirect blocks, leaves, attributes. */
+  readonly kind: 'inodes' | 'map' | 'table' | 'owned';
+  /** Null: the inode has some, and they could not be followed. */
+  readonly extent: Extent | null;
+  /** Number of its first sector in what it is part of: of inodes the inode, of maps the sector. */
+  readonly first: number;
 }
 
+/** While nobody has it mounted. */
 export async function allMetadata(storage: LogStorage): Promise<readonly Extent[]> {
-  return (await findMetadata(storage, await readSuperblock(storage))).extents;
+  const found: Extent[] = [];
+  for await (const { extent } of metadataOf(storage, await readSuperblock(storage)))
+    if (extent !== null) found.push(extent);
+  return found;
 }
 
-export async function findMetadata(storage: LogStorage, superblock: Superblock): Promise<MetadataExtents> {
+export async function* metadataOf(storage: LogStorage, superblock: Superblock): AsyncGenerator<MetadataOf> {
   const { geometry, inodeFile } = superblock;
-  const fsId = fsIdOf(superblock.fsUuid);
   const { checksums } = storage;
+  const fsId = fsIdOf(superblock.fsUuid);
   const host: PointerHost = {
     fsId,
     geometry,
@@ -36,14 +46,11 @@ export async function findMetadata(storage: LogStorage, superblock: Superblock):
     readSectors: (nsd, sector, count, use) =>
       withSectors(storage, count, async (bytes, offsetBytes) => {
         const versions = new Uint32Array(count);
-        await storage.nsds.read([
-          { nsd, sector, memory: { offsetBytes, lengthBytes: count * SECTOR_BYTES }, versions },
-        ]);
+        const memory = { offsetBytes, lengthBytes: count * SECTOR_BYTES };
+        await storage.nsds.read([{ nsd, sector, memory, versions }]);
         return use(bytes, versions);
       }),
   };
-  const extents: Extent[] = [];
-  const logs: Extent[] = [];
   const inodeAt = (ino: number, sector: Uint8Array): Inode | null => {
     const fields = decodeInode(inodeNumber(ino), sector, fsId, geometry, checksums);
     if (fields === null || fields.type === FREE_INODE) return null;
@@ -54,35 +61,59 @@ export async function findMetadata(storage: LogStorage, superblock: Superblock):
   const file = await host.readSectors(inodeFile.nsd, inodeFile.sector + INODE_FILE, 1, (bytes) =>
     inodeAt(INODE_FILE, bytes),
   );
-  if (file === null) return { extents, logs };
+  if (file === null) return;
   await loadForCut(host, file, 0);
   const { blocks, indirects } = allPointers(file);
-  extents.push(...indirects);
+  for (const extent of indirects) yield { ino: INODE_FILE, kind: 'owned', extent, first: 0 };
   for (const { block, pointer } of blocks) {
-    extents.push(pointer);
-    const bytes = await host.readSectors(pointer.nsd, pointer.sector, pointer.count, (found) => found.slice());
+    const first = block * INODES_PER_BLOCK;
+    yield { ino: INODE_FILE, kind: 'inodes', extent: pointer, first };
+    let run: Uint8Array = NO_BYTES;
     for (let at = 0; at < pointer.count; at++) {
-      const inode = inodeAt(block * INODES_PER_BLOCK + at, bytes.subarray(at * SECTOR_BYTES, (at + 1) * SECTOR_BYTES));
-      if (inode !== null && inode.ino !== INODE_FILE) extents.push(...(await extentsOf(host, inode)));
+      const ino = inodeNumber(first + at);
+      const inRun = at % LOG_RUN;
+      if (inRun === 0) {
+        const count = Math.min(LOG_RUN, pointer.count - at);
+        run = await host.readSectors(pointer.nsd, pointer.sector + at, count, (found) => found.slice());
+      }
+      if (ino === INODE_FILE) continue;
+      const sector = run.subarray(inRun * SECTOR_BYTES, (inRun + 1) * SECTOR_BYTES);
+      let extents: Awaited<ReturnType<typeof extentsOf>>;
+      try {
+        const inode = inodeAt(ino, sector);
+        if (inode === null) continue;
+        extents = await extentsOf(host, inode);
+      } catch {
+        yield { ino, kind: 'owned', extent: null, first: 0 };
+        continue;
+      }
+      for (const { extent, paged } of extents) yield { ino, kind: kindOf(ino, paged), extent, first: paged ?? 0 };
     }
   }
-  const volume = { ...storage, fsId, geometry, inodeFile };
-  for (const descriptor of await readDescriptors(volume, await findLogTable(volume)))
-    if (descriptor !== null) logs.push(...descriptor.pieces);
-  return { extents, logs };
 }
 
-async function extentsOf(host: PointerHost, inode: Inode): Promise<Extent[]> {
-  const found: Extent[] = [];
+const kindOf = (ino: InodeNumber, paged: number | null): MetadataOf['kind'] => {
+  if (paged === null) return 'owned';
+  if (ino === ALLOCATION_MAP || ino === INODE_MAP) return 'map';
+  return ino === LOG_TABLE ? 'table' : 'owned';
+};
+
+/** Of an inode, beside itself. `paged`: the sector of the file that it begins with, where the page cache has it; null: it has not. */
+export async function extentsOf(
+  host: PointerHost,
+  inode: Inode,
+): Promise<{ readonly extent: Extent; readonly paged: number | null }[]> {
+  const found: { extent: Extent; paged: number | null }[] = [];
   await loadForCut(host, inode, 0);
   const { blocks, indirects } = allPointers(inode);
-  found.push(...indirects);
-  if (isMetadataFile(inode)) found.push(...blocks.map(({ pointer }) => pointer));
+  for (const extent of indirects) found.push({ extent, paged: null });
+  if (isMetadataFile(inode))
+    for (const { block, pointer } of blocks) found.push({ extent: pointer, paged: block * SUB_BLOCKS_PER_BLOCK });
   const attributes = keptBlock(inode.kept);
-  if (attributes !== null) found.push(attributes.pointer);
+  if (attributes !== null) found.push({ extent: attributes.pointer, paged: null });
   return found;
 }
 
 /** What it holds is metadata too. */
-export const isMetadataFile = (inode: Inode): boolean =>
+const isMetadataFile = (inode: Inode): boolean =>
   inode.isDirectory || inode.ino === ALLOCATION_MAP || inode.ino === INODE_MAP || inode.ino === LOG_TABLE;

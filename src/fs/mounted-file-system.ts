@@ -20,7 +20,7 @@ import type {
   XattrSetOptions,
 } from './file-system-api.js';
 import { FileType, isNameless } from './file-system-api.js';
-import { ALLOCATION_MAP, allNsds, INODE_MAP, LOG_TABLE, RENAME_LOCK } from './layout.js';
+import { ALLOCATION_MAP, INODE_MAP, LOG_TABLE, RENAME_LOCK } from './layout.js';
 import { access, onPath, setInodeAttributes, statInode } from './operations/attributes.js';
 import { link } from './operations/link.js';
 import { mkdir, mknod, symlink } from './operations/make.js';
@@ -30,6 +30,7 @@ import { rename } from './operations/rename.js';
 import { remove } from './operations/unlink.js';
 import { getXattr, listXattrs, setXattr } from './operations/xattr.js';
 import { readLink, walkToExisting } from './path-walk.js';
+import { ResyncAgent } from './resync.js';
 import { settle } from './settle.js';
 import type { Shipment } from './space/shipment.js';
 import type { Settled, Settling } from './space-peers.js';
@@ -58,10 +59,12 @@ export class MountedFs implements MountedFileSystem {
   readonly #statistics: Statistics;
   #timer: Timer | null = null;
   #working: Promise<void> | null = null;
+  readonly #resync: ResyncAgent;
 
   constructor(volume: Volume) {
     this.#volume = volume;
     this.#statistics = new Statistics(volume);
+    this.#resync = new ResyncAgent(volume);
     this.#schedule();
   }
 
@@ -208,12 +211,12 @@ export class MountedFs implements MountedFileSystem {
   }
 
   async sync(): Promise<void> {
-    const { cache, inodes, log, parts, geometry } = this.#volume;
+    const { cache, inodes, log, parts } = this.#volume;
     this.#volume.checkOpen('sync');
     await cache.flushAll();
     await inodes.exposeAll();
     await log?.force();
-    await parts.nsds.flush(allNsds(geometry));
+    await parts.nsds.flush(this.#volume.nsdsInUse());
   }
 
   /** In place, and out of the log. */
@@ -233,6 +236,7 @@ export class MountedFs implements MountedFileSystem {
     this.#timer?.cancel();
     if (this.#working !== null) await this.#working;
     await volume.shipments.idle();
+    await this.#resync.stop();
     // What those who left before us could not bring to an end.
     await volume.claim?.settleLeft();
     await volume.orphans.finish(volume.settings.regionTimeoutMs);
@@ -244,7 +248,7 @@ export class MountedFs implements MountedFileSystem {
       await volume.numbers.close();
       await this.#writeEverything();
     } while (volume.numbers.returnedCount > 0);
-    await volume.parts.nsds.flush(allNsds(volume.geometry));
+    await volume.parts.nsds.flush(volume.nsdsInUse());
     await volume.claim?.close();
     await this.#giveBack();
     await volume.cache.close();
@@ -272,6 +276,7 @@ export class MountedFs implements MountedFileSystem {
     volume.fenced = true;
     volume.orphans.stop();
     this.#timer?.cancel();
+    void this.#resync.stop();
     volume.claim?.abandon(new FsError('fenced', { op: 'log', detail: 'this node was fenced' }));
     const lost: InodeNumber[] = [];
     for (const inode of volume.inodes.all()) {
@@ -322,6 +327,7 @@ export class MountedFs implements MountedFileSystem {
     if (sectors.oldestMs() <= clock.nowMs() - settings.inodeWriteBehindMs)
       await log?.checkpoint(settings.inodeWriteBehindMs);
     inodes.trim();
+    this.#resync.look();
     await accessTimes.settle(clock.nowMs() - settings.inodeWriteBehindMs);
   }
 }

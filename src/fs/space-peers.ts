@@ -14,6 +14,10 @@ export const Settling = {
   numbers: 1,
   /** What it has freed becomes free, and its maps go to the devices: for whoever counts there. */
   counts: 2,
+  /** The node knows what stands about copies by now (S5). Answered also by those that have not mounted it. */
+  copies: 3,
+  /** And the changes that it had begun before it knew have ended; what its log still needs of before is in place. */
+  changes: 4,
 } as const;
 export type Settling = (typeof Settling)[keyof typeof Settling];
 

@@ -4,10 +4,11 @@
  * Order: dirty data and its NSDs' flush, the record that exposes it, the log as far as it goes now. The log is in the order in which things were
  * done here: so with the inode all its names are durable, and those of the directories above. What left this node was durable before. Needs no token.
  */
+
+import { allPointers } from './block-map.js';
 import type { OpOptions } from './file-system-api.js';
 import type { Inode } from './inode.js';
 import { staleError } from './inode-table.js';
-import { allNsds } from './layout.js';
 import { UnflushedNsds } from './unflushed.js';
 import type { Volume } from './volume.js';
 
@@ -41,7 +42,9 @@ async function flushNsds(volume: Volume, inode: Inode, options: OpOptions | unde
     const elsewhere = inode.unflushedElsewhere;
     inode.unflushedElsewhere = false;
     if (elsewhere) {
-      for (const nsd of allNsds(volume.geometry)) nsds.add(nsd);
+      for (const nsd of volume.nsdsInUse()) nsds.add(nsd);
+      // Of what has one copy, on an NSD that is away, nobody can say that it is durable.
+      for (const { pointer } of allPointers(inode).blocks) nsds.add(pointer.nsd);
       if (!of.includes(inode.unflushed)) of.push(inode.unflushed);
     }
     if (nsds.size > 0)

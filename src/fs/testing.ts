@@ -17,6 +17,7 @@ import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
 import { SegmentArena } from '../native/buffer-arena.js';
 import { heapPagePool, type PagePool } from '../native/page-pool.js';
 import { checksumsJs } from '../nsd/checksum-js.js';
+import type { CopyState, CopyStates } from '../nsd/copy-states.js';
 import { withCopies } from '../nsd/mirrored-nsds.js';
 import type { NsdClientApi, NsdExtent, SectorIo, SectorVersions } from '../nsd/nsd-api.js';
 import { holeWord, nextVersion, readsAsZeros, takesVersion, versionOf } from '../nsd/nsd-layout.js';
@@ -27,7 +28,7 @@ import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from './mount.js';
 import { type Recovered, recoverLife } from './recovery.js';
 import type { FsSettings } from './settings.js';
-import type { SettledPeers, Settling } from './space-peers.js';
+import { type SettledPeers, Settling } from './space-peers.js';
 import { fsIdOf } from './superblock.js';
 import { TestLockServer, TestLocks } from './testing-locks.js';
 import { TestSpace } from './testing-space.js';
@@ -84,6 +85,7 @@ export class RamNsds implements NsdClientApi {
     failing: ((op: string, io: SectorIo) => boolean) | null;
     readonly torn: Set<string>;
     readonly words: readonly Map<number, number>[];
+    readonly away: Set<NsdIndex>;
   };
 
   constructor(
@@ -99,6 +101,7 @@ export class RamNsds implements NsdClientApi {
       failing: null,
       torn: new Set(),
       words: blocks.map(() => new Map()),
+      away: new Set(),
     };
   }
   get devices(): Map<number, Uint8Array>[] {
@@ -148,8 +151,17 @@ export class RamNsds implements NsdClientApi {
         object: `nsd ${io.nsd} sector ${io.sector}`,
         detail: `${sectors} sectors`,
       });
+    this.#checkWay(op, io.nsd);
     if (this.#shared.failing?.(op, io))
       throw new FsError('deviceError', { op, object: `nsd ${io.nsd} sector ${io.sector}` });
+  }
+  /** NSDs to which there is no way now. */
+  get away(): Set<NsdIndex> {
+    return this.#shared.away;
+  }
+  #checkWay(op: string, nsd: NsdIndex): void {
+    if (this.#shared.away.has(nsd))
+      throw new FsError('nsdUnavailable', { op, object: `nsd ${nsd}`, detail: 'no server has a path to it' });
   }
   #slices(io: SectorIo): [number, Uint8Array][] {
     const slices: [number, Uint8Array][] = [];
@@ -204,6 +216,7 @@ export class RamNsds implements NsdClientApi {
   }
   async versions(extents: readonly NsdExtent[]): Promise<SectorVersions> {
     await this.#alive();
+    for (const { nsd } of extents) this.#checkWay('nsd.versions', nsd);
     const words = extents.flatMap(({ nsd, sector, sectorCount }) =>
       Array.from({ length: sectorCount }, (_, i) => this.#word(nsd, sector + i)),
     );
@@ -217,6 +230,7 @@ export class RamNsds implements NsdClientApi {
   async flush(nsds: readonly NsdIndex[]): Promise<void> {
     this.flushes.push(nsds);
     await this.#alive();
+    for (const nsd of nsds) this.#checkWay('nsd.flush', nsd);
   }
   /** Memory loses nothing. */
   lossesOf(): number {
@@ -224,6 +238,7 @@ export class RamNsds implements NsdClientApi {
   }
   async discard(extents: readonly NsdExtent[]): Promise<void> {
     await this.#alive();
+    for (const { nsd } of extents) this.#checkWay('nsd.discard', nsd);
     for (const { nsd, sector, sectorCount } of extents) {
       const device = this.#devices[nsd]!;
       const words = this.#shared.words[nsd]!;
@@ -237,6 +252,60 @@ export class RamNsds implements NsdClientApi {
         for (const key of [...device.keys()]) if (key >= sector && key < sector + sectorCount) forget(key);
       } else for (let at = sector; at < sector + sectorCount; at++) forget(at);
     }
+  }
+}
+
+/** What stands about copies, known to every node at once. Two NSDs hold each other's copies, whichever they are. */
+export class TestCopies {
+  readonly #states = new Map<NsdIndex, { state: CopyState; generation: number }>();
+  readonly #listeners = new Set<() => void>();
+  readonly marks: NsdIndex[] = [];
+
+  constructor(readonly away: ReadonlySet<NsdIndex>) {}
+
+  stateOf(nsd: NsdIndex): CopyState {
+    return this.#states.get(nsd)?.state ?? 'up';
+  }
+  /** Somebody has come or gone. */
+  changed(): void {
+    for (const listener of [...this.#listeners]) listener();
+  }
+
+  forNode(settleOthers: () => Promise<void>): CopyStates {
+    const set = (nsd: NsdIndex, state: CopyState): number => {
+      const generation = (this.#states.get(nsd)?.generation ?? 0) + 1;
+      this.#states.set(nsd, { state, generation });
+      return generation;
+    };
+    return {
+      stateOf: (nsd) => this.stateOf(nsd),
+      isNear: () => false,
+      isReachable: (nsd) => !this.away.has(nsd),
+      missed: async (nsd, cause) => {
+        if ([...this.#states].some(([other, { state }]) => other !== nsd && state !== 'up')) throw cause;
+        if (this.stateOf(nsd) !== 'stale') {
+          set(nsd, 'stale');
+          this.marks.push(nsd);
+        }
+        return 'stale';
+      },
+      refused: async (nsd) => void (this.stateOf(nsd) === 'resync' && set(nsd, 'resync')),
+      beginResync: async (nsd) => {
+        if (this.stateOf(nsd) === 'up') return null;
+        const generation = set(nsd, 'resync');
+        await settleOthers();
+        return generation;
+      },
+      endResync: async (nsd, generation) => {
+        const done = this.stateOf(nsd) === 'resync' && this.#states.get(nsd)?.generation === generation;
+        if (done) this.#states.delete(nsd);
+        return done;
+      },
+      onChange: (listener) => {
+        this.#listeners.add(listener);
+        return () => this.#listeners.delete(listener);
+      },
+    };
   }
 }
 
@@ -278,6 +347,7 @@ export class TestVolume {
   readonly lockServer = new TestLockServer();
   readonly space = new TestSpace(() => this.clock.nowMs());
   readonly nsds: RamNsds;
+  readonly copies: TestCopies;
   epoch = epoch(1);
   readonly #mounted = new Map<number, MountedFileSystem>();
   /** By node: the life that is there. */
@@ -288,6 +358,7 @@ export class TestVolume {
   private constructor(options: TestVolumeOptions, nsds: RamNsds) {
     this.#options = options;
     this.nsds = nsds;
+    this.copies = new TestCopies(nsds.away);
   }
 
   static async create(options: TestVolumeOptions = {}): Promise<TestVolume> {
@@ -355,7 +426,7 @@ export class TestVolume {
     const { superblock } = fs;
     return recoverLife(
       {
-        nsds: this.nsds.from(pool),
+        nsds: withCopies({ nsds: this.nsds.from(pool), states: this.copyStates(null) }),
         pool,
         arena: new SegmentArena({ offsetBytes: 0, lengthBytes: STAGING_BYTES }),
         checksums: testChecksums,
@@ -369,11 +440,22 @@ export class TestVolume {
     );
   }
 
+  copyStates(node: number | null): CopyStates {
+    return this.copies.forNode(async () => {
+      for (const [other, fs] of this.#mounted) if (other !== node) await fs.settle(Settling.changes);
+    });
+  }
+
   /** For whoever looks at the NSDs past every node. */
   storage(): LogStorage {
     const pool = heapPagePool(STAGING_BYTES);
     const arena = new SegmentArena({ offsetBytes: 0, lengthBytes: STAGING_BYTES });
-    return { nsds: withCopies({ nsds: this.nsds.from(pool) }), pool, arena, checksums: testChecksums };
+    return {
+      nsds: withCopies({ nsds: this.nsds.from(pool), states: this.copyStates(null) }),
+      pool,
+      arena,
+      checksums: testChecksums,
+    };
   }
 
   /** Of node numbers that are used twice the last one counts. */
@@ -439,6 +521,7 @@ export class TestVolume {
       settings: { ...this.#options.settings, ...nodeSettings },
       peers: { settle: (what) => this.#settle(node, what), ...this.space.peers(node) },
       lives: { state: (id, life) => (this.#lives.get(id) === life ? 'here' : 'gone') },
+      copyStates: this.copyStates(node),
     });
     this.#mounted.set(node, fs);
     this.space.joins(node, fs, tokens);

@@ -24,7 +24,7 @@ import type { FreeQueue } from './free-queue.js';
 import type { Inode } from './inode.js';
 import type { InodeNumbers } from './inode-numbers.js';
 import type { InodeTable } from './inode-table.js';
-import type { Extent, Geometry } from './layout.js';
+import { allNsds, type Extent, type Geometry } from './layout.js';
 import { keyOf, LoggedSectors } from './log/logged-sectors.js';
 import type { EnterKind, NodeLog } from './log/node-log.js';
 import type { LogClaim } from './log-claim.js';
@@ -203,6 +203,11 @@ export class Volume {
       await this.parts.nsds.read([{ nsd, sector, memory: io, versions }]);
       return use(bytes, versions);
     });
+  }
+
+  /** The NSDs that a flush of everything has to reach: what is on one that is stale has its other copy, or fails for itself. */
+  nsdsInUse(): NsdIndex[] {
+    return allNsds(this.geometry).filter((nsd) => this.copyStates.stateOf(nsd) !== 'stale');
   }
 
   wasRead(place: Extent, version: number): void {

@@ -32,6 +32,8 @@ export interface MirrorParts {
 
 /** How long one copy is waited for while there is another to read. */
 const FIRST_READ_TIMEOUT_MS = 5_000;
+/** How often a change goes to a copy to which there is a way again. */
+const AGAIN_MAX = 3;
 /** Pieces of one read beside each other that is gone through sector by sector. */
 const CAREFUL_MAX = 16;
 
@@ -235,11 +237,14 @@ export class MirroredNsds implements NsdClientApi {
   }
 
   discard(extents: readonly NsdExtent[], options?: NsdIoOptions): Promise<void> {
-    if (!extents.some(({ nsd }) => isMirrored(nsd))) return this.#nsds.discard(extents, options);
+    const isPlain = ({ nsd }: NsdExtent): boolean => !isMirrored(nsd) && this.#states.stateOf(nsd) === 'up';
+    if (extents.every(isPlain)) return this.#nsds.discard(extents, options);
     return this.#change(async () => {
       const byNsd = new Map<NsdIndex, NsdExtent[]>();
+      // What is free on an NSD that is stale is discarded when it is brought up to date, and nothing is allocated there before.
       for (const extent of extents)
-        for (const copy of this.#current('nsd.discard', extent.nsd)) put(byNsd, copy, { ...extent, nsd: copy });
+        if (isMirrored(extent.nsd) || this.#states.stateOf(extent.nsd) !== 'stale')
+          for (const copy of this.#current('nsd.discard', extent.nsd)) put(byNsd, copy, { ...extent, nsd: copy });
       await this.#onEach('nsd.discard', extents, byNsd.keys(), (copy) => this.#nsds.discard(byNsd.get(copy)!, options));
     });
   }
@@ -271,30 +276,46 @@ export class MirroredNsds implements NsdClientApi {
     copies: Iterable<NsdIndex>,
     work: (copy: NsdIndex) => Promise<void>,
   ): Promise<void> {
-    const failures: Failure[] = [];
     const reached = new Set(copies);
-    await Promise.all(
-      [...reached].map((copy) =>
-        work(copy).catch((error: unknown) => {
-          failures.push({ nsd: copy, error: FsError.from(error, op) });
-        }),
-      ),
-    );
-    if (failures.length === 0) return;
-    for (const { nsd } of failures) reached.delete(nsd);
-    for (const { nsd, error } of failures) {
-      const onIt = what.filter((one) => copiesOf(one.nsd).includes(nsd));
-      const elsewhere = onIt.every((one) =>
-        copiesOf(one.nsd).some((copy) => reached.has(copy) && this.#states.stateOf(copy) === 'up'),
+    let pending = [...reached];
+    for (let round = 0; pending.length > 0; round++) {
+      const failures: Failure[] = [];
+      await Promise.all(
+        pending.map((copy) =>
+          work(copy).catch((error: unknown) => {
+            failures.push({ nsd: copy, error: FsError.from(error, op) });
+          }),
+        ),
       );
-      if (!elsewhere) throw error;
-      const state = this.#states.stateOf(nsd);
-      if (error.reason === 'staleVersion' && state === 'resync') await this.#states.refused(nsd);
-      else if (AWAY.has(error.reason) || DAMAGED.has(error.reason)) {
-        this.#counters.add('nsd.copiesMissed');
-        await this.#states.missed(nsd, error);
-      } else throw error;
+      for (const { nsd } of failures) reached.delete(nsd);
+      pending = [];
+      for (const failure of failures)
+        if ((await this.#settleFailure(op, what, reached, failure)) === 'again') {
+          if (round >= AGAIN_MAX) throw failure.error;
+          pending.push(failure.nsd);
+        }
+      for (const copy of pending) reached.add(copy);
     }
+  }
+
+  async #settleFailure(
+    op: string,
+    what: readonly { readonly nsd: NsdIndex }[],
+    reached: ReadonlySet<NsdIndex>,
+    { nsd, error }: Failure,
+  ): Promise<'stale' | 'again'> {
+    const elsewhere = what
+      .filter((one) => copiesOf(one.nsd).includes(nsd))
+      .every((one) => copiesOf(one.nsd).some((copy) => reached.has(copy) && this.#states.stateOf(copy) === 'up'));
+    if (!elsewhere) throw error;
+    if (error.reason === 'staleVersion' && this.#states.stateOf(nsd) === 'resync') {
+      await this.#states.refused(nsd);
+      return 'stale';
+    }
+    if (!isCopyLost(error)) throw error;
+    this.#counters.add('nsd.copiesMissed');
+    this.#logger.warn({ nsd, op, error: error.message }, 'a copy was not reached');
+    return this.#states.missed(nsd, error);
   }
 }
 

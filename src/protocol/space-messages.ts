@@ -5,7 +5,7 @@ import { uuidFromBytes, uuidToBytes } from './nsd-messages.js';
 /** fsSettle: a node is asked to bring its freed space to an end (see fs/space-peers.ts). Fault model: any bytes may arrive. */
 export interface SettleRequest {
   readonly fsUuid: string;
-  readonly what: 0 | 1 | 2;
+  readonly what: 0 | 1 | 2 | 3 | 4;
   /** Whoever receives it asks this node in its turn, if it has a link with it: nodes that are never dialled. Null: it is meant itself. */
   readonly relayTo: NodeId | null;
   readonly timeoutMs: number;
@@ -29,7 +29,7 @@ export function decodeSettle(body: Uint8Array): SettleRequest {
   const r = new ByteReader(body, 'fsSettle body');
   const fsUuid = uuidFromBytes(r.raw(16));
   const what = r.u8();
-  if (what !== 0 && what !== 1 && what !== 2) throw r.bad(`what ${what}`);
+  if (what !== 0 && what !== 1 && what !== 2 && what !== 3 && what !== 4) throw r.bad(`what ${what}`);
   const relay = r.u16();
   const timeoutMs = r.u32();
   r.end();

@@ -157,6 +157,7 @@ export class SimNode {
       {
         fabric: this.fabric,
         membership: this.membership,
+        copyRecords: this.membership,
         pool,
         plan: this.plan,
         map,

@@ -98,6 +98,7 @@ const view: ClusterView = {
   epoch: epoch(1),
   tokenServers: [NODES[0]!],
   nsds: new Map(),
+  copies: new Map(),
   expelling: [],
   nodes: new Map(
     NODES.map((id) => [

@@ -88,6 +88,9 @@ export class LoggedSectors {
   knows(key: SectorKey): boolean {
     return this.#versions.has(key);
   }
+  versionOf(key: SectorKey): number | undefined {
+    return this.#versions.get(key);
+  }
   /** Out of memory, or somebody else's: nothing of it is dirty. */
   forget(key: SectorKey): void {
     if (!this.#dirty.has(key)) this.#versions.delete(key);

@@ -49,6 +49,8 @@ const RETRY_MIN_MS = 20;
 const RETRY_MAX_MS = 2_000;
 /** Sectors written in place by one request. */
 const RUN_MAX = 64;
+/** A checkpoint that finds new changes beside it may leave some of what is old. */
+const RENEWALS_MAX = 10;
 /** From this share of the log's space on it is emptied. */
 const CHECKPOINT_AT = 0.5;
 /** How much of it operations may use, and how much what is done inside them; the rest is for emptying it. */
@@ -71,6 +73,9 @@ export class NodeLog {
   readonly #checkpointing = new Mutex();
   #waiters: { readonly sequence: number; readonly done: Deferred<void> }[] = [];
   #entering: { readonly kind: EnterKind; readonly ready: Deferred<() => void> }[] = [];
+  /** Those who have entered since the last time that somebody waited for all who had; and those whose rounds are not over. */
+  #round: { count: number; ended: Deferred<void> | null } = { count: 0, ended: null };
+  readonly #rounds = new Set<Promise<void>>();
   /** Sectors for which somebody has entered. */
   #entered = 0;
   /** The transaction of the last snapshot of the loose ends: recovery needs it, or an earlier one. */
@@ -182,13 +187,29 @@ export class NodeLog {
     const sectors = Math.max(1, Math.min(ENTER_SECTORS[kind], Math.floor(capacitySectors / 32)));
     if (this.#machine.usedSectors + this.#entered + sectors > share * capacitySectors) return null;
     this.#entered += sectors;
+    const round = this.#round;
+    round.count++;
     let left = false;
     return () => {
       if (left) return;
       left = true;
       this.#entered -= sectors;
+      round.count--;
+      if (round.count === 0) round.ended?.resolve();
       this.#admit();
     };
+  }
+
+  /** Whoever has entered by now has left. */
+  async operationsEnded(): Promise<void> {
+    const round = this.#round;
+    this.#round = { count: 0, ended: null };
+    if (round.count > 0) {
+      round.ended = deferred();
+      this.#rounds.add(round.ended.promise);
+      void round.ended.promise.then(() => this.#rounds.delete(round.ended!.promise));
+    }
+    await Promise.all(this.#rounds);
   }
 
   /** In their order, inner work before operations. */
@@ -362,7 +383,7 @@ export class NodeLog {
   }
 
   /** Everything that was logged before `ageMs` ago comes to its place, and its space in the log is free again. */
-  checkpoint(ageMs = 0): Promise<void> {
+  checkpoint(ageMs = 0, anew = false): Promise<void> {
     return this.#checkpointing.run(async () => {
       const dueMs = this.#parts.clock.nowMs() - ageMs;
       const due = [...this.sectors.all()].filter(({ sinceMs }) => sinceMs <= dueMs);
@@ -377,9 +398,19 @@ export class NodeLog {
       }
       for (const [ino, ranges] of pages) for (const range of ranges) await this.#host.flushPages(ino, range);
       await this.#flushInPlace();
-      await this.#trim();
+      await this.#trim(anew);
       this.#parts.counters.add('log.checkpoints');
     });
+  }
+
+  /** Recovery needs nothing any more that was written before this began. @throws {FsError} busy */
+  async renew(): Promise<void> {
+    const head = this.headSector;
+    for (let i = 0; this.tailSector < head; i++) {
+      if (i === RENEWALS_MAX)
+        throw new FsError('busy', { op: 'log', detail: 'new changes keep what is old in the log' });
+      await this.checkpoint(0, true);
+    }
   }
 
   /** What is in place is durable there afterwards. */
@@ -395,8 +426,8 @@ export class NodeLog {
     }
   }
 
-  async #trim(): Promise<void> {
-    if (!this.ends.empty || this.#snapshot < this.#machine.appended) {
+  async #trim(anew: boolean): Promise<void> {
+    if (anew || !this.ends.empty || this.#snapshot < this.#machine.appended) {
       const snapshot = this.ends.snapshot();
       for (const change of snapshot) this.writer.record(change);
       this.#snapshot = this.append(snapshot);
