@@ -42,6 +42,7 @@ export class InodeNumbers {
   #free: InodeTicket[] = [];
   #returned: InodeNumber[] = [];
   readonly #mutex = new Mutex();
+  #ahead: Promise<void> | null = null;
   #segment: number;
 
   constructor(volume: Volume) {
@@ -57,7 +58,9 @@ export class InodeNumbers {
   }
 
   tryTake(): InodeTicket | null {
-    return this.#free.pop() ?? null;
+    const ticket = this.#free.pop() ?? null;
+    if (ticket !== null && this.#free.length <= this.#volume.settings.inodeBatch >>> 1) this.#refillAhead();
+    return ticket;
   }
 
   /** @throws {FsError} noInodes; noSpace when the inode file can't grow. */
@@ -85,6 +88,20 @@ export class InodeNumbers {
     return this.#returned.length;
   }
 
+  /** While half a batch is left, so that who creates one file after the other never waits for the next. */
+  #refillAhead(): void {
+    if (this.#ahead !== null || this.#mutex.busy || this.#volume.closed) return;
+    const { logger } = this.#volume.parts;
+    this.#ahead = this.#mutex
+      .run(async () => {
+        await this.#refillFrom(this.#segment);
+      })
+      .catch((error: unknown) => logger.info({ error: String(error) }, 'inode numbers could not be taken ahead'))
+      .finally(() => {
+        this.#ahead = null;
+      });
+  }
+
   async #refill(): Promise<void> {
     if (await this.#refillFromMap()) return;
     // Others may have removed files whose numbers are on their way, or have numbers in stock.
@@ -98,23 +115,25 @@ export class InodeNumbers {
     const { segmentCount } = this.#volume.geometry;
     await this.#volume.inodes.writeOutFreeing();
     await this.#returnNow();
-    for (let i = 0; i < segmentCount; i++) {
-      const segment = (this.#segment + i) % segmentCount;
-      const batch = await this.#takeBatch(segment);
-      if (batch.length === 0) continue;
-      this.#segment = segment;
-      try {
-        const homes = await this.#volume.inodes.ensureMapped(batch.map(({ ino }) => ino));
-        await this.#volume.learnVersions(runsOfHomes(homes));
-        this.#free = batch.map((ticket, index) => ({ ...ticket, home: homes[index]! })).reverse();
-        this.#volume.parts.tokens.ask(batch.map(({ ino }) => this.#volume.dataItem(ino, WHOLE)));
-      } catch (error) {
-        this.#returned.push(...batch.map(({ ino }) => ino));
-        throw error;
-      }
-      return true;
-    }
+    for (let i = 0; i < segmentCount; i++) if (await this.#refillFrom((this.#segment + i) % segmentCount)) return true;
     return false;
+  }
+
+  async #refillFrom(segment: number): Promise<boolean> {
+    const batch = await this.#takeBatch(segment);
+    if (batch.length === 0) return false;
+    this.#segment = segment;
+    try {
+      const homes = await this.#volume.inodes.ensureMapped(batch.map(({ ino }) => ino));
+      await this.#volume.learnVersions(runsOfHomes(homes));
+      const tickets = batch.map((ticket, index) => ({ ...ticket, home: homes[index]! }));
+      this.#free.unshift(...tickets.reverse());
+      this.#volume.parts.tokens.ask(batch.map(({ ino }) => this.#volume.dataItem(ino, WHOLE)));
+    } catch (error) {
+      this.#returned.push(...batch.map(({ ino }) => ino));
+      throw error;
+    }
+    return true;
   }
 
   async #takeBatch(segment: number): Promise<Omit<InodeTicket, 'home'>[]> {
@@ -205,6 +224,7 @@ export class InodeNumbers {
 
   /** Another node has none left. Who is looking for some itself has none to give, and is not waited for. */
   async surrender(): Promise<void> {
+    await this.#ahead;
     if (!this.#mutex.busy) await this.close();
   }
 

@@ -113,7 +113,10 @@ export class Inode implements InodeFields {
   /** No longer pointed to by the fields; free once a write-out of them is done. */
   pendingFrees: Extent[] = [];
   /** NSDs that this node wrote to for the file since their last flush. */
-  readonly unflushed = new UnflushedNsds();
+  get unflushed(): UnflushedNsds {
+    this.#unflushed ??= new UnflushedNsds();
+    return this.#unflushed;
+  }
   /** Read from a device: what another node, or this one before it gave the inode up, wrote for the file may wait for a flush on any NSD. */
   unflushedElsewhere = false;
 
@@ -124,7 +127,9 @@ export class Inode implements InodeFields {
   /** Appends of this node, one at a time: each begins where the last ended. */
   readonly appends = new Mutex();
 
-  readonly #transfers = new Set<Promise<void>>();
+  // Made when first needed: most inodes in memory have nothing on its way.
+  #transfers: Set<Promise<void>> | null = null;
+  #unflushed: UnflushedNsds | null = null;
   #gate: Promise<void> | null = null;
 
   constructor(readonly ino: InodeNumber) {}
@@ -161,6 +166,7 @@ export class Inode implements InodeFields {
   async transfer(body: () => Promise<void>): Promise<void> {
     while (this.#gate !== null) await this.#gate;
     const running = body();
+    this.#transfers ??= new Set();
     this.#transfers.add(running);
     try {
       await running;
@@ -171,7 +177,7 @@ export class Inode implements InodeFields {
 
   /** Resolves when every transfer that runs now has ended, well or not. */
   async transfersEnded(): Promise<void> {
-    if (this.#transfers.size > 0) await Promise.allSettled([...this.#transfers]);
+    if (this.#transfers !== null && this.#transfers.size > 0) await Promise.allSettled([...this.#transfers]);
   }
 
   /** No transfer runs while `body` does. It may wait for devices, never for a token. */

@@ -1,6 +1,7 @@
 /** One at a time, in the order of asking. Nothing that serves a revoke may ask for one whose owner waits for a token. */
 export class Mutex {
-  #tail: Promise<void> = Promise.resolve();
+  /** Null: nobody has asked yet. Every inode has some of these, and few are ever used. */
+  #tail: Promise<void> | null = null;
   #length = 0;
 
   get busy(): boolean {
@@ -15,7 +16,7 @@ export class Mutex {
     });
     this.#length++;
     try {
-      await before;
+      if (before !== null) await before;
       return await body();
     } finally {
       this.#length--;
