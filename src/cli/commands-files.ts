@@ -146,6 +146,27 @@ export function addFileCommands(program: Command): void {
         );
     });
 
+  withJson(withTarget(program.command('locate')))
+    .argument('<file>', 'links are followed')
+    .description('which NSD, served by which node, has which bytes of a file')
+    .addHelpText('after', '\nExample:\n  holdfast locate /data/table --json\n')
+    .action(async (given: string, options: TargetOptions) => {
+      const ranges = await withFiles(options, (files) => files.locate(insidePath(given)));
+      if (options.json === true) {
+        printJson(ranges);
+        return;
+      }
+      const right = (name: string) => ({ name, align: 'right' as const });
+      const rows = ranges.map(({ offset, length, kind, nsd, nsdUuid, node, sector }) => [
+        countText(offset),
+        countText(length),
+        kind === 'data' ? (nsd ?? nsdUuid) : kind,
+        kind !== 'data' ? '' : node === null ? 'nobody' : `node ${node}`,
+        sector === null ? '' : countText(sector),
+      ]);
+      print(table([right('offset'), right('bytes'), 'nsd', 'served by', right('sector')], rows));
+    });
+
   withJson(withTarget(program.command('cp')))
     .argument('<paths...>', 'one or more sources, then the destination; paths in Holdfast start with hf:/')
     .description('copy files and trees, into Holdfast, out of it, or within it')

@@ -63,6 +63,16 @@ for (const transport of ['direct', 'socket', 'worker'] as const)
       await expect(client.utimes('/times', 2n ** 63n, 1)).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
     });
 
+    it('tells where the bytes of a file are', async () => {
+      const { client } = rig;
+      await client.writeFile('/located', 'text');
+      const [only, ...more] = await client.locate('/located', { offset: 1 });
+      expect(only).toMatchObject({ offset: 1, length: 3 });
+      expect(more).toEqual([]);
+      expect(await client.locate('/located', { offset: 4 })).toEqual([]);
+      await expect(client.locate('/not-there')).rejects.toMatchObject({ code: 'ENOENT', path: '/not-there' });
+    });
+
     it('copies ranges between its handles, in the engine', async () => {
       const { client } = rig;
       await client.writeFile('/copy-from', 'abcdef');

@@ -77,6 +77,21 @@ export interface RenameOptions extends SignalOption {
   readonly noReplace?: boolean | undefined;
   readonly exchange?: boolean | undefined;
 }
+export interface LocateOptions extends SignalOption {
+  readonly offset?: number | undefined;
+  readonly length?: number | undefined;
+}
+/** At most a block of 1 MiB long, but for holes. */
+export interface FileLocation {
+  readonly kind: 'data' | 'hole' | 'inline';
+  readonly offset: number;
+  readonly length: number;
+  readonly nsd: string | null;
+  readonly nsdUuid: string | null;
+  /** The node that serves the NSD; null: nobody, for now. */
+  readonly node: number | null;
+  readonly sector: number | null;
+}
 export interface ClientStats {
   /** The engine's counters, by name. */
   readonly engine: Record<string, number>;
@@ -264,6 +279,26 @@ export class FileSystemClient implements AsyncDisposable {
     const { given, absolute } = checkPath(path, 'path', 'statfs');
     const { result } = await this.#call('statfs', { path: absolute }, 'statfs', given, options);
     return options?.bigint === true ? toStatFs(result, BigInt) : toStatFs(result, Number);
+  }
+
+  /**
+   * Which NSD, and which node that serves it, has which bytes of a file: for programs that would rather compute where their data is. The whole file, or
+   * `length` bytes from `offset` on.
+   */
+  async locate(path: PathLike, options: LocateOptions = {}): Promise<FileLocation[]> {
+    const { given, absolute } = checkPath(path, 'path', 'locate');
+    const { offset = 0, length = Number.MAX_SAFE_INTEGER - offset } = options;
+    checkInteger(offset, 'offset', 0);
+    checkInteger(length, 'length', 0);
+    const found: FileLocation[] = [];
+    for (let at = offset; ; ) {
+      const args = { path: absolute, offset: at, length: Math.max(0, offset + length - at) };
+      const { result } = await this.#call('locate', args, 'locate', given, options);
+      for (const { offsetBytes, lengthBytes, ...where } of result.ranges)
+        found.push({ offset: offsetBytes, length: lengthBytes, ...where });
+      if (result.nextBytes === null) return found;
+      at = result.nextBytes;
+    }
   }
 
   async access(path: PathLike, mode: number = constants.F_OK, options?: SignalOption): Promise<void> {

@@ -1,5 +1,5 @@
 import { inodeNumber } from '../common/ids.js';
-import type { AllocateMode, Attributes, Deny } from '../fs/file-system-api.js';
+import type { AllocateMode, Attributes, Deny, Located } from '../fs/file-system-api.js';
 import { FileType } from '../fs/file-system-api.js';
 
 /**
@@ -192,6 +192,7 @@ export interface OpTable {
       readonly nameBytesMax: number;
     };
   };
+  locate: { args: PathArgs & { readonly offset: number; readonly length: number }; result: Located };
   /** `mode` as node's copyFile: COPYFILE_EXCL and the two FICLONE bits. */
   copyFile: { args: { readonly from: string; readonly to: string; readonly mode: number }; result: Nothing };
   /** The value is the payload. */
@@ -311,6 +312,7 @@ export const OPS: { readonly [K in OpName]: OpProperties } = {
   seek: op(41),
   linkHandle: op(42, 'never'),
   copyRange: op(43),
+  locate: op(44),
   mknod: op(32, 'never'),
   getXattr: op(33),
   listXattrs: op(34),

@@ -7,6 +7,7 @@ import type {
   FileSystem,
   FileType,
   FsStatistics,
+  Located,
   OpenFile,
   OpOptions,
   RenameOptions,
@@ -43,6 +44,9 @@ export class LazyFileSystem implements FileSystem {
   }
   async stat(path: string, who: Credentials, options?: OpOptions): Promise<Attributes> {
     return (await this.#get()).stat(path, who, options);
+  }
+  async locate(path: string, offset: number, length: number, who: Credentials, options?: OpOptions): Promise<Located> {
+    return (await this.#get()).locate(path, offset, length, who, options);
   }
   async lstat(path: string, who: Credentials, options?: OpOptions): Promise<Attributes> {
     return (await this.#get()).lstat(path, who, options);

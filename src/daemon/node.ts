@@ -316,6 +316,10 @@ export class HoldfastNode {
         ...this.#space.peers(identity.uuid, identity.number),
         ...this.#regions.peers(identity.uuid, identity.number),
       },
+      servers: (uuid) => {
+        const nsd = this.#parts.membership.view.nsds.get(uuid);
+        return nsd === undefined ? null : { name: nsd.name, node: nsd.serving };
+      },
       lives: { state: (id, life) => lifeState(this.#parts.membership.view, id, life) },
       fsUuid: identity.uuid,
       nsdUuids: identity.nsds,

@@ -160,6 +160,25 @@ export interface FileLocking {
   release(process: LockOwner): Promise<void>;
 }
 
+/** A stretch of a file, at most a block long, and where it is; holes and what is kept in the inode are nowhere. */
+export interface LocatedRange {
+  readonly kind: 'data' | 'hole' | 'inline';
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+  /** Its name, where that is known. */
+  readonly nsd: string | null;
+  readonly nsdUuid: string | null;
+  /** Who serves it; null: nobody, for now. */
+  readonly node: number | null;
+  /** On the NSD, of its first byte; counted from the first data sector. */
+  readonly sector: number | null;
+}
+export interface Located {
+  readonly ranges: readonly LocatedRange[];
+  /** Where the next answer begins; null: that was all. */
+  readonly nextBytes: number | null;
+}
+
 export interface AttributeChanges {
   readonly mode?: number;
   /** Either of the two makes it a chown, with what a chown does to setuid bits and ctime, also when both are UNCHANGED_ID. */
@@ -249,6 +268,14 @@ export interface FileSystem extends XattrCalls<[path: string, followLinks: boole
     options?: OpOptions,
   ): Promise<Attributes>;
   truncate(path: string, sizeBytes: number, credentials: Credentials, options?: OpOptions): Promise<void>;
+  /** Which NSD, and which node, has which bytes of a file. */
+  locate(
+    path: string,
+    offsetBytes: number,
+    lengthBytes: number,
+    credentials: Credentials,
+    options?: OpOptions,
+  ): Promise<Located>;
   statfs(options?: OpOptions): Promise<FsStatistics>;
   /** Everything dirty on this node, durable. */
   sync(): Promise<void>;

@@ -26,11 +26,11 @@ import { DEFAULT_FS_SETTINGS, type FsSettings } from './settings.js';
 import { Shipments } from './space/shipments.js';
 import { NO_PEERS, type SpacePeers } from './space-peers.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
-import { type Lives, NOBODY_ELSE, Volume, type VolumeParts } from './volume.js';
+import { type Lives, NOBODY_ELSE, type NsdServers, Volume, type VolumeParts } from './volume.js';
 
 export type { MountedFileSystem } from './mounted-file-system.js';
 
-export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers' | 'lives' | 'copyStates'> {
+export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers' | 'lives' | 'copyStates' | 'servers'> {
   /** Made over `backing`, which is bound to the file system here: the circle is closed at mount. */
   readonly cache: PageCacheApi;
   readonly backing: FileBacking;
@@ -39,6 +39,8 @@ export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers' | '
   readonly peers?: SpacePeers;
   /** Absent: whoever left a log behind is gone. */
   readonly lives?: Lives;
+  /** Absent: nobody knows. */
+  readonly servers?: NsdServers;
   /** Absent: every NSD has everything, and nobody could be told otherwise. */
   readonly copyStates?: CopyStates;
   /** What the caller believes is there; refused when the superblock says otherwise. */
@@ -51,7 +53,7 @@ const SUPERBLOCK_TRIES = 4;
 
 /** Needs 1 MiB of staging at least: a fragment on the move is in it. */
 export async function mountFileSystem(options: MountOptions): Promise<MountedFileSystem> {
-  const { cache, backing, settings, fsUuid, nsdUuids, peers, lives, copyStates = ALWAYS_UP, ...rest } = options;
+  const { cache, backing, settings, fsUuid, nsdUuids, peers, lives, servers, copyStates = ALWAYS_UP, ...rest } = options;
   const { nsds, counters, logger } = rest;
   const parts = { ...rest, nsds: withCopies({ nsds, states: copyStates, counters, logger }) };
   const superblock = await readSuperblock(parts, nsdUuids?.length);
@@ -62,6 +64,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
       settings: { ...DEFAULT_FS_SETTINGS, ...settings },
       peers: peers ?? NO_PEERS,
       lives: lives ?? NOBODY_ELSE,
+      servers: servers ?? (() => null),
       copyStates,
     },
     superblock,

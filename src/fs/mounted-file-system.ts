@@ -13,6 +13,7 @@ import type {
   DirectoryEntry,
   FileSystem,
   FsStatistics,
+  Located,
   OpenFile,
   OpenOptions,
   OpOptions,
@@ -23,6 +24,7 @@ import { FileType, isNameless } from './file-system-api.js';
 import { ALLOCATION_MAP, INODE_MAP, LOG_TABLE, RENAME_LOCK } from './layout.js';
 import { access, onPath, setInodeAttributes, statInode } from './operations/attributes.js';
 import { link } from './operations/link.js';
+import { locateInode } from './operations/locate.js';
 import { mkdir, mknod, symlink } from './operations/make.js';
 import { open, openInode } from './operations/open.js';
 import { readDirectory } from './operations/read-directory.js';
@@ -191,6 +193,18 @@ export class MountedFs implements MountedFileSystem {
     } finally {
       await file.close();
     }
+  }
+  locate(
+    path: string,
+    offsetBytes: number,
+    lengthBytes: number,
+    credentials: Credentials,
+    options?: OpOptions,
+  ): Promise<Located> {
+    const range = { offsetBytes, lengthBytes };
+    return onPath(this.#volume, path, { op: 'locate', credentials, followLast: true, options }, (ref) =>
+      locateInode(this.#volume, ref, range, path, credentials, options),
+    );
   }
   async statfs(): Promise<FsStatistics> {
     this.#volume.checkOpen('statfs');

@@ -52,6 +52,7 @@ export interface VolumeParts {
   readonly settings: FsSettings;
   readonly peers: SpacePeers;
   readonly lives: Lives;
+  readonly servers: NsdServers;
   /** `nsds` goes by them. */
   readonly copyStates: CopyStates;
 }
@@ -64,6 +65,9 @@ export type LifeState = 'here' | 'expelling' | 'gone';
 export interface Lives {
   state(nodeId: number, incarnation: number): LifeState;
 }
+/** What an NSD is called and which node serves it, as the cluster knows it. */
+export type NsdServers = (uuid: string) => { readonly name: string; readonly node: NodeId | null } | null;
+
 /** Nobody else has it mounted. */
 export const NOBODY_ELSE: Lives = { state: () => 'gone' };
 

@@ -12,6 +12,7 @@ import {
   type FileSystem,
   FileType,
   type FsStatistics,
+  type Located,
   type OpenFile,
   type OpOptions,
   type RenameOptions,
@@ -286,6 +287,14 @@ export class MemoryFileSystem implements FileSystem, InodeOpener {
   ): Promise<void> {
     await this.enter('setxattr', options);
     this.tree.setXattr(this.tree.find(path, who, 'setxattr', follow), name, value, options);
+  }
+  async locate(path: string, offset: number, length: number, who: Credentials, options?: OpOptions): Promise<Located> {
+    await this.enter('locate', options);
+    const { sizeBytes } = this.tree.find(path, who, 'locate');
+    const lengthBytes = Math.max(0, Math.min(length, sizeBytes - offset));
+    const none = { nsd: null, nsdUuid: null, node: null, sector: null };
+    const ranges = lengthBytes === 0 ? [] : [{ kind: 'inline' as const, offsetBytes: offset, lengthBytes, ...none }];
+    return { ranges, nextBytes: null };
   }
   async statfs(options?: OpOptions): Promise<FsStatistics> {
     await this.enter('statfs', options);
