@@ -53,7 +53,18 @@ const SUPERBLOCK_TRIES = 4;
 
 /** Needs 1 MiB of staging at least: a fragment on the move is in it. */
 export async function mountFileSystem(options: MountOptions): Promise<MountedFileSystem> {
-  const { cache, backing, settings, fsUuid, nsdUuids, peers, lives, servers, copyStates = ALWAYS_UP, ...rest } = options;
+  const {
+    cache,
+    backing,
+    settings,
+    fsUuid,
+    nsdUuids,
+    peers,
+    lives,
+    servers,
+    copyStates = ALWAYS_UP,
+    ...rest
+  } = options;
   const { nsds, counters, logger } = rest;
   const parts = { ...rest, nsds: withCopies({ nsds, states: copyStates, counters, logger }) };
   const superblock = await readSuperblock(parts, nsdUuids?.length);
