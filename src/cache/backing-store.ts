@@ -27,4 +27,9 @@ export interface BackingStore {
    * Then the inode, in memory, knows where they are.
    */
   write(ino: InodeNumber, pieces: readonly FilePiece[]): Promise<void>;
+  /**
+   * The range's data token is about to leave, or to be lowered; its pages are clean. What was written out and is not where others look for it comes there
+   * (T6). Takes no token.
+   */
+  leaving?(ino: InodeNumber, range: ByteRange): Promise<void>;
 }

@@ -44,6 +44,7 @@ export class Revoker implements RevokeHandler {
     const hook = this.#hooks.get(ino);
     if (file === undefined) {
       await hook?.(range, keep);
+      await this.#leave(ino, range);
       return;
     }
     file.untouched = false;
@@ -55,6 +56,7 @@ export class Revoker implements RevokeHandler {
       await this.#endFills(file, range);
       await hook?.(range, keep);
       await this.#flush(file, range);
+      await this.#leave(ino, range);
       if (keep < TokenMode.shared) await forgetRange(this.#core, file, range);
       else await this.#keepClean(file, range);
     } finally {
@@ -96,6 +98,23 @@ export class Revoker implements RevokeHandler {
       file.writeError ??= error;
       logger.warn({ ino: file.ino, range, error: error.message }, 'a revoke waits: its dirty pages cannot be written');
       await sleep(clock, delayMs);
+    }
+  }
+
+  async #leave(ino: InodeNumber, range: ByteRange): Promise<void> {
+    const { backing, clock, logger, settings, generation } = this.#core;
+    for (let delayMs = settings.writeRetryMs; generation === this.#core.generation; ) {
+      try {
+        await backing.leaving?.(ino, range);
+        return;
+      } catch (error) {
+        logger.warn(
+          { ino, range, error: String(error) },
+          'a revoke waits: what is in the log cannot be written in place',
+        );
+        await sleep(clock, delayMs);
+        delayMs = Math.min(2 * delayMs, RETRY_MAX_MS);
+      }
     }
   }
 

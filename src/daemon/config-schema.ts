@@ -165,6 +165,11 @@ export const configSchema = z.strictObject({
     .optional()
     .describe('Bytes that may be dirty before writers wait. Without it: two fifths of the cache.'),
   dirtyAge: duration(10, 600_000).prefault('5s').describe('Dirty for this long: written out.'),
+  logWriteMax: size(0, 512 * 1024)
+    .optional()
+    .describe(
+      'A synchronous write, or what fsync finds dirty of a file, goes into the log first if it has at most so many bytes; 0: never. 64KiB without it.',
+    ),
   accessTimes: z
     .enum(['relatime', 'none'])
     .default('relatime')

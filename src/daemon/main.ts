@@ -101,7 +101,10 @@ async function run(configFile: string): Promise<void> {
             writeBehindAgeMs: config.dirtyAge,
             ...(config.dirtyMax === undefined ? {} : { dirtyPagesMax: Math.floor(config.dirtyMax / PAGE_BYTES) }),
           },
-          fs: { accessTimes: config.accessTimes },
+          fs: {
+            accessTimes: config.accessTimes,
+            ...(config.logWriteMax === undefined ? {} : { logWriteBytesMax: config.logWriteMax }),
+          },
         },
         logger,
       },

@@ -14,6 +14,7 @@ import { BLOCK_BYTES, SECTOR_BYTES } from '../common/units.js';
 import type { SectorIo } from '../nsd/nsd-api.js';
 import { TokenMode } from '../token-manager/token.js';
 import { findPointer, loadPointers } from './block-map.js';
+import { aheadOfRead, placeLogged, writeData } from './data-writer.js';
 import { isReserved, reserve } from './file-space.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES } from './inode-format.js';
@@ -50,7 +51,9 @@ export class FileBacking implements BackingStore {
     await inode.transfer(async () => {
       const metadata = isMetadata(inode);
       const ios = await this.#map(inode, pieces, 'read', metadata);
+      const ahead = metadata ? null : aheadOfRead(this.#bound, ios);
       if (ios.length > 0) await this.#bound.parts.nsds.read(ios, { signal });
+      ahead?.(this.#bound.parts.pool.bytes);
       if (!metadata) return;
       this.#verify(inode, pieces);
       for (const io of ios) this.#learn(io);
@@ -66,11 +69,14 @@ export class FileBacking implements BackingStore {
       }
       const metadata = isMetadata(inode);
       const ios = await this.#map(inode, pieces, 'write', metadata);
-      if (metadata) await this.#writeMetadata(pieces, ios);
-      else if (ios.length > 0) await this.#bound.parts.nsds.write(ios);
-      // Now, not before: a flush that began while they were under way doesn't cover them.
+      if (!metadata) return writeData(this.#bound, inode, pieces, ios);
+      await this.#writeMetadata(pieces, ios);
       for (const io of ios) inode.unflushed.add(io.nsd);
     });
+  }
+
+  async leaving(ino: InodeNumber, range: ByteRange): Promise<void> {
+    if (this.#volume !== null && !this.#volume.logged.isEmpty) await placeLogged(this.#volume, ino, range);
   }
 
   #learn({ nsd, sector, versions }: SectorIo): void {

@@ -98,7 +98,8 @@ export async function makeZeros(volume: Volume, inode: Inode, range: ByteRange):
     if (extents.length === 0) return;
     await inode.withoutTransfers(async () => {
       for (const { nsd, sector, count } of extents)
-        for (let at = sector; at < sector + count; at++) volume.sectors.drop(keyOf({ nsd, sector: at }));
+        for (let at = sector; at < sector + count; at++) volume.logged.drop(keyOf({ nsd, sector: at }));
+      await volume.sectors.writesEnded(extents);
       for (let at = 0; at < extents.length; at += DISCARD_EXTENTS_MAX)
         await volume.parts.nsds.discard(
           extents

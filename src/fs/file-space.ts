@@ -14,6 +14,7 @@ import { FsError } from '../common/errors.js';
 import { BLOCK_BYTES, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { cutPointers, findPointer, loadForCut, loadPointers, preparePointer, setPointer } from './block-map.js';
 import { type BlockPointer, blockPointer } from './block-pointer.js';
+import { aheadOfRead } from './data-writer.js';
 import { FILE_BLOCKS_MAX, FILE_BYTES_MAX } from './indirect-format.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES, EMPTY_AREA, InodeFlag } from './inode-format.js';
@@ -115,7 +116,10 @@ async function grow(volume: Volume, inode: Inode, block: number, from: BlockPoin
     extent,
     from.count,
     async (bytes, memory) => {
-      await volume.parts.nsds.read([{ nsd: from.nsd, sector: from.sector, memory }]);
+      const ios = [{ nsd: from.nsd, sector: from.sector, memory }];
+      const ahead = aheadOfRead(volume, ios);
+      await volume.parts.nsds.read(ios);
+      ahead?.(volume.parts.pool.bytes);
       return bytes;
     },
     () => {

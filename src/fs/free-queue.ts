@@ -63,6 +63,7 @@ export class FreeQueue {
       const elsewhere: { readonly region: number; readonly extents: readonly Extent[] }[] = [];
       for (const [region, some] of byRegion(this.#volume, extents))
         await this.#attempt(some, async () => {
+          await this.#volume.sectors.writesEnded(some);
           await this.#discard(some);
           if (this.#wasPassedOver(some)) {
             freed += (await this.#clear(region, some, this.#volume.settings.regionTimeoutMs)) ?? 0;

@@ -270,7 +270,7 @@ export class InodeTable {
     for (const inode of this.#inodes.values()) {
       if (excess <= 0) return;
       if (inode.dirty || inode.openCount > 0 || inode.writing !== null || inode.structure.busy) continue;
-      if (this.hasDirtyData(inode)) continue;
+      if (this.hasDirtyData(inode) || this.#volume.logged.isAhead(inode.ino)) continue;
       if (this.#round - inode.usedRound < 3) continue;
       this.drop(inode);
       excess--;
@@ -408,7 +408,9 @@ export class InodeTable {
       for (const inode of concerned) this.refresh(inode);
       // Not valid any more: this node was fenced meanwhile, and what was dirty is lost.
       const unclean = concerned.filter(
-        (inode) => inode.valid && (inode.dirty || inode.writing !== null || this.hasDirtyData(inode)),
+        (inode) =>
+          inode.valid &&
+          (inode.dirty || inode.writing !== null || this.hasDirtyData(inode) || this.#volume.logged.isAhead(inode.ino)),
       );
       if (unclean.length === 0) break;
       try {

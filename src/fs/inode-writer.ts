@@ -7,6 +7,7 @@
  * gives it up is durable and the last transfer to or from it has ended (S6).
  * Two write-outs of one inode never overlap. Needs no token.
  */
+import { WHOLE } from '../common/byte-range.js';
 import { type Deferred, deferred } from '../common/deferred.js';
 import { dirtyIndirects } from './block-map.js';
 import type { Inode } from './inode.js';
@@ -62,7 +63,8 @@ export class InodeWriter {
     try {
       for (const inode of sorted) {
         while (inode.writing !== null) await inode.writing;
-        if (!inode.valid || !(inode.dirty || this.#table.hasDirtyData(inode))) continue;
+        const ahead = this.#volume.logged.isAhead(inode.ino);
+        if (!inode.valid || !(inode.dirty || ahead || this.#table.hasDirtyData(inode))) continue;
         const done = deferred<void>();
         inode.writing = done.promise;
         mine.push({ inode, done });
@@ -172,12 +174,13 @@ export class InodeWriter {
   // In place
 
   async #place(inodes: readonly Inode[]): Promise<void> {
-    const { log, sectors } = this.#volume;
+    const { log, logged, sectors } = this.#volume;
     if (log === null) return;
     const keys: SectorKey[] = [];
     for (const inode of inodes) {
       keys.push(keyOf(inode.home));
       for (const node of allIndirects(inode)) keys.push(keyOf(node.home));
+      keys.push(...logged.keysIn(inode.ino, WHOLE));
     }
     await log.writeInPlace(keys.filter((key) => sectors.latest(key) !== undefined));
     for (const inode of inodes) this.#placed(inode);

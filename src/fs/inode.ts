@@ -88,6 +88,9 @@ export class Inode implements InodeFields {
   dirty = false;
   dirtyCore = false;
   dirtySinceMs = 0;
+  /** While it is synced: so many bytes of its data may still go into the log first. */
+  syncBytesLeft = 0;
+  syncing = 0;
   /** Set while a write-out of this inode runs: the next one waits for it, or an older image could land last. */
   writing: Promise<void> | null = null;
 

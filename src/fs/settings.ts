@@ -20,6 +20,8 @@ export interface FsSettings {
   readonly managerTimeoutMs: number;
   /** Extents waiting to be freed before an operation helps out. */
   readonly freeQueueMax: number;
+  /** So many bytes of dirty data at most go into the log first when a file is synced; 0: always to their place. */
+  readonly logWriteBytesMax: number;
   /** Bytes of a new log; null: by the size of the file system, 256 KiB to 64 MiB. */
   readonly logBytes: number | null;
   /** How old the counts that statfs answers with may be at most; never older than ten times what it takes to count. */
@@ -42,4 +44,5 @@ export const DEFAULT_FS_SETTINGS: FsSettings = {
   statisticsAgeMs: 2_000,
   accessTimes: 'relatime',
   logBytes: null,
+  logWriteBytesMax: 64 * 1024,
 };

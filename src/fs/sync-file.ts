@@ -1,7 +1,8 @@
 /**
  * fsync and fdatasync.
  *
- * Order: dirty data and its NSDs' flush, the record that exposes it, the log as far as it goes now. The log is in the order in which things were
+ * Order: dirty data and its NSDs' flush, the record that exposes it, the log as far as it goes now. A small amount of data goes into the log itself,
+ * before that record, and needs no flush of its own (data-writer.ts). The log is in the order in which things were
  * done here: so with the inode all its names are durable, and those of the directories above. What left this node was durable before. Needs no token.
  */
 
@@ -23,9 +24,15 @@ export async function syncFile(
   volume.inodes.refresh(inode);
   // Errors of earlier write-behind come out here, dirty or not.
   const file = inode.file ?? volume.cache.get(inode.ino);
-  await file?.flush();
-  if (inode.valid && (inode.dirtyCore || (inode.dirty && !dataOnly))) await volume.inodes.expose([inode]);
-  else if (inode.writing !== null) await inode.writing;
+  inode.syncing++;
+  inode.syncBytesLeft = volume.settings.logWriteBytesMax;
+  try {
+    await file?.flush();
+    if (inode.valid && (inode.dirtyCore || (inode.dirty && !dataOnly))) await volume.inodes.expose([inode]);
+    else if (inode.writing !== null) await inode.writing;
+  } finally {
+    if (--inode.syncing === 0) inode.syncBytesLeft = 0;
+  }
   await flushNsds(volume, inode, options);
   await volume.log?.force();
   // A fence meanwhile: what was not written looks clean, since nothing of it is valid any more.

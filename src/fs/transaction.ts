@@ -86,8 +86,8 @@ export class MetadataTransaction {
     if (extents.length === 0) return;
     this.#ends.push({ kind: 'limbo', extents });
     for (const { nsd, sector, count } of extents)
-      if (metadata || count === 1)
-        for (let at = sector; at < sector + count; at++) this.#volume.sectors.drop(keyOf({ nsd, sector: at }));
+      if (metadata || count === 1 || !this.#volume.logged.isEmpty)
+        for (let at = sector; at < sector + count; at++) this.#volume.logged.drop(keyOf({ nsd, sector: at }));
   }
   /** They are pointed to from here on, or free. */
   settled(extents: readonly Extent[]): void {

@@ -25,6 +25,7 @@ import type { Inode } from './inode.js';
 import type { InodeNumbers } from './inode-numbers.js';
 import type { InodeTable } from './inode-table.js';
 import { allNsds, type Extent, type Geometry } from './layout.js';
+import { LoggedData } from './log/logged-data.js';
 import { keyOf, LoggedSectors } from './log/logged-sectors.js';
 import type { EnterKind, NodeLog } from './log/node-log.js';
 import type { LogClaim } from './log-claim.js';
@@ -85,6 +86,7 @@ export class Volume {
   /** Inodes without names that this node is to free. */
   orphans!: Orphans;
   readonly sectors = new LoggedSectors();
+  readonly logged = new LoggedData(this.sectors);
   /** Null until the node has its log, early in mounting: nothing is logged before. */
   log: NodeLog | null = null;
   claim: LogClaim | null = null;

@@ -21,6 +21,8 @@ export interface MetadataPlace {
   readonly sector: number;
   /** In the page cache: the file that it is a page of, and where. Absent: the log's own image is what is written in place. */
   readonly paged?: { readonly ino: InodeNumber; readonly offsetBytes: number };
+  /** A file's bytes: no header, not sealed. */
+  readonly raw?: boolean;
 }
 
 export type SectorKey = number;
@@ -48,6 +50,8 @@ export interface SectorWrite {
   /** Null: no record since it was last written; the bytes are the page's. */
   readonly dirty: DirtySector | null;
   readonly version: number;
+  /** Its space was given up meanwhile. */
+  dropped: boolean;
   readonly ended: Deferred<void>;
 }
 
@@ -97,6 +101,8 @@ export class LoggedSectors {
   }
   /** Freed: what it was is not written any more. */
   drop(key: SectorKey): void {
+    const writing = this.#writing.get(key);
+    if (writing !== undefined) writing.dropped = true;
     this.#dirty.delete(key);
     this.#versions.delete(key);
   }
@@ -137,12 +143,13 @@ export class LoggedSectors {
     const full = dirty === undefined;
     const all = wordsOf(now);
     const words = all.subarray(0, wordsUsed(all, dirty?.words.length ?? 0));
-    const runCount = findRuns(dirty?.words ?? NOTHING, words);
+    const raw = place.raw === true;
+    const runCount = findRuns(dirty?.words ?? NOTHING, words, raw);
     if (dirty === undefined) {
       dirty = { key, place, image: NO_BYTES, words: NOTHING, first: 0, last: 0, sinceMs: nowMs };
       this.#dirty.set(key, dirty);
     } else if (runCount === 0) return false;
-    into.runs({ nsd: place.nsd, sector: place.sector, base, full, raw: false }, now, runCount);
+    into.runs({ nsd: place.nsd, sector: place.sector, base, full, raw }, now, runCount);
     hold(dirty, words);
     this.#recorded.push(dirty);
     return true;
@@ -165,13 +172,13 @@ export class LoggedSectors {
     const version = nextSectorVersion(this.#versions.get(key) ?? 0);
     this.#dirty.delete(key);
     this.#versions.set(key, version);
-    const write = { key, place, dirty, version, ended: deferred<void>() };
+    const write = { key, place, dirty, version, dropped: false, ended: deferred<void>() };
     this.#writing.set(key, write);
     return write;
   }
 
   endWrite(write: SectorWrite, succeeded: boolean): void {
-    const { dirty, key, place, ended } = write;
+    const { dirty, key, place, ended, dropped } = write;
     this.#writing.delete(key);
     ended.resolve();
     if (dirty === null) return;
@@ -179,9 +186,23 @@ export class LoggedSectors {
       this.#unflushed.set(place.nsd, Math.min(this.#unflushed.get(place.nsd) ?? Number.POSITIVE_INFINITY, dirty.first));
       return;
     }
+    if (dropped) return;
     const since = this.#dirty.get(key);
     if (since === undefined) this.#dirty.set(key, dirty);
     else since.first = dirty.first;
+  }
+
+  /** No write in place is on its way to these any more. */
+  async writesEnded(
+    extents: readonly { readonly nsd: NsdIndex; readonly sector: number; readonly count: number }[],
+  ): Promise<void> {
+    for (const { ended, place } of [...this.#writing.values()])
+      if (
+        extents.some(
+          ({ nsd, sector, count }) => nsd === place.nsd && sector <= place.sector && place.sector < sector + count,
+        )
+      )
+        await ended.promise;
   }
 
   /** NSDs with sectors in place that are not flushed; they are being flushed from now on. One flush at a time. */

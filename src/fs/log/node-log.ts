@@ -19,7 +19,7 @@ import { Mutex } from '../mutex.js';
 import { sealSector } from '../sector.js';
 import { type LogEffect, type LogEvent, LogMachine } from './log-machine.js';
 import { TransactionWriter } from './log-records.js';
-import { encodeGroup, type LogGroup, type LogIdentity } from './log-sectors.js';
+import { encodeGroup, type LogGroup, type LogIdentity, sectorsFor } from './log-sectors.js';
 import type { LogSpace } from './log-space.js';
 import type { LoggedSectors, SectorKey, SectorWrite } from './logged-sectors.js';
 import { type LooseEnd, LooseEnds } from './loose-ends.js';
@@ -56,6 +56,8 @@ const CHECKPOINT_AT = 0.5;
 /** How much of it operations may use, and how much what is done inside them; the rest is for emptying it. */
 const OPERATIONS_SHARE = 0.7;
 const INNER_SHARE = 0.85;
+/** Heads of the records of one synchronous write. */
+const DATA_OVERHEAD_BYTES = 2048;
 export type EnterKind = 'operation' | 'inner';
 const ENTER_SECTORS: Readonly<Record<EnterKind, number>> = { operation: 8, inner: 4 };
 
@@ -181,10 +183,21 @@ export class NodeLog {
     return ready.promise;
   }
 
+  /** For so many bytes of data, if there is room for them beside what operations need; nothing waits for that. */
+  tryEnterFor(lengthBytes: number): (() => void) | null {
+    const sectors = sectorsFor(lengthBytes + DATA_OVERHEAD_BYTES);
+    if (this.#entering.length > 0 || sectors > this.#space.capacitySectors / 32) return null;
+    return this.#takeSectors(sectors, OPERATIONS_SHARE);
+  }
+
   #take(kind: EnterKind): (() => void) | null {
     const { capacitySectors } = this.#space;
     const share = kind === 'operation' ? OPERATIONS_SHARE : INNER_SHARE;
-    const sectors = Math.max(1, Math.min(ENTER_SECTORS[kind], Math.floor(capacitySectors / 32)));
+    return this.#takeSectors(Math.max(1, Math.min(ENTER_SECTORS[kind], Math.floor(capacitySectors / 32))), share);
+  }
+
+  #takeSectors(sectors: number, share: number): (() => void) | null {
+    const { capacitySectors } = this.#space;
     if (this.#machine.usedSectors + this.#entered + sectors > share * capacitySectors) return null;
     this.#entered += sectors;
     const round = this.#round;
@@ -349,7 +362,7 @@ export class NodeLog {
         const sector = pool.bytes.subarray(at, at + SECTOR_BYTES);
         sector.fill(0, dirty.image.length);
         sector.set(dirty.image);
-        sealSector(sector, checksums);
+        if (dirty.place.raw !== true) sealSector(sector, checksums);
         last = Math.max(last, dirty.last);
         writes.push(this.sectors.beginWrite(dirty.place));
       });
