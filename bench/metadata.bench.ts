@@ -7,6 +7,7 @@
  *   5. million (only when asked for: it takes minutes): names put into a directory of 1,000 entries, and of a million.
  * Run: npm run build && npm run bench -- metadata, or some of it: metadata:sync. Ratios are the result; absolute figures are the machine's.
  */
+import { existsSync } from 'node:fs';
 import { mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -187,7 +188,7 @@ async function main(parts: readonly string[]): Promise<void> {
     await other.close();
     await client.close();
   } finally {
-    await devDown(cluster, { clean: true });
+    if (existsSync(cluster)) await devDown(cluster, { clean: true });
     await rm(directory, { recursive: true, force: true });
   }
 }

@@ -15,6 +15,8 @@ import type { Logger } from '../common/logger.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { copiesOf } from '../nsd/copies.js';
 import { isCopyLost, readableCopies, withCopies } from '../nsd/mirrored-nsds.js';
+import type { SectorIo } from '../nsd/nsd-api.js';
+import { settleAll } from '../nsd/settle-all.js';
 import type { Extent } from './layout.js';
 import {
   evenOut,
@@ -30,6 +32,9 @@ import { type LogDescriptor, LogState } from './log/log-table.js';
 import { redoCopies } from './log/redo.js';
 import { type PlannedSector, RedoPlan } from './log/redo-plan.js';
 import { sealSector } from './sector.js';
+
+/** Of neighbouring sectors, redone side by side. */
+const RUNS_AT_ONCE = 8;
 
 export interface RecoveryVolume extends LogVolume {
   readonly logger: Logger;
@@ -95,15 +100,21 @@ async function redo(volume: RecoveryVolume, plan: RedoPlan) {
   let sectorsUnfit = 0;
   const touched = new Set<NsdIndex>();
   const sectors = plan.sectors();
-  for (let at = 0; at < sectors.length; ) {
-    let end = at + 1;
-    while (end < sectors.length && end - at < LOG_RUN && follows(sectors[end - 1]!, sectors[end]!)) end++;
-    const { redone, unfit } = await redoRun(volume, sectors.slice(at, end));
-    if (redone > 0) touched.add(sectors[at]!.nsd);
-    sectorsRedone += redone;
-    sectorsUnfit += unfit;
-    at = end;
-  }
+  let next = 0;
+  const work = async (): Promise<void> => {
+    while (next < sectors.length) {
+      const at = next;
+      let end = at + 1;
+      while (end < sectors.length && end - at < LOG_RUN && follows(sectors[end - 1]!, sectors[end]!)) end++;
+      next = end;
+      const { redone, unfit } = await redoRun(volume, sectors.slice(at, end));
+      if (redone > 0) touched.add(sectors[at]!.nsd);
+      sectorsRedone += redone;
+      sectorsUnfit += unfit;
+    }
+  };
+  // All end before an error is told: the caller may begin anew, and nothing may land after that.
+  await settleAll(Array.from({ length: RUNS_AT_ONCE }, work));
   if (touched.size > 0) await volume.nsds.flush([...touched]);
   volume.counters.add('recovery.sectorsRedone', sectorsRedone);
   volume.counters.add('recovery.sectorsUnfit', sectorsUnfit);
@@ -130,8 +141,8 @@ async function redoRun(volume: RecoveryVolume, run: readonly PlannedSector[]) {
     }
   if (copies.length === 0)
     throw new FsError('nsdUnavailable', { op: 'log.redo', object: `nsd ${nsd}`, detail: 'no copy can be read' });
-  let redone = 0;
   let unfit = 0;
+  const writes: (RedoneSector | null)[] = [];
   for (const [index, planned] of run.entries()) {
     const result = redoCopies(
       planned.records,
@@ -142,16 +153,56 @@ async function redoRun(volume: RecoveryVolume, run: readonly PlannedSector[]) {
       unfit++;
       volume.logger.error({ nsd, sector: planned.sector, why: result.why }, 'a sector does not fit to the log');
     }
-    if (result.kind !== 'write') continue;
-    redone++;
-    await withSectors(volume, 1, async (bytes, offsetBytes) => {
-      bytes.set(result.image);
-      if (!result.raw) sealSector(bytes, volume.checksums);
-      const memory = { offsetBytes, lengthBytes: SECTOR_BYTES };
-      await volume.nsds.write([{ nsd, sector: planned.sector, memory, versions: Uint32Array.of(result.version) }]);
-    });
+    // Torn by this very write, it could only be made anew from a full image.
+    const logged = planned.records.some(({ full }) => full);
+    writes.push(result.kind === 'write' ? { ...result, logged } : null);
   }
-  return { redone, unfit };
+  return { redone: await writeRedone(volume, nsd, sector, writes), unfit };
+}
+
+interface RedoneSector {
+  readonly image: Uint8Array;
+  readonly version: number;
+  readonly raw: boolean;
+  /** The log has all of it and is the write's intent (S1). */
+  readonly logged: boolean;
+}
+
+/** Neighbours from `first` on, null where nothing is to be written. Returns how many there were. */
+async function writeRedone(
+  volume: RecoveryVolume,
+  nsd: NsdIndex,
+  first: number,
+  sectors: readonly (RedoneSector | null)[],
+): Promise<number> {
+  let count = 0;
+  await withSectors(volume, sectors.length, async (bytes, offsetBytes) => {
+    const ios: SectorIo[] = [];
+    for (let at = 0; at < sectors.length; ) {
+      const one = sectors[at]!;
+      let end = at + 1;
+      if (one !== null) {
+        while (end < sectors.length && sectors[end] !== null && sectors[end]!.logged === one.logged) end++;
+        const run = sectors.slice(at, end) as readonly RedoneSector[];
+        run.forEach(({ image, raw }, index) => {
+          const sector = bytes.subarray((at + index) * SECTOR_BYTES, (at + index + 1) * SECTOR_BYTES);
+          sector.set(image);
+          if (!raw) sealSector(sector, volume.checksums);
+        });
+        ios.push({
+          nsd,
+          sector: first + at,
+          memory: { offsetBytes: offsetBytes + at * SECTOR_BYTES, lengthBytes: run.length * SECTOR_BYTES },
+          versions: Uint32Array.from(run, ({ version }) => version),
+          ...(one.logged ? { logged: true as const } : {}),
+        });
+        count += run.length;
+      }
+      at = end;
+    }
+    if (ios.length > 0) await volume.nsds.write(ios);
+  });
+  return count;
 }
 
 async function readPresent(volume: RecoveryVolume, nsd: NsdIndex, sector: number, count: number): Promise<Present[]> {

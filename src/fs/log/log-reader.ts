@@ -31,6 +31,8 @@ export interface LogVolume extends LogStorage {
 
 /** Sectors read or written at once. */
 export const LOG_RUN = 64;
+/** Read side by side. */
+const RUNS_AT_ONCE = 8;
 
 export async function withSectors<T>(
   { arena, pool }: LogStorage,
@@ -137,8 +139,12 @@ export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Pro
   const space = new LogSpace(pieceSectors, pieces);
   const capacity = space.capacitySectors;
   const places: (readonly (Uint8Array | null)[])[] = [];
-  for (let at = 0; at < capacity; at += LOG_RUN)
-    places.push(...(await readPlaces(volume, space, at, Math.min(LOG_RUN, capacity - at))));
+  for (let at = 0; at < capacity; at += RUNS_AT_ONCE * LOG_RUN) {
+    const runs: Promise<(Uint8Array | null)[][]>[] = [];
+    for (let run = at; run < Math.min(capacity, at + RUNS_AT_ONCE * LOG_RUN); run += LOG_RUN)
+      runs.push(readPlaces(volume, space, run, Math.min(LOG_RUN, capacity - run)));
+    for (const run of await Promise.all(runs)) for (const place of run) places.push(place);
+  }
   const identity = { fsId: volume.fsId, slot, generation };
   const isIt = (sector: Uint8Array | null, n: number): boolean =>
     sector !== null && isLogSector(sector, n, identity, volume.checksums);
