@@ -220,8 +220,11 @@ export class Allocator {
     this.#full.clear();
     this.#scarce.clear();
     const held = this.#held.get(region) ?? (this.#taking?.region === region ? this.#taking : undefined);
-    this.#finder.left(region, null);
-    if (held === undefined) return;
+    if (held === undefined) {
+      this.#finder.left(region, null);
+      return;
+    }
+    this.#finder.moreIn(region);
     const at = nsd * this.#volume.geometry.regionBlocks + block;
     held.free += count;
     held.blockFree[at] = held.blockFree[at]! + count;

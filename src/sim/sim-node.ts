@@ -18,10 +18,11 @@ import { checksumsJs } from '../nsd/checksum-js.js';
 import { NsdStore } from '../nsd/nsd-store.js';
 import { GatedStore } from './gated-store.js';
 import { GatedTransport } from './gated-transport.js';
+import { lateShipments } from './late-shipments.js';
 import { NodeGate } from './node-gate.js';
 import { LEASE_TTL_MS } from './seed-plan.js';
 import { StoreDoor } from './store-door.js';
-import { type FabricTap, TappedFabric } from './tapped-fabric.js';
+import { TappedFabric } from './tapped-fabric.js';
 import { WatchedCacheMap } from './watched-map.js';
 import type { World } from './world.js';
 
@@ -147,7 +148,10 @@ export class SimNode {
           }
         }),
     });
-    const taps: FabricTap[] = [world.tap(this)];
+    const taps = [
+      world.tap(this),
+      lateShipments(this, world.plan.seed + 104_729 * (this.id + 64 * world.lives.length)),
+    ];
     const planted = world.planted.tap?.(world, this);
     if (planted !== undefined) taps.push(planted);
     this.fabric = new TappedFabric(inner, taps);

@@ -166,6 +166,7 @@ export class World {
       'revoke handler failed',
       'fabric: a message handler threw',
       'a node claims what another one holds',
+      'sub-blocks to be freed are free already',
     ];
     if (serious.includes(message))
       this.report({ check: 'log', ino: 0, text: `${life.name}: ${message} ${String(Object.values(fields))}` });

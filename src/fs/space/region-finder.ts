@@ -3,6 +3,7 @@
  *
  * Fault model: a manager that doesn't answer is left alone for a while; who needs space looks through the regions itself.
  */
+import { SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
 import { type Geometry, regionRange } from '../layout.js';
 import type { Volume } from '../volume.js';
 import { REPORTS_MAX, type RegionAnswer, type RegionReport, TRIED_MAX } from './shipment.js';
@@ -15,6 +16,8 @@ export class RegionFinder {
   readonly #first: number;
   /** What has still to be told, the newest of each region; bounded. */
   readonly #untold = new Map<number, RegionReport['free']>();
+  /** Regions that this node has said have no whole block left. */
+  readonly #usedUp = new Set<number>();
   #silentUntilMs = 0;
 
   constructor(volume: Volume, first: number) {
@@ -24,9 +27,15 @@ export class RegionFinder {
 
   /** A region that this node doesn't allocate from any more, or never did. */
   left(region: number, free: RegionReport['free']): void {
+    this.#usedUp.delete(region);
     this.#untold.delete(region);
     this.#untold.set(region, free);
     if (this.#untold.size > REPORTS_MAX / 2) this.#untold.delete(this.#untold.keys().next().value!);
+  }
+
+  /** Something was freed in a region that this node allocates from: worth a word if others believe that there is nothing. */
+  moreIn(region: number): void {
+    if (this.#usedUp.delete(region)) this.left(region, null);
   }
 
   /** For the background: others should hear of it before they need it. */
@@ -64,6 +73,9 @@ export class RegionFinder {
     const told = new Set(reports.map(({ region }) => region));
     for (const [region, free] of this.#untold) if (!told.has(region)) reports.push({ region, free });
     this.#untold.clear();
+    for (const { region, free } of reports)
+      if (free !== null && free.inRow < SUB_BLOCKS_PER_BLOCK) this.#usedUp.add(region);
+      else this.#usedUp.delete(region);
     counters.add('fs.managerAsked');
     const ask = { ...placeOf(geometry), count, first: this.#first, tried, reports };
     const answer = await parts.peers.region(ask, settings.managerTimeoutMs);

@@ -1,6 +1,7 @@
 import { CACHE_MAP_BUGS } from './cache-map.js';
 import type { PlantedBug } from './planted-bug.js';
 import { HOLDER_BUGS } from './revocations.js';
+import { SPACE_BUGS } from './space.js';
 import { STORAGE_BUGS } from './storage.js';
 import { TOKEN_STREAM_BUGS } from './token-streams.js';
 
@@ -13,4 +14,5 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   ...TOKEN_STREAM_BUGS,
   ...CACHE_MAP_BUGS,
   ...STORAGE_BUGS,
+  ...SPACE_BUGS,
 ];
