@@ -140,6 +140,26 @@ export function addClusterCommands(program: Command): void {
 
   addNsdPathCommands(nsd);
 
+  withJson(withTarget(program.command('locks')))
+    .description('who has locked which files, who waits, and who denies what to others, on every node')
+    .addHelpText('after', '\nFiles are told by inode: see holdfast stat.\n\nExample:\n  holdfast locks --json\n')
+    .action(async (options: TargetOptions) => {
+      const { locks, silent, more } = await withAdmin(options, (admin) => admin.call('locks', {}));
+      if (options.json === true) {
+        printJson({ locks, silent, more });
+        return;
+      }
+      const right = (name: string) => ({ name, align: 'right' as const });
+      print(
+        table(
+          ['NODE', right('PID'), 'FILE SYSTEM', right('INODE'), 'KIND', 'STATE', 'TYPE', right('START'), right('END')],
+          locks.map((l) => [l.node, l.pid, l.fileSystem, l.inode, l.kind, l.state, l.type, l.start, l.end ?? 'end']),
+        ),
+      );
+      for (const node of silent) print(`node ${node} did not answer`);
+      if (more) print('... and more than a node tells at once');
+    });
+
   const token = program.command('token').description('tokens');
   withJson(withTarget(token.command('list')))
     .description('who holds what, from every token server')

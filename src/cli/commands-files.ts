@@ -164,7 +164,7 @@ export function addFileCommands(program: Command): void {
         kind !== 'data' ? '' : node === null ? 'nobody' : `node ${node}`,
         sector === null ? '' : countText(sector),
       ]);
-      print(table([right('offset'), right('bytes'), 'nsd', 'served by', right('sector')], rows));
+      print(table([right('OFFSET'), right('BYTES'), 'NSD', 'SERVED BY', right('SECTOR')], rows));
     });
 
   withJson(withTarget(program.command('cp')))

@@ -12,6 +12,8 @@ export const ADMIN_METHODS = {
   nodes: z.strictObject({}),
   nsds: z.strictObject({}),
   tokens: z.strictObject({ limit: z.int().min(1).max(1_000_000) }),
+  /** Who has locked what of which files, and who waits. */
+  locks: z.strictObject({}),
   createFileSystem: z.strictObject({
     name: z.string().regex(/^[A-Za-z0-9._-]{1,64}$/, 'a name of 1 to 64 letters, digits, dots, dashes or underscores'),
     /** Names; undefined: every NSD that belongs to no file system. */
@@ -38,6 +40,7 @@ export interface AdminResults {
   nodes: NodeLine[];
   nsds: NsdLine[];
   tokens: TokenList;
+  locks: LockList;
   createFileSystem: FileSystemInfo;
   fileSystems: FileSystemInfo[];
   checkFileSystem: CheckReport;
@@ -131,6 +134,27 @@ export interface TokenLine {
   /** Null: to the end of the token space. */
   readonly end: number | null;
   readonly seq: number;
+}
+export interface LockLine {
+  readonly node: number;
+  readonly pid: number | null;
+  readonly fileSystem: string | null;
+  readonly inode: number;
+  /** fcntl's, an open file description's, flock's; or a share mode. */
+  readonly kind: 'process' | 'handle' | 'flock' | 'share';
+  readonly state: 'held' | 'waiting';
+  /** What it locks, or denies: read, write or readwrite. */
+  readonly type: string;
+  readonly start: number;
+  /** Null: to the end of the file. */
+  readonly end: number | null;
+}
+export interface LockList {
+  readonly locks: readonly LockLine[];
+  /** Nodes that did not answer. */
+  readonly silent: readonly number[];
+  /** Some have more than they told. */
+  readonly more: boolean;
 }
 export interface TokenList {
   readonly tokens: readonly TokenLine[];

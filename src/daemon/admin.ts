@@ -5,6 +5,8 @@ import { type NodeId, nodeId } from '../common/ids.js';
 import { RANGE_END } from '../common/units.js';
 import { MessageType } from '../protocol/message-types.js';
 import { className, modeName, placeOf } from '../token-manager/file-system-scope.js';
+import { LOCK_END } from '../token-manager/locks/lock-table.js';
+import { TokenClass } from '../token-manager/token.js';
 import { decodeListReply, encodeListRequest, LIST_ENTRIES_MAX } from '../token-manager/token-messages.js';
 import type {
   AdminApi,
@@ -12,6 +14,8 @@ import type {
   AdminParams,
   AdminResults,
   FileSystemInfo,
+  LockLine,
+  LockList,
   NodeLine,
   NodeStatus,
   NsdLine,
@@ -37,6 +41,7 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
     nodes: async () => nodes(engine),
     nsds: () => nsds(engine),
     tokens: ({ limit }) => tokens(engine, limit),
+    locks: () => lockList(engine),
     createFileSystem: async ({ name, nsds: wanted }) =>
       describe(engine, name, await engine.createFileSystem(name, wanted)),
     fileSystems: async () => {
@@ -165,6 +170,31 @@ async function tokens(engine: NodeEngine, limit: number): Promise<TokenList> {
     }
   }
   return { tokens: found.slice(0, limit), more: found.length > limit };
+}
+
+export async function lockList(engine: NodeEngine): Promise<LockList> {
+  const names = new Map((await engine.fileSystems()).map(({ name, record }) => [record.number as number, name]));
+  const answers = await engine.node.lockReports.all();
+  const found: LockLine[] = [];
+  for (const { node, report } of answers)
+    for (const { kind, object, exclusive, deny, start, end, pid, process } of report?.locks ?? []) {
+      const isShare = kind === 'share';
+      const { fileSystem, id } = isShare ? { fileSystem: null, id: object } : placeOf(TokenClass.lock, object);
+      const isFlock = kind === 'flockHeld' || kind === 'flockWaiting';
+      found.push({
+        node,
+        pid: isShare ? null : pid,
+        fileSystem: fileSystem === null ? null : (names.get(fileSystem) ?? `#${fileSystem}`),
+        inode: id,
+        kind: isShare ? 'share' : isFlock ? 'flock' : process ? 'process' : 'handle',
+        state: kind === 'waiting' || kind === 'flockWaiting' ? 'waiting' : 'held',
+        type: isShare ? `denies ${deny}` : exclusive ? 'write' : 'read',
+        start,
+        end: isShare || end >= LOCK_END ? null : end,
+      });
+    }
+  const silent = answers.filter(({ report }) => report === null).map(({ node }) => node);
+  return { locks: found, silent, more: answers.some(({ report }) => report?.more === true) };
 }
 
 async function listPage(

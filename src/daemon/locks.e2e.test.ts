@@ -2,6 +2,7 @@ import { pathToFileURL } from 'node:url';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { connectThrough } from '../client/connect.js';
 import type { FileSystemClient } from '../client/file-system-client.js';
+import { lockList } from './admin.js';
 import { built } from './testing/child.js';
 import { type LocalCluster, startLocalCluster } from './testing/local-cluster.js';
 
@@ -73,6 +74,41 @@ test('fcntl and flock: locks stand between nodes, waiters get their turn, and a 
   await expect(c.lock({ type: 'write' })).rejects.toMatchObject({ code: 'EBADF' });
   await expect(c.lock({ start: -1 })).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
   await c.close();
+});
+
+test('the tools see who holds and who waits, libraries included, and share modes; and where a file is', async () => {
+  const [library, daemon] = [await connectLibrary(), cluster.client(1)];
+  await library.writeFile('/listed', Buffer.alloc(5000, 1));
+  const { ino } = await library.stat('/listed');
+  const [a, b] = [await library.open('/listed', 'r+'), await daemon.open('/listed', 'r+')];
+  await a.lock({ start: 0, length: 10 });
+  await b.flock('shared');
+  const waits = b.lock({ start: 5, length: 1, wait: true });
+  await library.writeFile('/denied', '');
+  const alone = await library.open('/denied', 'r', 0, { deny: 'write' });
+  const listed = async () => {
+    const { locks, silent } = await lockList(cluster.engines[2]!);
+    expect(silent).toEqual([]);
+    return locks;
+  };
+  const ofFile = async () => (await listed()).filter((lock) => lock.inode === ino);
+  await expect.poll(async () => (await ofFile()).length, { timeout: 20_000 }).toBe(3);
+  const locks = await listed();
+  const own = { fileSystem: 'test', inode: ino, pid: process.pid };
+  for (const line of [
+    { ...own, kind: 'process', state: 'held', type: 'write', start: 0, end: 10 },
+    { ...own, node: 2, kind: 'process', state: 'waiting', start: 5, end: 6 },
+    { ...own, node: 2, kind: 'flock', state: 'held', type: 'read', end: null },
+    { kind: 'share', type: 'denies write', pid: null },
+  ])
+    expect(locks).toContainEqual(expect.objectContaining(line));
+  const [where] = await daemon.locate('/listed');
+  expect(where).toMatchObject({ kind: 'data', offset: 0, length: 5000 });
+  expect([1, 2, 3]).toContain(where!.node);
+  await a.close();
+  await waits;
+  await b.close();
+  await alone.close();
 });
 
 test('what one node locks alone costs no message, between two it costs one request each', async () => {

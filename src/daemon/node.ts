@@ -38,6 +38,7 @@ import { encodeExpel } from '../token-manager/token-messages.js';
 import { TokenServer } from '../token-manager/token-server.js';
 import type { TokenServerSettings } from '../token-manager/token-server-events.js';
 import { ClusterCopies, type CopyRecordStore } from './cluster-copies.js';
+import { LockReports } from './lock-reports.js';
 import { lifeState, NodeRecovery } from './node-recovery.js';
 import type { PoolPlan } from './pool-plan.js';
 import { RegionExchange } from './region-exchange.js';
@@ -111,6 +112,7 @@ export class HoldfastNode {
   readonly nsdServer: NsdServer | null;
   readonly #parts: NodeParts;
   readonly #unsubscribe: () => void;
+  readonly lockReports: LockReports;
   readonly #space: SpaceExchange;
   readonly #regions: RegionExchange;
   readonly #recovery: NodeRecovery;
@@ -169,6 +171,7 @@ export class HoldfastNode {
     const catchUp = async () => parts.copyRecords?.updateCopies(() => null);
     this.#space = new SpaceExchange({ fabric, membership, counters, logger, catchUp, mounted });
     const { tokenServer } = this;
+    this.lockReports = new LockReports({ fabric, membership, locks: () => this.locks.machine, mounted });
     this.#regions = new RegionExchange({ fabric, membership, clock, counters, logger, tokenServer, mounted });
     this.tokens = new TokenClient({
       fabric,

@@ -10,6 +10,7 @@ import type {
   AttributeChanges,
   Attributes,
   Credentials,
+  Deny,
   DirectoryEntry,
   FileSystem,
   FsStatistics,
@@ -52,6 +53,8 @@ export interface MountedFileSystem extends FileSystem {
   applyShipment(shipment: Shipment): Promise<'applied' | 'notMine'>;
   /** After a node's log has been redone: what it left unfinished is brought to an end, as far as nobody else is at it. */
   settleLeft(): Promise<void>;
+  /** Open files here that deny others something. */
+  shareModes(): { ino: InodeNumber; deny: Deny; writes: boolean }[];
   /** For status pages. */
   usage(): { inodes: number; dirtyInodes: number; regionsHeld: number; extentsToFree: number; openFiles: number };
 }
@@ -299,6 +302,13 @@ export class MountedFs implements MountedFileSystem {
       inode.dirty = false;
     }
     return lost;
+  }
+
+  shareModes() {
+    const found: { ino: InodeNumber; deny: Deny; writes: boolean }[] = [];
+    for (const { ino, deny, flags } of this.#volume.openFiles)
+      if (deny !== undefined) found.push({ ino, deny, writes: (flags & 3) !== constants.O_RDONLY });
+    return found;
   }
 
   usage() {

@@ -19,6 +19,8 @@ export const MessageType = {
   // File locks: one-way, both directions
   lockToServer: 24,
   lockToClient: 25,
+  /** Tools ask a node what its programs have locked. */
+  lockReport: 26,
   // Cluster
   ping: 30,
   /** A peer measures the way to us. */

@@ -87,6 +87,12 @@ export class LockClientMachine {
       for (const space of SPACES) for (const lock of locks.spaces[space].all()) yield { object, space, lock };
   }
 
+  /** What they wait for. */
+  *awaited(): Generator<{ readonly object: number; readonly space: LockSpace; readonly lock: Lock }> {
+    for (const { kind, wait, object, space, owner, type, at } of this.#ops.values())
+      if (kind === 'lock' && wait) yield { object, space, lock: { owner, type, ...at } };
+  }
+
   step(event: LockClientEvent, nowMs: number): LockClientEffect[] {
     this.#nowMs = nowMs;
     if (this.#fenced) {
