@@ -219,7 +219,7 @@ async function main(parts: readonly string[]): Promise<void> {
   try {
     const { state } = await devUp({ dir: cluster, nodes: 3, nsdSize: '2GiB', pagePool: '256MiB' });
     const admin = await AdminClient.connect(adminSocketPath(state.nodes[0]!.socket));
-    await admin.call('createFileSystem', { name: 'bench' });
+    await admin.call('createFileSystem', { name: 'bench', metadataCopies: 1 });
     await admin.close();
     const etcd = [state.etcd!.endpoint];
     const keyFile = (await readdir(cluster))

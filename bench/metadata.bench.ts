@@ -171,7 +171,7 @@ async function main(parts: readonly string[]): Promise<void> {
     if (parts.length > 0 && parts.every((part) => part === 'replay')) return;
     const { state } = await devUp({ dir: cluster, nodes: 2, nsdSize: '4GiB', pagePool: '128MiB' });
     const admin = await AdminClient.connect(adminSocketPath(state.nodes[0]!.socket));
-    await admin.call('createFileSystem', { name: 'bench' });
+    await admin.call('createFileSystem', { name: 'bench', metadataCopies: 1 });
     await admin.close();
     const keyFile = path.join(cluster, (await readdir(cluster)).find((name) => name.endsWith('.key'))!);
     const library = {

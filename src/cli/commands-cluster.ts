@@ -36,6 +36,7 @@ export function addClusterCommands(program: Command): void {
             'NSD refused',
             `${nsd} by node ${nodeId}, ${count} times: ${detail}`,
           ]),
+          ...status.staleNsds.map(({ nsd, state }): [string, string] => ['NSD not up to date', `${nsd}: ${state}`]),
           ['up', `${durationText(status.uptimeMs)}, pid ${status.pid}, ${bytesText(status.residentBytes)} resident`],
           ['socket', status.socket],
           ['RDMA', `${status.fabric.device ?? 'none'}: ${status.fabric.reason}`],
@@ -111,7 +112,16 @@ export function addClusterCommands(program: Command): void {
       else
         print(
           table(
-            ['NAME', { name: 'SIZE', align: 'right' }, 'FAILURE GROUP', 'FILE SYSTEM', 'SERVED BY', 'SERVERS', 'UUID'],
+            [
+              'NAME',
+              { name: 'SIZE', align: 'right' },
+              'FAILURE GROUP',
+              'FILE SYSTEM',
+              'SERVED BY',
+              'SERVERS',
+              'COPIES',
+              'UUID',
+            ],
             nsds.map((n) => [
               n.name,
               bytesText(n.lengthBytes),
@@ -119,6 +129,7 @@ export function addClusterCommands(program: Command): void {
               n.fileSystem ?? 'free',
               servedBy(n),
               servers(n.servers, n.serversUp),
+              n.copies,
               n.uuid,
             ]),
           ),
@@ -194,12 +205,17 @@ export function addClusterCommands(program: Command): void {
     .argument('<name>', 'name of the new file system')
     .description('make a file system over NSDs that belong to none')
     .option('--nsd <names...>', 'NSDs to use (default: every free one)')
+    .option(
+      '--metadata-copies <copies>',
+      'of metadata and of logs: 1, or 2 on two NSDs (default: 2 where they are in two failure groups)',
+      parseCount(1, 2),
+    )
     .addHelpText('after', '\nExamples:\n  holdfast fs create data\n  holdfast fs create data --nsd nsd-1 nsd-2\n')
-    .action(async (name: string, options: TargetOptions & { nsd?: string[] }) => {
+    .action(async (name: string, options: TargetOptions & { nsd?: string[]; metadataCopies?: 1 | 2 }) => {
       const refused = ADMIN_METHODS.createFileSystem.shape.name.safeParse(name).error?.issues[0];
       if (refused !== undefined) throw new UsageError(`a file system has ${refused.message}`);
       const made = await withAdmin(options, (admin) =>
-        admin.call('createFileSystem', options.nsd === undefined ? { name } : { name, nsds: options.nsd }),
+        admin.call('createFileSystem', { name, nsds: options.nsd, metadataCopies: options.metadataCopies }),
       );
       if (options.json === true) printJson(made);
       else print(describe(made));

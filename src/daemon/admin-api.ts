@@ -18,6 +18,8 @@ export const ADMIN_METHODS = {
     name: z.string().regex(/^[A-Za-z0-9._-]{1,64}$/, 'a name of 1 to 64 letters, digits, dots, dashes or underscores'),
     /** Names; undefined: every NSD that belongs to no file system. */
     nsds: z.array(z.string()).min(1).max(1024).optional(),
+    /** Undefined: 2 where the NSDs are in two failure groups or more. */
+    metadataCopies: z.union([z.literal(1), z.literal(2)]).optional(),
   }),
   fileSystems: z.strictObject({}),
   /** Reads a whole file system that nobody has mounted, and says what does not fit together. */
@@ -77,6 +79,8 @@ export interface NodeStatus {
   readonly fileSystem: string | null;
   /** NSDs that a node refused when it was to start, and has not served since. */
   readonly refusedNsds: readonly RefusedNsd[];
+  /** NSDs that don't have everything that has another copy elsewhere, and what is being done about it. */
+  readonly staleNsds: readonly { readonly nsd: string; readonly state: string }[];
   readonly residentBytes: number;
   readonly fabric: FabricStatus;
 }
@@ -119,6 +123,10 @@ export interface NsdLine {
   readonly moving: { readonly from: number; readonly to: number } | null;
   /** Servers that are in the cluster now. */
   readonly serversUp: readonly number[];
+  /** Whether it has everything that has another copy elsewhere (S5). */
+  readonly copies: 'up' | 'failing' | 'stale' | 'resync';
+  /** Since when, milliseconds since 1970; null: always. */
+  readonly copiesSinceMs: number | null;
 }
 
 export interface TokenLine {

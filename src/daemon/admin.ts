@@ -42,8 +42,8 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
     nsds: () => nsds(engine),
     tokens: ({ limit }) => tokens(engine, limit),
     locks: () => lockList(engine),
-    createFileSystem: async ({ name, nsds: wanted }) =>
-      describe(engine, name, await engine.createFileSystem(name, wanted)),
+    createFileSystem: async ({ name, nsds: wanted, metadataCopies }) =>
+      describe(engine, name, await engine.createFileSystem(name, wanted, { metadataCopies })),
     fileSystems: async () => {
       const found = await engine.fileSystems();
       return Promise.all(found.map(({ name, record }) => describe(engine, name, record)));
@@ -107,6 +107,9 @@ async function status(engine: NodeEngine, config: DaemonConfig, uptimeMs: number
     expelling: membership.expelling.map((entry) => entry.nodeId),
     fileSystem: engine.node.mountedAs?.name ?? null,
     refusedNsds: refused.filter(({ standing }) => standing),
+    staleNsds: [...view.copies]
+      .filter(([, { state }]) => state !== 'up')
+      .map(([uuid, { state }]) => ({ nsd: view.nsds.get(uuid)?.name ?? uuid, state })),
     residentBytes: process.memoryUsage.rss(),
     fabric: {
       device: engine.ladder.local.device,
@@ -150,6 +153,8 @@ async function nsds(engine: NodeEngine): Promise<NsdLine[]> {
       serving: nsd.serving,
       moving: nsd.moving,
       serversUp: nsd.servers.filter((server) => view.nodes.has(server)),
+      copies: view.copies.get(nsd.uuid)?.state ?? 'up',
+      copiesSinceMs: view.copies.get(nsd.uuid)?.sinceMs ?? null,
     }))
     .sort((a, b) => (a.name < b.name ? -1 : 1));
 }

@@ -22,7 +22,7 @@ import { crc32c, crc32cSectors, createPagePool } from '../native/core.js';
 import type { Checksums } from '../nsd/checksums.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
 import { LazyFileSystem } from './lazy-file-system.js';
-import { HoldfastNode, type NodeParts } from './node.js';
+import { type FormatOptions, HoldfastNode, type NodeParts } from './node.js';
 import { NsdServing, type TargetPort } from './nsd-serving.js';
 import { NvmetTarget } from './nvmet-target.js';
 import { type NsdConfig, type NsdPath, openStores, type WrapDevice } from './open-stores.js';
@@ -82,7 +82,7 @@ export interface NodeEngine extends Engine {
   /** Writes everything out and gives every token back; the next use mounts again. Before all nodes of a cluster are stopped. */
   unmount(): Promise<void>;
   /** mkfs over these NSDs, or over all that belong to no file system. @throws {FsError} exists, notFound, busy. */
-  createFileSystem(name: string, nsdNames?: readonly string[]): Promise<FileSystemRecord>;
+  createFileSystem(name: string, nsdNames?: readonly string[], options?: FormatOptions): Promise<FileSystemRecord>;
   fileSystems(): Promise<{ name: string; record: FileSystemRecord }[]>;
   /** Of all nodes, whenever they were to start; refreshes their counters. */
   refusedNsds(): Promise<RefusedNsd[]>;
@@ -358,7 +358,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       fileSystems,
       unmount,
       refusedNsds: () => refused.list(),
-      createFileSystem: (name, nsdNames) => createFileSystem(made, membership, name, nsdNames),
+      createFileSystem: (name, nsdNames, options) => createFileSystem(made, membership, name, nsdNames, options),
       close: () => {
         ending ??= end();
         return ending;
@@ -459,6 +459,7 @@ async function createFileSystem(
   membership: MembershipRuntime,
   name: string,
   nsdNames: readonly string[] | undefined,
+  options: FormatOptions = {},
 ): Promise<FileSystemRecord> {
   if ((await membership.fileSystem(name)) !== null) {
     throw new FsError('exists', { op: 'fs.create', object: name, detail: 'there is such a file system' });
@@ -499,7 +500,7 @@ async function createFileSystem(
   await node.format(
     { uuid: fsUuid, name, nsds },
     chosen.map((nsd) => nsd.failureGroup),
-    { metadataCopies: 1 },
+    options,
   );
   const number = await membership.allotFileSystemNumber(name);
   const record: FileSystemRecord = { uuid: fsUuid, number, nsds, createdMs: Date.now() };

@@ -14,7 +14,8 @@ import type { Random } from '../common/random.js';
 import type { Fabric, NodeIdentity } from '../fabric/fabric.js';
 import { FileBacking } from '../fs/backing.js';
 import { type CheckReport, checkFileSystem, logOwners } from '../fs/check/check.js';
-import { blocksOf, type CreateFileSystemOptions, createFileSystem } from '../fs/mkfs.js';
+import type { MetadataCopies } from '../fs/layout.js';
+import { blocksOf, createFileSystem } from '../fs/mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from '../fs/mount.js';
 import type { FsSettings } from '../fs/settings.js';
 import type { NsdDescription } from '../fs/superblock.js';
@@ -82,6 +83,11 @@ export interface NodeParts {
 }
 
 /** A file system as the cluster store records it. */
+export interface FormatOptions {
+  /** Undefined: 2 where the NSDs are in two failure groups or more. */
+  readonly metadataCopies?: MetadataCopies | undefined;
+}
+
 export interface FileSystemIdentity {
   readonly uuid: string;
   readonly name: string;
@@ -383,7 +389,7 @@ export class HoldfastNode {
   async format(
     identity: Omit<FileSystemIdentity, 'number'>,
     failureGroups: readonly number[],
-    options: Pick<CreateFileSystemOptions, 'metadataCopies'> = {},
+    { metadataCopies }: FormatOptions = {},
   ): Promise<void> {
     const { fabric, pool, clock, random, checksums } = this.#parts;
     const nsdClient = this.nsdClient(identity.nsds);
@@ -403,7 +409,7 @@ export class HoldfastNode {
       clock,
       random,
       epoch: fabric.epoch,
-      ...options,
+      ...(metadataCopies === undefined ? {} : { metadataCopies }),
     });
   }
 

@@ -69,6 +69,10 @@ export class MirroredNsds implements NsdClientApi {
     this.#logger = logger ?? silentLogger;
   }
 
+  get states(): CopyStates {
+    return this.#states;
+  }
+
   /** What is under way now, by the states that were known when it began, has ended. */
   async changesEnded(): Promise<void> {
     await Promise.allSettled(this.#changes);
@@ -322,6 +326,9 @@ export class MirroredNsds implements NsdClientApi {
 /** A storage that knows of copies, whatever it was given. */
 export const withCopies = (parts: MirrorParts): MirroredNsds =>
   parts.nsds instanceof MirroredNsds ? parts.nsds : new MirroredNsds(parts);
+
+/** By what the storage that was given goes, if it knows of copies. */
+export const statesOf = (nsds: NsdClientApi): CopyStates => (nsds instanceof MirroredNsds ? nsds.states : ALWAYS_UP);
 
 /** The copies that may be read, each by itself: for those who compare them. */
 export const readableCopies = (nsds: NsdClientApi, nsd: NsdIndex): readonly NsdIndex[] =>

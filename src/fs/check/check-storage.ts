@@ -10,7 +10,7 @@ import { SECTOR_BYTES } from '../../common/units.js';
 import type { BufferArena, PagePool } from '../../native/page-pool.js';
 import type { Checksums } from '../../nsd/checksums.js';
 import { copiesOf } from '../../nsd/copies.js';
-import { withCopies } from '../../nsd/mirrored-nsds.js';
+import { readableCopies, statesOf, withCopies } from '../../nsd/mirrored-nsds.js';
 import type { NsdClientApi } from '../../nsd/nsd-api.js';
 import type { Extent } from '../layout.js';
 import { keyOf, type SectorKey } from '../log/logged-sectors.js';
@@ -52,13 +52,16 @@ export class CheckStorage {
   constructor(readonly parts: CheckParts) {
     const { nsds } = parts;
     this.mirror = withCopies({ nsds });
-    this.readOnly = withCopies({ nsds: withoutWrites(nsds) });
+    this.readOnly = withCopies({ nsds: withoutWrites(nsds), states: statesOf(nsds) });
   }
 
   /** Copies, at most READ_RUN at once. Null: its bytes don't have the checksum that its NSD keeps for them. */
   async read({ nsd, sector, count }: Extent): Promise<(Uint8Array | null)[]> {
-    const [first, second] = copiesOf(nsd);
-    const one = await this.#readCopy(first!, sector, count);
+    // What is stale is nobody's to read (S5).
+    const [first, second] = readableCopies(this.parts.nsds, nsd);
+    if (first === undefined)
+      throw new FsError('nsdUnavailable', { op: 'fs.check', object: `nsd ${nsd}`, detail: 'no copy is up to date' });
+    const one = await this.#readCopy(first, sector, count);
     if (second === undefined) return one.map(({ bytes }) => bytes);
     const other = await this.#readCopy(second, sector, count);
     return one.map((mine, i) => this.#choose(nsd, sector + i, [mine, other[i]!]));
