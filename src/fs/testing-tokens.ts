@@ -65,7 +65,9 @@ export class TestArbiter {
     try {
       await Promise.all(before);
       if (prompt) for (const other of this.clients) if (other !== client && other.hasOpen(items)) throw inUse(items);
-      for (const item of items) await this.#callBack(client, item);
+      // Somebody else's grant may have given away again, as desired, what was called back while another item was waited for.
+      while (items.some((item) => this.#inTheWay(client, item).length > 0))
+        for (const item of items) await this.#callBack(client, item);
       if (grant.aborted) throw new FsError('aborted', { op: 'token.acquire' });
       for (const item of items) client.take(item, this.#free(client, item));
       return client.tryPin(items);
@@ -81,16 +83,24 @@ export class TestArbiter {
     return own.reduce((joined, held) => (conflicts(mode, held.mode) ? join(joined, held.mode) : joined), mode);
   }
 
+  /** What others hold of it that can't stay. */
+  #inTheWay(client: TestTokens, item: TokenItem): { readonly other: TestTokens; readonly held: Held }[] {
+    const mode = this.#wanted(client, item);
+    return this.clients
+      .filter((other) => other !== client)
+      .flatMap((other) =>
+        other
+          .heldIn(item.class, item.object, item.required)
+          .filter((held) => conflicts(held.mode, mode))
+          .map((held) => ({ other, held })),
+      );
+  }
   async #callBack(client: TestTokens, item: TokenItem): Promise<void> {
     const mode = this.#wanted(client, item);
-    for (const other of this.clients) {
-      if (other === client) continue;
-      for (const held of other.heldIn(item.class, item.object, item.required))
-        if (conflicts(held.mode, mode)) {
-          const range = intersect(held.range, item.required);
-          const keep = keepBeside(mode, held.mode);
-          await other.revoke({ class: item.class, object: item.object, range, keep });
-        }
+    for (const { other, held } of this.#inTheWay(client, item)) {
+      const range = intersect(held.range, item.required);
+      const keep = keepBeside(mode, held.mode);
+      await other.revoke({ class: item.class, object: item.object, range, keep });
     }
   }
   /** What of the desired range nobody else holds, around the required one. */

@@ -149,5 +149,7 @@ test('a device is divided without a sector left over or used twice, whatever its
       expect(g.dataStart).toBe(g.intentStart + g.intentSectorCount);
       expect(g.headerCopy).toBe(g.dataStart + g.dataSectorCount);
     }),
+    // One sector over behind a full checksum sector's.
+    { examples: [[902592942416], [DEVICE_SECTORS_MIN + 505]] },
   );
 });

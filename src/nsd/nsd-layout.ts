@@ -148,10 +148,13 @@ export function geometryOfDevice(lengthBytes: number): NsdGeometry {
       op: 'nsd.format',
       detail: `a device of ${lengthBytes} bytes is too small for an NSD`,
     });
-  const intentSectorCount = Math.min(INTENT_SECTORS_MAX, Math.max(INTENT_SECTORS_MIN, Math.floor(sectors / 128)));
+  const each = ENTRIES_PER_CHECKSUM_SECTOR + 1;
+  let intentSectorCount = Math.min(INTENT_SECTORS_MAX, Math.max(INTENT_SECTORS_MIN, Math.floor(sectors / 128)));
+  // One sector over, too few for a checksum sector and what it is for.
+  if ((sectors - 2 - intentSectorCount) % each === 1)
+    intentSectorCount += intentSectorCount < INTENT_SECTORS_MAX ? 1 : -1;
   const rest = sectors - 2 - intentSectorCount;
-  const dataSectorCount = rest - Math.ceil(rest / (ENTRIES_PER_CHECKSUM_SECTOR + 1));
-  return geometryOf({ dataSectorCount, intentSectorCount });
+  return geometryOf({ dataSectorCount: rest - Math.ceil(rest / each), intentSectorCount });
 }
 
 const one = new Uint32Array(1);
