@@ -112,7 +112,9 @@ describe('the command line', () => {
     ];
     for (const command of [
       ...words,
-      ...['ls', 'cat', 'stat', 'cp', 'rm', 'mkdir', 'status', 'bench', 'locate', 'locks'].map((one) => [one]),
+      ...['ls', 'cat', 'stat', 'cp', 'rm', 'mkdir', 'status', 'bench', 'locate', 'locks', 'shared-write'].map((one) => [
+        one,
+      ]),
     ]) {
       const { code, out } = holdfast(...command, '--help');
       expect(code).toBe(0);

@@ -146,6 +146,22 @@ export function addFileCommands(program: Command): void {
         );
     });
 
+  withJson(withTarget(program.command('shared-write')))
+    .argument('<path>', 'file or directory; links are followed')
+    .argument('[state]', 'on, off; without it: what it is')
+    .description('files that all nodes read and write through one of them, which caches them for all')
+    .addHelpText('after', '\nExamples:\n  holdfast shared-write /queue on\n  holdfast shared-write /queue\n')
+    .action(async (given: string, state: string | undefined, options: TargetOptions) => {
+      if (state !== undefined && state !== 'on' && state !== 'off') throw new UsageError('say on or off');
+      const file = insidePath(given);
+      const on = await withFiles(options, async (files) => {
+        if (state !== undefined) await files.setSharedWrite(file, state === 'on');
+        return files.isSharedWrite(file);
+      });
+      if (options.json === true) printJson({ path: file, sharedWrite: on });
+      else print(`${file} is ${on ? '' : 'not '}shared-write`);
+    });
+
   withJson(withTarget(program.command('locate')))
     .argument('<file>', 'links are followed')
     .description('which NSD, served by which node, has which bytes of a file')

@@ -63,6 +63,19 @@ for (const transport of ['direct', 'socket', 'worker'] as const)
       await expect(client.utimes('/times', 2n ** 63n, 1)).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
     });
 
+    it('declares files shared-write', async () => {
+      const { client } = rig;
+      await client.writeFile('/shared', '');
+      expect(await client.isSharedWrite('/shared')).toBe(false);
+      await client.setSharedWrite('/shared', true);
+      expect(await client.isSharedWrite('/shared')).toBe(true);
+      await client.setSharedWrite('/shared', false);
+      expect(await client.isSharedWrite('/shared')).toBe(false);
+      await expect(client.setSharedWrite('/shared', 1 as unknown as boolean)).rejects.toMatchObject({
+        code: 'ERR_INVALID_ARG_TYPE',
+      });
+    });
+
     it('tells where the bytes of a file are', async () => {
       const { client } = rig;
       await client.writeFile('/located', 'text');

@@ -384,6 +384,7 @@ export class DispatcherSession {
       setAttributes: async ({ path, changes, follow }, _payload, signal) =>
         attributesToWire(await fs.setAttributes(path, toChanges(changes), follow, who, { signal })),
       truncate: ({ path, size }, _payload, signal) => done(fs.truncate(path, size, who, { signal })),
+      sharedWrite: async ({ path, on }, _payload, signal) => ({ on: await fs.sharedWrite(path, on, who, { signal }) }),
       locate: ({ path, offset, length }, _payload, signal) => fs.locate(path, offset, length, who, { signal }),
       statfs: async ({ path }, _payload, signal) => {
         await fs.stat(path, who, { signal });

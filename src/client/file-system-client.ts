@@ -282,6 +282,20 @@ export class FileSystemClient implements AsyncDisposable {
   }
 
   /**
+   * Declares a file shared-write: all nodes read and write it through one of them, which caches it for all; a directory passes it on to what is made in
+   * it. For small records that many nodes write; the owner of the file may say so.
+   */
+  async setSharedWrite(path: PathLike, on: boolean, options?: SignalOption): Promise<void> {
+    const { given, absolute } = checkPath(path, 'path', 'sharedwrite');
+    checkBoolean(on, 'on');
+    await this.#call('sharedWrite', { path: absolute, on }, 'sharedwrite', given, options);
+  }
+  async isSharedWrite(path: PathLike, options?: SignalOption): Promise<boolean> {
+    const { given, absolute } = checkPath(path, 'path', 'sharedwrite');
+    return (await this.#call('sharedWrite', { path: absolute }, 'sharedwrite', given, options)).result.on;
+  }
+
+  /**
    * Which NSD, and which node that serves it, has which bytes of a file: for programs that would rather compute where their data is. The whole file, or
    * `length` bytes from `offset` on.
    */

@@ -100,6 +100,7 @@ export const OP_SCHEMAS: { readonly [K in OpName]: z.ZodType<OpArgs<K>> } = {
   readdirMore: z.strictObject({ cursor: bytes, from: bytes }),
   setAttributes: z.strictObject({ path, changes, follow: z.boolean() }),
   truncate: z.strictObject({ path, size: bytes }),
+  sharedWrite: z.strictObject({ path, on: z.boolean().optional() }),
   locate: z.strictObject({ path, offset: bytes, length: bytes }),
   statfs: z.strictObject({ path }),
   copyFile: z.strictObject({ from: path, to: path, mode: z.int().min(0).max(7) }),

@@ -192,6 +192,11 @@ export interface OpTable {
       readonly nameBytesMax: number;
     };
   };
+  /** `on` absent: only tells. */
+  sharedWrite: {
+    args: PathArgs & { readonly on?: boolean | undefined };
+    result: { readonly on: boolean };
+  };
   locate: { args: PathArgs & { readonly offset: number; readonly length: number }; result: Located };
   /** `mode` as node's copyFile: COPYFILE_EXCL and the two FICLONE bits. */
   copyFile: { args: { readonly from: string; readonly to: string; readonly mode: number }; result: Nothing };
@@ -313,6 +318,7 @@ export const OPS: { readonly [K in OpName]: OpProperties } = {
   linkHandle: op(42, 'never'),
   copyRange: op(43),
   locate: op(44),
+  sharedWrite: op(45),
   mknod: op(32, 'never'),
   getXattr: op(33),
   listXattrs: op(34),

@@ -45,6 +45,9 @@ export class LazyFileSystem implements FileSystem {
   async stat(path: string, who: Credentials, options?: OpOptions): Promise<Attributes> {
     return (await this.#get()).stat(path, who, options);
   }
+  async sharedWrite(path: string, on: boolean | undefined, who: Credentials, options?: OpOptions): Promise<boolean> {
+    return (await this.#get()).sharedWrite(path, on, who, options);
+  }
   async locate(path: string, offset: number, length: number, who: Credentials, options?: OpOptions): Promise<Located> {
     return (await this.#get()).locate(path, offset, length, who, options);
   }

@@ -43,6 +43,7 @@ import { LockReports } from './lock-reports.js';
 import { lifeState, NodeRecovery } from './node-recovery.js';
 import type { PoolPlan } from './pool-plan.js';
 import { RegionExchange } from './region-exchange.js';
+import { SharedExchange } from './shared-exchange.js';
 import { SpaceExchange } from './space-exchange.js';
 
 /**
@@ -119,6 +120,7 @@ export class HoldfastNode {
   readonly #parts: NodeParts;
   readonly #unsubscribe: () => void;
   readonly lockReports: LockReports;
+  readonly #shared: SharedExchange;
   readonly #space: SpaceExchange;
   readonly #regions: RegionExchange;
   readonly #recovery: NodeRecovery;
@@ -177,6 +179,7 @@ export class HoldfastNode {
     const catchUp = async () => parts.copyRecords?.updateCopies(() => null);
     this.#space = new SpaceExchange({ fabric, membership, counters, logger, catchUp, mounted });
     const { tokenServer } = this;
+    this.#shared = new SharedExchange({ fabric, membership, mounted });
     this.lockReports = new LockReports({ fabric, membership, locks: () => this.locks.machine, mounted });
     this.#regions = new RegionExchange({ fabric, membership, clock, counters, logger, tokenServer, mounted });
     this.tokens = new TokenClient({
@@ -325,6 +328,7 @@ export class HoldfastNode {
         ...this.#space.peers(identity.uuid, identity.number),
         ...this.#regions.peers(identity.uuid, identity.number),
       },
+      owners: this.#shared.owners(identity.uuid, identity.number),
       servers: (uuid) => {
         const nsd = this.#parts.membership.view.nsds.get(uuid);
         return nsd === undefined ? null : { name: nsd.name, node: nsd.serving };

@@ -268,6 +268,8 @@ export interface FileSystem extends XattrCalls<[path: string, followLinks: boole
     options?: OpOptions,
   ): Promise<Attributes>;
   truncate(path: string, sizeBytes: number, credentials: Credentials, options?: OpOptions): Promise<void>;
+  /** Declares a file served through its owner, or not any more; absent: tells. What is made in a directory is as the directory. */
+  sharedWrite(path: string, on: boolean | undefined, credentials: Credentials, options?: OpOptions): Promise<boolean>;
   /** Which NSD, and which node, has which bytes of a file. */
   locate(
     path: string,

@@ -45,8 +45,10 @@ export const InodeFlag = {
   inline: 1,
   /** Space behind the end was asked for, and stays when the file is closed. */
   keepsSpace: 2,
+  /** Read and written through the node that owns it; a directory passes it on. */
+  sharedWrite: 4,
 } as const;
-const KNOWN_FLAGS = InodeFlag.inline | InodeFlag.keepsSpace;
+const KNOWN_FLAGS = InodeFlag.inline | InodeFlag.keepsSpace | InodeFlag.sharedWrite;
 
 /** Type of an inode that is not in use; the others are FileType. */
 export const FREE_INODE = 0;

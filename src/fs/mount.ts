@@ -23,6 +23,8 @@ import { type MountedFileSystem, MountedFs } from './mounted-file-system.js';
 import { Neighbours } from './neighbours.js';
 import { Orphans } from './orphans.js';
 import { DEFAULT_FS_SETTINGS, type FsSettings } from './settings.js';
+import { NO_OWNERS, type SharedOwners } from './shared/shared-io.js';
+import { SharedService } from './shared/shared-service.js';
 import { Shipments } from './space/shipments.js';
 import { NO_PEERS, type SpacePeers } from './space-peers.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
@@ -30,7 +32,8 @@ import { type Lives, NOBODY_ELSE, type NsdServers, Volume, type VolumeParts } fr
 
 export type { MountedFileSystem } from './mounted-file-system.js';
 
-export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers' | 'lives' | 'copyStates' | 'servers'> {
+export interface MountOptions
+  extends Omit<VolumeParts, 'settings' | 'peers' | 'lives' | 'copyStates' | 'servers' | 'owners'> {
   /** Made over `backing`, which is bound to the file system here: the circle is closed at mount. */
   readonly cache: PageCacheApi;
   readonly backing: FileBacking;
@@ -41,6 +44,8 @@ export interface MountOptions extends Omit<VolumeParts, 'settings' | 'peers' | '
   readonly lives?: Lives;
   /** Absent: nobody knows. */
   readonly servers?: NsdServers;
+  /** Absent: files have no owners but their users. */
+  readonly owners?: SharedOwners;
   /** Absent: every NSD has everything, and nobody could be told otherwise. */
   readonly copyStates?: CopyStates;
   /** What the caller believes is there; refused when the superblock says otherwise. */
@@ -62,6 +67,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
     peers,
     lives,
     servers,
+    owners,
     copyStates = ALWAYS_UP,
     ...rest
   } = options;
@@ -76,6 +82,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
       peers: peers ?? NO_PEERS,
       lives: lives ?? NOBODY_ELSE,
       servers: servers ?? (() => null),
+      owners: owners ?? NO_OWNERS,
       copyStates,
     },
     superblock,
@@ -90,6 +97,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
   volume.numbers = new InodeNumbers(volume);
   volume.neighbours = new Neighbours(volume);
   volume.orphans = new Orphans(volume);
+  volume.shared = new SharedService(volume);
   backing.bind(volume);
   await LogClaim.recoverLeft(volume);
   await volume.inodes.start();

@@ -30,11 +30,13 @@ import { mkdir, mknod, symlink } from './operations/make.js';
 import { open, openInode } from './operations/open.js';
 import { readDirectory } from './operations/read-directory.js';
 import { rename } from './operations/rename.js';
+import { sharedWrite } from './operations/shared-write.js';
 import { remove } from './operations/unlink.js';
 import { getXattr, listXattrs, setXattr } from './operations/xattr.js';
 import { readLink, walkToExisting } from './path-walk.js';
 import { ResyncAgent } from './resync.js';
 import { settle } from './settle.js';
+import type { SharedReply, SharedRequest } from './shared/shared-io.js';
 import type { Shipment } from './space/shipment.js';
 import type { Settled, Settling } from './space-peers.js';
 import { Statistics } from './statistics.js';
@@ -53,6 +55,8 @@ export interface MountedFileSystem extends FileSystem {
   applyShipment(shipment: Shipment): Promise<'applied' | 'notMine'>;
   /** After a node's log has been redone: what it left unfinished is brought to an end, as far as nobody else is at it. */
   settleLeft(): Promise<void>;
+  /** Another node reads or writes a shared file through this one. */
+  serveShared(request: SharedRequest): Promise<SharedReply>;
   /** Open files here that deny others something. */
   shareModes(): { ino: InodeNumber; deny: Deny; writes: boolean }[];
   /** For status pages. */
@@ -196,6 +200,17 @@ export class MountedFs implements MountedFileSystem {
     } finally {
       await file.close();
     }
+  }
+  sharedWrite(path: string, on: boolean | undefined, credentials: Credentials, options?: OpOptions): Promise<boolean> {
+    const set = () =>
+      onPath(this.#volume, path, { op: 'sharedWrite', credentials, followLast: true, options }, (ref) =>
+        sharedWrite(this.#volume, ref, on, path, credentials, options),
+      );
+    return on === undefined ? set() : this.#volume.change(set);
+  }
+  serveShared(request: SharedRequest): Promise<SharedReply> {
+    this.#volume.checkNotFenced('sharedIo');
+    return this.#volume.closed ? Promise.resolve(null) : this.#volume.shared.serve(request);
   }
   locate(
     path: string,

@@ -33,6 +33,8 @@ import { setInodeAttributes, statInode } from './operations/attributes.js';
 import { addName } from './operations/link.js';
 import { getXattr, listXattrs, setXattr } from './operations/xattr.js';
 import { publishStatus } from './publishing.js';
+import { SharedHandle } from './shared/shared-handle.js';
+import type { SharedOwners } from './shared/shared-io.js';
 import { syncFile } from './sync-file.js';
 import type { Volume } from './volume.js';
 
@@ -46,6 +48,7 @@ export class FsOpenFile implements OpenFile {
   readonly #type: FileType;
   readonly #open: TokenPins;
   readonly atimeDue: boolean;
+  readonly #shared: SharedHandle;
   #closed = false;
 
   /** In the turn in which the inode was found or made, its status token pinned: from here on it is open. */
@@ -57,6 +60,7 @@ export class FsOpenFile implements OpenFile {
     /** Its open token, until it is closed. */
     open: TokenPins,
     readonly deny?: Deny | undefined,
+    owners: SharedOwners = volume.parts.owners,
   ) {
     if (deny !== undefined) volume.denying.set(inode.ino, (volume.denying.get(inode.ino) ?? 0) + 1);
     this.#open = open;
@@ -65,6 +69,7 @@ export class FsOpenFile implements OpenFile {
     this.#type = inode.type as FileType;
     const movesAtime = (flags & constants.O_NOATIME) === 0;
     this.#handle = { ino: inode.ino, generation: inode.generation, inode, credentials, movesAtime };
+    this.#shared = new SharedHandle(volume, inode, credentials, owners);
     this.atimeDue = movesAtime && volume.accessTimes.isDue(inode);
     this.locks = new HandleLocks(volume.parts.locks, inode.ino, { readable: this.#readable, writable: this.#writable });
     inode.openCount++;
@@ -77,7 +82,8 @@ export class FsOpenFile implements OpenFile {
   get entry(): EntryId | null {
     if (
       this.#type !== FileType.regular ||
-      (this.flags & (constants.O_SYNC | constants.O_DSYNC | constants.O_DIRECT)) !== 0
+      (this.flags & (constants.O_SYNC | constants.O_DSYNC | constants.O_DIRECT)) !== 0 ||
+      this.#shared.isElsewhere
     )
       return null;
     return this.#handle.inode.file?.entry ?? null;
@@ -101,6 +107,10 @@ export class FsOpenFile implements OpenFile {
 
   async read(offsetBytes: number, target: Uint8Array, options?: OpOptions): Promise<number> {
     this.#checkReadable();
+    if (!this.#isDirect) {
+      const count = await this.#shared.read(offsetBytes, target, options);
+      if (count !== null) return count;
+    }
     const read = this.#isDirect ? readDirect : readFile;
     return read(this.#volume, this.#handle, offsetBytes, target, options);
   }
@@ -124,8 +134,10 @@ export class FsOpenFile implements OpenFile {
   ): Promise<{ offsetBytes: number; lengthBytes: number }> {
     this.#checkWritable('write');
     const at = (this.flags & constants.O_APPEND) !== 0 ? null : offsetBytes;
+    const elsewhere = this.#isDirect ? null : await this.#shared.write(at, source, options);
     const write = this.#isDirect ? writeDirect : writeFile;
-    const written = await this.#volume.change(() => write(this.#volume, this.#handle, at, source, options));
+    const written =
+      elsewhere ?? (await this.#volume.change(() => write(this.#volume, this.#handle, at, source, options)));
     if ((this.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
       await this.sync((this.flags & SYNC) === 0, options);
     return written;
@@ -238,6 +250,7 @@ export class FsOpenFile implements OpenFile {
 
   async sync(dataOnly: boolean, options?: OpOptions): Promise<void> {
     this.#check('sync');
+    await this.#shared.sync(dataOnly, options);
     await syncFile(this.#volume, this.#handle.inode, dataOnly, options);
   }
 

@@ -28,6 +28,7 @@ import { type CreateFileSystemOptions, createFileSystem } from './mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from './mount.js';
 import { type Recovered, recoverLife } from './recovery.js';
 import type { FsSettings } from './settings.js';
+import type { SharedOwners, SharedReply, SharedRequest } from './shared/shared-io.js';
 import { type SettledPeers, Settling } from './space-peers.js';
 import { fsIdOf } from './superblock.js';
 import { TestLockServer, TestLocks } from './testing-locks.js';
@@ -475,6 +476,28 @@ export class TestVolume {
     return { mark: marks.join(), unusedNumbers };
   }
 
+  /** The node that serves shared files for all; null: each for itself. */
+  sharedOwner: number | null = null;
+  #owners(self: number): SharedOwners {
+    return {
+      ownerOf: () => {
+        const owner = this.sharedOwner;
+        const life = owner === null ? undefined : this.#lives.get(owner);
+        if (owner === null || life === undefined || owner === self) return null;
+        return { nodeId: nodeId(owner), incarnation: incarnation(life) };
+      },
+      isThere: (owner) => this.#lives.get(owner.nodeId) === owner.incarnation,
+      ask: async (owner, request) => {
+        await turns();
+        const fs = this.#mounted.get(owner.nodeId);
+        if (fs === undefined) throw new FsError('fenced', { op: 'sharedIo', object: `node ${owner.nodeId}` });
+        return this.onShared === null ? fs.serveShared(request) : this.onShared(fs, request);
+      },
+    };
+  }
+  /** Stands between the nodes and the owner. */
+  onShared: ((owner: MountedFileSystem, request: SharedRequest) => Promise<SharedReply>) | null = null;
+
   async mount(node = 1, nodeSettings: Partial<FsSettings> = {}): Promise<TestNode> {
     const life = ++this.#lastLife;
     this.#lives.set(node, life);
@@ -520,6 +543,7 @@ export class TestVolume {
       checksums: testChecksums,
       settings: { ...this.#options.settings, ...nodeSettings },
       peers: { settle: (what) => this.#settle(node, what), ...this.space.peers(node) },
+      owners: this.#owners(node),
       lives: { state: (id, life) => (this.#lives.get(id) === life ? 'here' : 'gone') },
       copyStates: this.copyStates(node),
     });

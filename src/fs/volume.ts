@@ -32,6 +32,8 @@ import type { LogClaim } from './log-claim.js';
 import type { Neighbours } from './neighbours.js';
 import type { Orphans } from './orphans.js';
 import type { FsSettings } from './settings.js';
+import type { SharedOwners } from './shared/shared-io.js';
+import type { SharedService } from './shared/shared-service.js';
 import type { Shipments } from './space/shipments.js';
 import type { SpacePeers } from './space-peers.js';
 import type { Superblock } from './superblock.js';
@@ -54,6 +56,7 @@ export interface VolumeParts {
   readonly peers: SpacePeers;
   readonly lives: Lives;
   readonly servers: NsdServers;
+  readonly owners: SharedOwners;
   /** `nsds` goes by them. */
   readonly copyStates: CopyStates;
 }
@@ -74,6 +77,8 @@ export const NOBODY_ELSE: Lives = { state: () => 'gone' };
 
 export class Volume {
   cache!: PageCacheApi;
+  /** What other nodes read and write through this one. */
+  shared!: SharedService;
   /** For bytes that pass the cache by. */
   backing!: BackingStore;
   inodes!: InodeTable;

@@ -33,5 +33,7 @@ export const MessageType = {
   fsHolders: 52,
   /** To a region's holder: space to be freed (S6). */
   fsShip: 53,
+  /** To the owner of a shared file: read, write, sync. */
+  fsShared: 54,
 } as const;
 export type MessageType = (typeof MessageType)[keyof typeof MessageType];

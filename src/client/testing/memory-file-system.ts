@@ -288,6 +288,14 @@ export class MemoryFileSystem implements FileSystem, InodeOpener {
     await this.enter('setxattr', options);
     this.tree.setXattr(this.tree.find(path, who, 'setxattr', follow), name, value, options);
   }
+  readonly #shared = new Set<InodeNumber>();
+  async sharedWrite(path: string, on: boolean | undefined, who: Credentials, options?: OpOptions): Promise<boolean> {
+    await this.enter('sharedWrite', options);
+    const { ino } = this.tree.find(path, who, 'sharedWrite');
+    if (on === true) this.#shared.add(ino);
+    if (on === false) this.#shared.delete(ino);
+    return this.#shared.has(ino);
+  }
   async locate(path: string, offset: number, length: number, who: Credentials, options?: OpOptions): Promise<Located> {
     await this.enter('locate', options);
     const { sizeBytes } = this.tree.find(path, who, 'locate');

@@ -127,6 +127,7 @@ export function initialise(
   nowNs: bigint,
 ): void {
   const isDirectory = node.type === FileType.directory;
+  const passesOn = isDirectory || node.type === FileType.regular;
   const inArea = (node.target?.length ?? 0) <= AREA_BYTES;
   inode.assign({
     type: node.type,
@@ -140,7 +141,7 @@ export function initialise(
     ctimeNs: nowNs,
     birthtimeNs: nowNs,
     rdev: node.rdev ?? 0,
-    flags: isDirectory || !inArea ? 0 : InodeFlag.inline,
+    flags: (isDirectory || !inArea ? 0 : InodeFlag.inline) | (passesOn ? parent.flags & InodeFlag.sharedWrite : 0),
     placementClass: parent.placementClass,
     generation,
     allocatedSubBlocks: 0,
