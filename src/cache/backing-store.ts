@@ -28,8 +28,8 @@ export interface BackingStore {
    */
   write(ino: InodeNumber, pieces: readonly FilePiece[]): Promise<void>;
   /**
-   * The range's data token is about to leave, or to be lowered; its pages are clean. What was written out and is not where others look for it comes there
-   * (T6). Takes no token.
+   * Before the data token of a range leaves, or is lowered; its pages are clean. What was written out and is not where others look for it comes there (T6),
+   * and all of it is durable when it resolves. False: some of it was lost, and may be dirty again. Takes no token (T5).
    */
-  leaving?(ino: InodeNumber, range: ByteRange): Promise<void>;
+  makeDurable(ino: InodeNumber, range: ByteRange): Promise<boolean>;
 }

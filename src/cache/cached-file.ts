@@ -13,6 +13,7 @@ import { Claim, firstPage, pageEnd } from './page-access.js';
 import type { CachedFile, PageView } from './page-cache-api.js';
 import { PinnedView } from './page-view.js';
 import { readPages } from './read-operation.js';
+import { rewriteRange } from './rewrite.js';
 import { writePages } from './write-operation.js';
 
 /**
@@ -175,6 +176,10 @@ export class CachedFileOps implements CachedFile {
     const lost = generation === this.#core.generation ? null : this.#core.lostError('cache.flush', file.ino);
     const error = failed ?? lost ?? remembered;
     if (error !== null) throw error;
+  }
+
+  rewrite(range: ByteRange): Promise<ByteRange[]> {
+    return rewriteRange(this.#core, this.file, range);
   }
 
   discard(range: ByteRange): Promise<void> {

@@ -80,6 +80,7 @@ function forgetInPage(core: CacheCore, page: Page, range: ByteRange): void {
   slots.forbidWrites(page);
   const { start, end } = inPage(range, page.index);
   forgetBytes(page, start, end);
+  page.writtenMask &= page.validMask;
   const nothingLeft = page.validMask === 0 && !isDirty(page);
   if (page.dirty && !isDirty(page)) dirty.clean(page);
   if (nothingLeft && page.holds === 0 && page.pins === 0) {

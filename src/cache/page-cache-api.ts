@@ -80,6 +80,11 @@ export interface CachedFile {
 
   /** Dirty bytes of the range written out; resolves when the devices have them (not flushed). Errors of earlier write-behind included (I10). */
   flush(range?: ByteRange): Promise<void>;
+  /**
+   * What was written of the range has been lost below: dirty again, where it is still here. Returns the rest of the range, in sectors. Exclusive tokens
+   * held, space reserved.
+   */
+  rewrite(range: ByteRange): Promise<ByteRange[]>;
   /** Drops pages, dirty ones too, without writing; gives reservations back. For truncate and the last unlink. */
   discard(range: ByteRange): Promise<void>;
   /** The tail of the last page behind a new, smaller size becomes zeros. Exclusive token pinned. */

@@ -16,6 +16,8 @@ export class Page implements SlotContent {
   dirtyMask = 0;
   partialStart = 0;
   partialEnd = 0;
+  /** Valid sectors that have been written out from here since they were last read from below. */
+  writtenMask = 0;
 
   loaded = false;
   installed = false;

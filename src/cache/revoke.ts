@@ -13,8 +13,8 @@ import { sectorMask } from './sector-merge.js';
 /**
  * Serving revokes of data tokens.
  *
- * Order: coverage lowered, hits that began before waited for, fills in flight waited for, the owner's hook, dirty pages written, pages
- * dropped (or kept clean, when the shared mode is kept). Nothing on the way needs a token (T5), or waits for something that does: operations
+ * Order: coverage lowered, hits that began before waited for, fills in flight waited for, the owner's hook, dirty pages written, and made durable (or
+ * the next holder might read what a server that lost power has gone back to), pages dropped (or kept clean, when the shared mode is kept). Nothing on the way needs a token (T5), or waits for something that does: operations
  * that have the range pinned are over before the token client calls, fills and write-outs wait for devices only.
  * Invariants: I3, when it resolves nothing of the range is dirty; I2, no page of a range given up can be read.
  * Fault model: a write-out that fails is tried again until it succeeds, or until the node is fenced and everything is dropped:
@@ -44,7 +44,7 @@ export class Revoker implements RevokeHandler {
     const hook = this.#hooks.get(ino);
     if (file === undefined) {
       await hook?.(range, keep);
-      await this.#leave(ino, range);
+      await this.#unwatched(ino, range);
       return;
     }
     file.untouched = false;
@@ -56,7 +56,6 @@ export class Revoker implements RevokeHandler {
       await this.#endFills(file, range);
       await hook?.(range, keep);
       await this.#flush(file, range);
-      await this.#leave(ino, range);
       if (keep < TokenMode.shared) await forgetRange(this.#core, file, range);
       else await this.#keepClean(file, range);
     } finally {
@@ -87,7 +86,13 @@ export class Revoker implements RevokeHandler {
     for (let delayMs = settings.writeRetryMs; ; delayMs = Math.min(2 * delayMs, RETRY_MAX_MS)) {
       dirty.drain();
       const pages = file.pagesIn(range).filter((page) => this.#isDirtyIn(page, range));
-      if (pages.length === 0 || generation !== this.#core.generation) return;
+      if (generation !== this.#core.generation) return;
+      if (pages.length === 0) {
+        const durable = await this.#makeDurable(file.ino, range);
+        if (durable === true) return;
+        if (durable === 'failed') await sleep(clock, delayMs);
+        continue;
+      }
       counters.add('cache.revokeFlushes');
       counters.add('cache.revokeFlushBytes', copier.dirtyBytes(pages));
       const error = await behind.flush(file, pages);
@@ -101,20 +106,22 @@ export class Revoker implements RevokeHandler {
     }
   }
 
-  async #leave(ino: InodeNumber, range: ByteRange): Promise<void> {
-    const { backing, clock, logger, settings, generation } = this.#core;
+  /** Of a file without a page in the cache: what was written of it may wait for a flush all the same. */
+  async #unwatched(ino: InodeNumber, range: ByteRange): Promise<void> {
+    const { clock, settings, generation } = this.#core;
     for (let delayMs = settings.writeRetryMs; generation === this.#core.generation; ) {
-      try {
-        await backing.leaving?.(ino, range);
-        return;
-      } catch (error) {
-        logger.warn(
-          { ino, range, error: String(error) },
-          'a revoke waits: what is in the log cannot be written in place',
-        );
-        await sleep(clock, delayMs);
-        delayMs = Math.min(2 * delayMs, RETRY_MAX_MS);
-      }
+      if ((await this.#makeDurable(ino, range)) !== 'failed') return;
+      await sleep(clock, delayMs);
+      delayMs = Math.min(2 * delayMs, RETRY_MAX_MS);
+    }
+  }
+
+  async #makeDurable(ino: InodeNumber, range: ByteRange): Promise<boolean | 'failed'> {
+    try {
+      return await this.#core.backing.makeDurable(ino, range);
+    } catch (error) {
+      this.#core.logger.warn({ ino, range, error: String(error) }, 'a revoke waits: a flush fails');
+      return 'failed';
     }
   }
 

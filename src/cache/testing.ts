@@ -123,6 +123,9 @@ export class FakeBacking implements BackingStore {
     }
   }
 
+  makeDurable(): Promise<boolean> {
+    return Promise.resolve(true);
+  }
   async write(ino: InodeNumber, pieces: readonly FilePiece[]): Promise<void> {
     this.#check(pieces);
     this.writes.push({ ino, pieces });

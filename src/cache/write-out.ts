@@ -126,6 +126,7 @@ export class WriteOut {
     // Our own pin keeps writers out until the slot is closed; readers may be at it.
     if (page.installed) map.close(page.slot);
     page.dirtyMask &= ~cleanMask;
+    page.writtenMask |= cleanMask;
     slots.store(page);
     if (!isDirty(page)) dirty.clean(page);
     if (page.installed) map.reopen(page.slot);

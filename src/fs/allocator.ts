@@ -13,9 +13,11 @@ import { FsError } from '../common/errors.js';
 import { type InodeNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { copiesOf, firstCopy, mirrored, secondCopy } from '../nsd/copies.js';
+import { durably } from './durable.js';
 import { DISCARD_EXTENTS_MAX } from './free-queue.js';
 import {
   ALLOCATION_MAP,
+  allNsds,
   type Extent,
   type Geometry,
   regionOf,
@@ -189,7 +191,7 @@ export class Allocator {
     return done === true;
   }
 
-  /** In the map too, if it isn't: space that was promised before there was a log. */
+  /** In the map too, also if it is there already, but perhaps not durably: space that was promised before there was a log. */
   async markUsed({ nsd, sector, count }: Extent): Promise<void> {
     const volume = this.#volume;
     const { geometry } = volume;
@@ -203,7 +205,6 @@ export class Allocator {
           const bits = view.bytes(start, SECTOR_BYTES);
           const block = Math.floor(sector / SUB_BLOCKS_PER_BLOCK) % geometry.regionBlocks;
           const free = countBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 0);
-          if (free === 0) continue;
           fillBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 1);
           setRegionFree(bits, regionFree(bits) - free);
           view.changed(start, SECTOR_BYTES);
@@ -510,8 +511,10 @@ export class Allocator {
       for (const { from, count } of freeRuns(map, geometry.regionBlocks))
         extents.push({ nsd: nsdIndex(index), sector: first + from, sectorCount: count });
     }
-    for (let at = 0; at < extents.length; at += DISCARD_EXTENTS_MAX)
-      await parts.nsds.discard(extents.slice(at, at + DISCARD_EXTENTS_MAX));
+    await durably(parts.nsds, [...new Set(extents.map(({ nsd }) => nsd))], 'region', async () => {
+      for (let at = 0; at < extents.length; at += DISCARD_EXTENTS_MAX)
+        await parts.nsds.discard(extents.slice(at, at + DISCARD_EXTENTS_MAX));
+    });
   }
 
   #couldServe(held: HeldRegion, wanted: Wanted): boolean {

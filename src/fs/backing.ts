@@ -21,9 +21,10 @@ import { AREA_BYTES } from './inode-format.js';
 import { holdBack } from './inode-image.js';
 import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
 import { leafFault } from './leaf-format.js';
-import type { SectorWrite } from './log/logged-sectors.js';
+import { keyOf, type SectorWrite } from './log/logged-sectors.js';
 import { regionFault, segmentFault } from './map-formats.js';
 import { corrupt, getU32, sealSector } from './sector.js';
+import { type FileIo, flushWritten } from './unflushed.js';
 import type { Volume } from './volume.js';
 
 export class FileBacking implements BackingStore {
@@ -51,10 +52,13 @@ export class FileBacking implements BackingStore {
     await inode.transfer(async () => {
       const metadata = isMetadata(inode);
       const ios = await this.#map(inode, pieces, 'read', metadata);
-      const ahead = metadata ? null : aheadOfRead(this.#bound, ios);
-      if (ios.length > 0) await this.#bound.parts.nsds.read(ios, { signal });
-      ahead?.(this.#bound.parts.pool.bytes);
-      if (!metadata) return;
+      if (!metadata) {
+        const ahead = aheadOfRead(this.#bound, ios);
+        if (ios.length > 0) await this.#bound.parts.nsds.read(ios, { signal });
+        ahead?.(this.#bound.parts.pool.bytes);
+        return;
+      }
+      if (ios.length > 0) await this.#bound.readMetadata(ios, signal);
       this.#verify(inode, pieces);
       for (const io of ios) this.#learn(io);
     });
@@ -69,14 +73,18 @@ export class FileBacking implements BackingStore {
       }
       const metadata = isMetadata(inode);
       const ios = await this.#map(inode, pieces, 'write', metadata);
-      if (!metadata) return writeData(this.#bound, inode, pieces, ios);
-      await this.#writeMetadata(pieces, ios);
-      for (const io of ios) inode.unflushed.add(io.nsd);
+      if (metadata) await this.#writeMetadata(pieces, ios);
+      else await writeData(this.#bound, inode, pieces, ios);
     });
   }
 
-  async leaving(ino: InodeNumber, range: ByteRange): Promise<void> {
-    if (this.#volume !== null && !this.#volume.logged.isEmpty) await placeLogged(this.#volume, ino, range);
+  async makeDurable(ino: InodeNumber, range: ByteRange): Promise<boolean> {
+    const volume = this.#bound;
+    if (!volume.logged.isEmpty) await placeLogged(volume, ino, range);
+    const keys = volume.sectors.undurable(ino, range);
+    if (keys.length > 0) await volume.log?.makeDurable(keys);
+    const inode = volume.inodes.get(ino);
+    return inode === undefined || flushWritten(volume, [inode], 'dataHandOver');
   }
 
   #learn({ nsd, sector, versions }: SectorIo): void {
@@ -86,9 +94,11 @@ export class FileBacking implements BackingStore {
   }
 
   /** L1: what is written in place is in the log, durably. The pages are stable until this ends. */
-  async #writeMetadata(pieces: readonly FilePiece[], ios: readonly SectorIo[]): Promise<void> {
+  async #writeMetadata(pieces: readonly FilePiece[], ios: readonly FileIo[]): Promise<void> {
     const { log, sectors, parts } = this.#bound;
     if (ios.length === 0) return;
+    // The log may be at it: what was lost it writes again from its own images.
+    for (let busy = this.#busy(ios); busy !== undefined; busy = this.#busy(ios)) await busy;
     const writes: SectorWrite[] = [];
     let last = 0;
     for (const { nsd, sector, versions } of ios)
@@ -109,6 +119,15 @@ export class FileBacking implements BackingStore {
     } finally {
       for (const write of writes) sectors.endWrite(write, succeeded);
     }
+  }
+
+  #busy(ios: readonly FileIo[]): Promise<void> | undefined {
+    for (const { nsd, sector, memory } of ios)
+      for (let at = 0; at < memory.lengthBytes / SECTOR_BYTES; at++) {
+        const ended = this.#bound.sectors.writeEnded(keyOf({ nsd, sector: sector + at }));
+        if (ended !== undefined) return ended;
+      }
+    return undefined;
   }
 
   async reserve(ino: InodeNumber, range: ByteRange, options?: { readonly ahead: boolean }): Promise<void> {
@@ -136,14 +155,9 @@ export class FileBacking implements BackingStore {
   }
 
   /** Pieces cut at block boundaries and turned into sectors; reads of holes are answered with zeros at once. */
-  async #map(
-    inode: Inode,
-    pieces: readonly FilePiece[],
-    op: 'read' | 'write',
-    versioned: boolean,
-  ): Promise<SectorIo[]> {
+  async #map(inode: Inode, pieces: readonly FilePiece[], op: 'read' | 'write', versioned: boolean): Promise<FileIo[]> {
     const { bytes } = this.#bound.parts.pool;
-    const ios: SectorIo[] = [];
+    const ios: FileIo[] = [];
     if (inode.isInline) {
       for (const { offsetBytes, lengthBytes, poolOffsetBytes } of pieces) {
         bytes.fill(0, poolOffsetBytes, poolOffsetBytes + lengthBytes);
@@ -170,6 +184,7 @@ export class FileBacking implements BackingStore {
             nsd: pointer.nsd,
             sector: pointer.sector + (at - blockStart) / SECTOR_BYTES,
             memory: { offsetBytes: poolAt, lengthBytes: presentEnd - at },
+            fileOffsetBytes: at,
             ...(versioned ? { versions: new Uint32Array((presentEnd - at) / SECTOR_BYTES) } : {}),
           });
         }

@@ -16,6 +16,7 @@ import { findPointer } from './block-map.js';
 import type { Inode } from './inode.js';
 import { type Extent, segmentOf } from './layout.js';
 import { keyOf, type MetadataPlace, type SectorKey, type SectorWrite } from './log/logged-sectors.js';
+import type { FileIo } from './unflushed.js';
 import type { Volume } from './volume.js';
 
 /** Versions asked for at once around a sector whose version is not known: the next write is there, as a rule. */
@@ -31,13 +32,14 @@ export async function writeData(
   volume: Volume,
   inode: Inode,
   pieces: readonly FilePiece[],
-  ios: readonly SectorIo[],
+  ios: readonly FileIo[],
 ): Promise<void> {
   if (ios.length === 0) return;
   if (inode.syncBytesLeft > 0 && (await intoLog(volume, inode, pieces))) return;
+  const losses = ios.map(({ nsd }) => volume.parts.nsds.lossesOf(nsd));
   await inPlace(volume, ios);
   // Now, not before: a flush that began while they were under way doesn't cover them.
-  for (const io of ios) inode.unflushed.add(io.nsd);
+  for (const [index, io] of ios.entries()) inode.unflushed.add(io, losses[index]!);
 }
 
 // Into the log
@@ -198,6 +200,8 @@ export async function placeLogged(volume: Volume, ino: InodeNumber, range: ByteR
     await log.writeInPlace(ahead);
     ahead = keys.filter((key) => sectors.latest(key) !== undefined);
   }
+  // And stays there: who gets the tokens doesn't know what this node's log says (T6).
+  await log?.makeDurable(keys);
   logged.forget(keys);
 }
 

@@ -9,6 +9,7 @@
 import { type ByteRange, intersect, isEmpty } from '../common/byte-range.js';
 import { BLOCK_BYTES, SECTOR_BYTES, SUB_BLOCK_BYTES } from '../common/units.js';
 import { cutPointers, findBlock, findPointer, loadForCut, loadPointers, setPointer } from './block-map.js';
+import { durably } from './durable.js';
 import { DISCARD_EXTENTS_MAX } from './free-queue.js';
 import { FILE_BLOCKS_MAX } from './indirect-format.js';
 import type { Inode } from './inode.js';
@@ -87,7 +88,7 @@ async function freeEnd(volume: Volume, inode: Inode, block: number, range: ByteR
   });
 }
 
-/** What is allocated in a range of whole sectors reads as zeros afterwards; durably when its NSDs are flushed next. */
+/** What is allocated in a range of whole sectors reads as zeros afterwards, durably. */
 export async function makeZeros(volume: Volume, inode: Inode, range: ByteRange): Promise<void> {
   if (isEmpty(range) || inode.isInline) return;
   await inode.structure.run(async () => {
@@ -100,13 +101,14 @@ export async function makeZeros(volume: Volume, inode: Inode, range: ByteRange):
       for (const { nsd, sector, count } of extents)
         for (let at = sector; at < sector + count; at++) volume.logged.drop(keyOf({ nsd, sector: at }));
       await volume.sectors.writesEnded(extents);
-      for (let at = 0; at < extents.length; at += DISCARD_EXTENTS_MAX)
-        await volume.parts.nsds.discard(
-          extents
-            .slice(at, at + DISCARD_EXTENTS_MAX)
-            .map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count })),
-        );
-      for (const { nsd } of extents) inode.unflushed.add(nsd);
+      const { nsds } = volume.parts;
+      await durably(nsds, [...new Set(extents.map(({ nsd }) => nsd))], 'zeros', async () => {
+        for (let at = 0; at < extents.length; at += DISCARD_EXTENTS_MAX) {
+          const some = extents.slice(at, at + DISCARD_EXTENTS_MAX);
+          await nsds.discard(some.map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count })));
+        }
+      });
+      if (inode.hasUnflushed) inode.unflushed.forget(range);
     });
   });
 }

@@ -11,10 +11,11 @@
 import { invariant } from '../common/assert.js';
 import type { ByteRange } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
-import { BLOCK_BYTES, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { BLOCK_BYTES, RANGE_END, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { cutPointers, findPointer, loadForCut, loadPointers, preparePointer, setPointer } from './block-map.js';
 import { type BlockPointer, blockPointer } from './block-pointer.js';
 import { aheadOfRead } from './data-writer.js';
+import { durably } from './durable.js';
 import { FILE_BLOCKS_MAX, FILE_BYTES_MAX } from './indirect-format.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES, EMPTY_AREA, InodeFlag } from './inode-format.js';
@@ -115,12 +116,12 @@ async function grow(volume: Volume, inode: Inode, block: number, from: BlockPoin
     inode,
     extent,
     from.count,
-    async (bytes, memory) => {
-      const ios = [{ nsd: from.nsd, sector: from.sector, memory }];
-      const ahead = aheadOfRead(volume, ios);
-      await volume.parts.nsds.read(ios);
+    async (_, memory) => {
+      const io = { nsd: from.nsd, sector: from.sector, memory };
+      if (!inode.holdsDataBack) return volume.readMetadata([{ ...io, versions: new Uint32Array(from.count) }]);
+      const ahead = aheadOfRead(volume, [io]);
+      await volume.parts.nsds.read([io]);
       ahead?.(volume.parts.pool.bytes);
-      return bytes;
     },
     () => {
       pointTo(volume, inode, block, extent);
@@ -154,10 +155,9 @@ async function leaveInline(volume: Volume, inode: Inode, count: number): Promise
     inode.area = EMPTY_AREA;
     pointTo(volume, inode, 0, extent);
   };
-  const fill = async (bytes: Uint8Array): Promise<Uint8Array> => {
+  const fill = (bytes: Uint8Array): void => {
     bytes.fill(0);
     bytes.set(inode.area);
-    return bytes;
   };
   // Nothing to carry over: free sub-blocks are zeros, and no transfer has read or written the area as anything else.
   if (inode.area.length === 0) swap();
@@ -169,7 +169,7 @@ async function copyInto(
   inode: Inode,
   extent: Extent,
   count: number,
-  fill: (bytes: Uint8Array, memory: { offsetBytes: number; lengthBytes: number }) => Promise<Uint8Array>,
+  fill: (bytes: Uint8Array, memory: { offsetBytes: number; lengthBytes: number }) => Promise<void> | void,
   swap: () => void,
 ): Promise<void> {
   try {
@@ -178,12 +178,11 @@ async function copyInto(
       inode.withoutTransfers(async () => {
         const memory = { offsetBytes: segment.offsetBytes, lengthBytes: count * SUB_BLOCK_BYTES };
         await fill(bytes, memory);
-        await volume.parts.nsds.write([{ nsd: extent.nsd, sector: extent.sector, memory }]);
-        inode.unflushed.add(extent.nsd);
-        if (!inode.holdsDataBack) {
-          await volume.parts.nsds.flush([extent.nsd]);
-          await volume.learnVersions([extent]);
-        }
+        // What was there before may be durable, so this must be before it takes its place.
+        await durably(volume.parts.nsds, [extent.nsd], 'move', () =>
+          volume.parts.nsds.write([{ nsd: extent.nsd, sector: extent.sector, memory }]),
+        );
+        if (!inode.holdsDataBack) await volume.learnVersions([extent]);
         swap();
       }),
     );
@@ -208,6 +207,7 @@ export async function cutSpace(volume: Volume, inode: Inode, sizeBytes: number):
     await loadForCut(volume, inode, cutFrom);
     if (keptCount > 0) await loadPointers(volume, inode, keptBlock);
     holdBack(volume, inode);
+    if (inode.hasUnflushed) inode.unflushed.forget({ start: end, end: RANGE_END });
     const freed = cutPointers(inode, cutFrom);
     const tail = keptCount > 0 ? findPointer(inode, keptBlock) : null;
     if (tail && tail.count > keptCount) {

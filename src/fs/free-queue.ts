@@ -2,11 +2,12 @@
  * Sub-blocks on their way back to the allocation map.
  *
  * An extent comes here after the record that gives it up was logged, and after the last transfer to or from it has ended. Then, in this
- * order: the log is forced as far as that record (S6), discarded on its NSD (so that a free sub-block reads as zeros, and an unwritten part of a block that is
- * allocated later never shows what somebody else had there), then its bits are cleared by whoever holds the region (space/shipments.ts). Until then
+ * order: the log is forced as far as that record (S6), discarded on its NSD, durably (so that a free sub-block reads as zeros, and an unwritten part of a
+ * block that is allocated later never shows what somebody else had there), then its bits are cleared by whoever holds the region (space/shipments.ts). Until then
  * nobody can allocate it. What a dying node has in this queue is in limbo in its log: recovery frees it.
  */
 import { allCopiesOf } from '../nsd/copies.js';
+import { durably } from './durable.js';
 import type { Inode } from './inode.js';
 import type { Extent } from './layout.js';
 import { Mutex } from './mutex.js';
@@ -136,12 +137,13 @@ export class FreeQueue {
   }
 
   async #discard(extents: readonly Extent[]): Promise<void> {
-    for (let at = 0; at < extents.length; at += DISCARD_EXTENTS_MAX) {
-      const some = extents.slice(at, at + DISCARD_EXTENTS_MAX);
-      await this.#volume.parts.nsds.discard(
-        some.map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count })),
-      );
-    }
+    const { nsds } = this.#volume.parts;
+    await durably(nsds, [...new Set(extents.map(({ nsd }) => nsd))], 'freed', async () => {
+      for (let at = 0; at < extents.length; at += DISCARD_EXTENTS_MAX) {
+        const some = extents.slice(at, at + DISCARD_EXTENTS_MAX);
+        await nsds.discard(some.map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count })));
+      }
+    });
   }
 
   /** Null: the region isn't held here, and not waited for. */

@@ -23,9 +23,9 @@ import { Inode } from './inode.js';
 import { InodeFile } from './inode-file.js';
 import { decodeInode, FREE_INODE, type InodeFields } from './inode-format.js';
 import { holdBack } from './inode-image.js';
-import { InodeWriter } from './inode-writer.js';
+import { InodeWriter, indirectHomes } from './inode-writer.js';
 import { INODE_FILE, segmentOf } from './layout.js';
-import { keyOf } from './log/logged-sectors.js';
+import { keyOf, type SectorKey } from './log/logged-sectors.js';
 import type { Volume } from './volume.js';
 import { loadXattrBlock } from './xattrs.js';
 
@@ -220,7 +220,7 @@ export class InodeTable {
     for (const inode of this.#inodes.values()) {
       if (!inode.valid) continue;
       this.refresh(inode);
-      if (inode.unexposed) due.push(inode);
+      if (inode.unexposed || inode.hasUnflushed) due.push(inode);
     }
     await this.#writer.expose(due);
   }
@@ -270,7 +270,8 @@ export class InodeTable {
     for (const inode of this.#inodes.values()) {
       if (excess <= 0) return;
       if (inode.dirty || inode.openCount > 0 || inode.writing !== null || inode.structure.busy) continue;
-      if (this.hasDirtyData(inode) || this.#volume.logged.isAhead(inode.ino)) continue;
+      if (this.#writer.isDue(inode)) continue;
+      if (indirectHomes(inode).some((home) => this.#volume.sectors.isUndurable(keyOf(home)))) continue;
       if (this.#round - inode.usedRound < 3) continue;
       this.drop(inode);
       excess--;
@@ -361,7 +362,6 @@ export class InodeTable {
     }
     if (fields === null) inode.type = FREE_INODE;
     else inode.assign(fields);
-    inode.unflushedElsewhere = true;
     inode.home = { nsd: nsdIndex(near.nsd), sector: near.sector + (ino - wanted) };
     this.#volume.sectors.learn(keyOf(inode.home), version);
     inode.tailDoubtful = mayHideBytes(inode) && inode.tailEpoch !== this.#volume.parts.epoch();
@@ -407,14 +407,10 @@ export class InodeTable {
     for (;;) {
       for (const inode of concerned) this.refresh(inode);
       // Not valid any more: this node was fenced meanwhile, and what was dirty is lost.
-      const unclean = concerned.filter(
-        (inode) =>
-          inode.valid &&
-          (inode.dirty || inode.writing !== null || this.hasDirtyData(inode) || this.#volume.logged.isAhead(inode.ino)),
-      );
-      if (unclean.length === 0) break;
+      const unclean = concerned.filter((inode) => inode.valid && (inode.writing !== null || this.#writer.isDue(inode)));
       try {
-        await this.#writer.writeOut(unclean);
+        if (unclean.length > 0) await this.#writer.writeOut(unclean);
+        else if (!(await this.#makeDurable(first, end, concerned))) break;
       } catch (error) {
         // Without the writes the token can't leave: tried until they succeed, or this node is fenced and drops everything.
         this.#volume.parts.logger.warn(
@@ -433,5 +429,23 @@ export class InodeTable {
       else this.drop(inode);
     }
     this.#volume.counters.add('fs.statusRevokes');
+  }
+
+  /**
+   * What was written in place of these numbers, for inodes that are not in memory any more, too. False: there was nothing to be done, and so nothing to be
+   * waited for.
+   */
+  async #makeDurable(first: number, end: number, concerned: readonly Inode[]): Promise<boolean> {
+    const { sectors, log } = this.#volume;
+    const keys: SectorKey[] = [];
+    for (let number = first; number < end; number++) {
+      const home = this.#file.locate(inodeNumber(number));
+      if (home) keys.push(keyOf(home));
+    }
+    for (const inode of concerned) if (inode.valid) for (const home of indirectHomes(inode)) keys.push(keyOf(home));
+    const waiting = keys.filter((key) => sectors.isUndurable(key));
+    if (waiting.length === 0 || log === null) return false;
+    await log.makeDurable(waiting);
+    return true;
   }
 }

@@ -17,7 +17,7 @@ import type { InodeTable } from './inode-table.js';
 import type { Extent } from './layout.js';
 import { keyOf, type SectorKey } from './log/logged-sectors.js';
 import { MetadataTransaction } from './transaction.js';
-import { UnflushedNsds } from './unflushed.js';
+import { flushWritten } from './unflushed.js';
 import type { Volume } from './volume.js';
 
 /** Files flushed side by side. */
@@ -56,6 +56,12 @@ export class InodeWriter {
     await this.#inTurn(inodes, (mine) => this.#expose(mine));
   }
 
+  isDue(inode: Inode): boolean {
+    return (
+      inode.dirty || inode.hasUnflushed || this.#table.hasDirtyData(inode) || this.#volume.logged.isAhead(inode.ino)
+    );
+  }
+
   async #inTurn(inodes: Iterable<Inode>, work: (mine: readonly Inode[]) => Promise<void>): Promise<void> {
     // Ascending, so that two write-outs that share inodes wait for each other in one direction only.
     const sorted = [...inodes].sort((a, b) => a.ino - b.ino);
@@ -63,8 +69,7 @@ export class InodeWriter {
     try {
       for (const inode of sorted) {
         while (inode.writing !== null) await inode.writing;
-        const ahead = this.#volume.logged.isAhead(inode.ino);
-        if (!inode.valid || !(inode.dirty || ahead || this.#table.hasDirtyData(inode))) continue;
+        if (!inode.valid || !this.isDue(inode)) continue;
         const done = deferred<void>();
         inode.writing = done.promise;
         mine.push({ inode, done });
@@ -88,9 +93,11 @@ export class InodeWriter {
       if (inode.unexposed) held.push(this.#take(inode));
     }
     try {
-      for (let at = 0; at < inodes.length; at += FLUSHES_MAX)
-        await Promise.all(inodes.slice(at, at + FLUSHES_MAX).map((inode) => this.#flushData(inode)));
-      await this.#flushNsds(held);
+      // Again when an NSD lost some of it.
+      do
+        for (let at = 0; at < inodes.length; at += FLUSHES_MAX)
+          await Promise.all(inodes.slice(at, at + FLUSHES_MAX).map((inode) => this.#flushData(inode)));
+      while (!(await flushWritten(this.#volume, inodes, 'exposure')));
     } catch (error) {
       for (const one of held) this.#takeBack(one);
       throw error;
@@ -135,16 +142,6 @@ export class InodeWriter {
     const file = inode.file ?? this.#volume.cache.get(inode.ino);
     if (file?.dirty) await file.flush();
     this.#table.refresh(inode);
-  }
-
-  /** The data of what will be exposed is durable afterwards. */
-  async #flushNsds(held: readonly Held[]): Promise<void> {
-    const written = held.map(({ inode }) => inode.unflushed);
-    for (;;) {
-      const { nsds, of, flushing } = UnflushedNsds.take(written);
-      if (nsds.size > 0) await UnflushedNsds.during(of, nsds, () => this.#volume.parts.nsds.flush([...nsds]));
-      if ((await Promise.all(flushing)).every((succeeded) => succeeded)) return;
-    }
   }
 
   #log({ inode, image, sequence, wasInline, sizeBytes, indirects, reserved, frees }: Held): void {
@@ -212,3 +209,6 @@ function* allIndirects(inode: Inode) {
     nodes.push(...node.children.values());
   }
 }
+
+/** Where its indirect blocks lie, as far as they are in memory. */
+export const indirectHomes = (inode: Inode): Extent[] => [...allIndirects(inode)].map(({ home }) => home);

@@ -10,6 +10,7 @@
 
 import type { CachedFile } from '../cache/page-cache-api.js';
 import { deferred } from '../common/deferred.js';
+import type { FsError } from '../common/errors.js';
 import type { InodeNumber, NsdIndex } from '../common/ids.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
 import { SUB_BLOCK_BYTES } from '../common/units.js';
@@ -18,8 +19,9 @@ import type { BlockPointer } from './block-pointer.js';
 import { type Attributes, FileType } from './file-system-api.js';
 import { EMPTY_AREA, FREE_INODE, INDIRECT_LEVELS, type InodeFields, InodeFlag } from './inode-format.js';
 import { type Extent, FIRST_USER_INODE } from './layout.js';
+import { LostWrites } from './lost-writes.js';
 import { Mutex, SharedMutex } from './mutex.js';
-import { UnflushedNsds } from './unflushed.js';
+import { Unflushed } from './unflushed.js';
 import { aclInBlock, type XattrEntry, type XattrSpace } from './xattr-format.js';
 
 /** An indirect block in memory; `sector` is its image, sealed at write-out. */
@@ -115,13 +117,22 @@ export class Inode implements InodeFields {
   readonly roots: (IndirectNode | null)[] = Array.from({ length: INDIRECT_LEVELS }, () => null);
   /** No longer pointed to by the fields; free once a write-out of them is done. */
   pendingFrees: Extent[] = [];
-  /** NSDs that this node wrote to for the file since their last flush. */
-  get unflushed(): UnflushedNsds {
-    this.#unflushed ??= new UnflushedNsds();
+  /** What this node wrote of the file since the last flush. What others wrote was flushed before its tokens came here. */
+  get unflushed(): Unflushed {
+    this.#unflushed ??= new Unflushed();
     return this.#unflushed;
   }
-  /** Read from a device: what another node, or this one before it gave the inode up, wrote for the file may wait for a flush on any NSD. */
-  unflushedElsewhere = false;
+  get hasUnflushed(): boolean {
+    return this.#unflushed?.any ?? false;
+  }
+  /** What this node wrote of it and the storage has lost. */
+  noteLost(error: FsError): void {
+    this.#lost ??= new LostWrites();
+    this.#lost.add(error);
+  }
+  get lost(): LostWrites | null {
+    return this.#lost;
+  }
 
   /** Growth, moves and cuts of its blocks, one at a time. */
   readonly structure = new Mutex();
@@ -132,7 +143,8 @@ export class Inode implements InodeFields {
 
   // Made when first needed: most inodes in memory have nothing on its way.
   #transfers: Set<Promise<void>> | null = null;
-  #unflushed: UnflushedNsds | null = null;
+  #unflushed: Unflushed | null = null;
+  #lost: LostWrites | null = null;
   #gate: Promise<void> | null = null;
 
   constructor(readonly ino: InodeNumber) {}

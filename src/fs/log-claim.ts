@@ -9,6 +9,7 @@
 import { sleep } from '../common/clock.js';
 import { FsError } from '../common/errors.js';
 import type { TokenPins } from '../token-manager/token.js';
+import { durably } from './durable.js';
 import { ALLOCATION_MAP, type Extent, LOG_TABLE } from './layout.js';
 import { findLogTable, type LogVolume, readDescriptor, readDescriptors, writeDescriptor } from './log/log-reader.js';
 import { LogSpace } from './log/log-space.js';
@@ -122,10 +123,10 @@ export class LogClaim {
   /** The allocation map says so too, durably. */
   async #markUsed(): Promise<void> {
     const volume = this.#volume;
-    for (const extent of this.#descriptor.pieces) await volume.allocator.markUsed(extent);
-    const file = volume.mapFile(ALLOCATION_MAP);
-    if (file.dirty) await file.flush();
-    await volume.parts.nsds.flush(volume.nsdsInUse());
+    await durably(volume.parts.nsds, volume.nsdsInUse(), 'logSpace', async () => {
+      for (const extent of this.#descriptor.pieces) await volume.allocator.markUsed(extent);
+      await volume.mapFile(ALLOCATION_MAP).flush();
+    });
   }
 
   /** What was left unfinished in logs that have been redone. */

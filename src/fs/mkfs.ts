@@ -18,6 +18,7 @@ import { INODES_PER_SEGMENT } from '../token-manager/token.js';
 import { secondsFor } from './allocator.js';
 import { dirtyIndirects, findPointer, type PointerHost, preparePointer, setPointer } from './block-map.js';
 import { blockPointer } from './block-pointer.js';
+import { type Flush, LossMark } from './durable.js';
 import { FileType } from './file-system-api.js';
 import { Inode } from './inode.js';
 import { encodeInode } from './inode-format.js';
@@ -102,6 +103,7 @@ export async function createFileSystem(given: CreateFileSystemOptions): Promise<
   const options = { ...given, nsdClient: withCopies({ nsds: given.nsdClient }) };
   checkFsName(options.name);
   const geometry = chooseGeometry(options);
+  const mark = new LossMark(options.nsdClient, allNsds(geometry));
   await options.nsdClient.discard(
     options.nsds.map(({ blocks }, index) => ({
       nsd: nsdIndex(index),
@@ -109,7 +111,7 @@ export async function createFileSystem(given: CreateFileSystemOptions): Promise<
       sectorCount: blocks * SUB_BLOCKS_PER_BLOCK,
     })),
   );
-  return new Mkfs(options, geometry).run();
+  return new Mkfs(options, geometry, mark).run();
 }
 
 function chooseGeometry(options: CreateFileSystemOptions): Geometry {
@@ -159,6 +161,7 @@ class Mkfs implements PointerHost {
   constructor(
     options: CreateFileSystemOptions,
     readonly geometry: Geometry,
+    private readonly losses: LossMark,
   ) {
     this.#options = options;
     this.fsId = fsIdOf(options.fsUuid);
@@ -198,8 +201,7 @@ class Mkfs implements PointerHost {
       sector.set(encodeDescriptor(logs[slot]!, this.fsId, this.parts.epoch()));
       sealSector(sector, this.checksums);
     });
-    const { nsdClient } = this.#options;
-    await nsdClient.flush(allNsds(geometry));
+    await this.#flush('mkfs');
     const superblock: Superblock = {
       fsUuid: this.#options.fsUuid,
       name: this.#options.name,
@@ -213,8 +215,17 @@ class Mkfs implements PointerHost {
     };
     const image = encodeSuperblock(superblock, this.checksums);
     for (const nsd of allNsds(geometry)) await this.#writeSectors(nsd, 0, 1, (sector) => sector.set(image));
-    await nsdClient.flush(allNsds(geometry));
+    await this.#flush('superblock');
     return superblock;
+  }
+
+  /** Nobody waits for a file system that is being made: whoever makes it begins anew. */
+  async #flush(why: Flush): Promise<void> {
+    const { nsdClient } = this.#options;
+    await nsdClient.flush(allNsds(this.geometry), { why });
+    if (!this.losses.lost) return;
+    const detail = 'an NSD lost power meanwhile: what was written may be lost';
+    throw new FsError('writesLost', { op: 'createFileSystem', object: this.#options.name, detail });
   }
 
   // Space

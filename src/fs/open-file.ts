@@ -50,6 +50,8 @@ export class FsOpenFile implements OpenFile {
   readonly atimeDue: boolean;
   readonly #shared: SharedHandle;
   #closed = false;
+  /** How many losses of writes this handle knows of. */
+  #lostSeen: number;
 
   /** In the turn in which the inode was found or made, its status token pinned: from here on it is open. */
   constructor(
@@ -64,6 +66,7 @@ export class FsOpenFile implements OpenFile {
   ) {
     if (deny !== undefined) volume.denying.set(inode.ino, (volume.denying.get(inode.ino) ?? 0) + 1);
     this.#open = open;
+    this.#lostSeen = inode.lost?.seen() ?? 0;
     this.ino = inode.ino;
     this.#volume = volume;
     this.#type = inode.type as FileType;
@@ -252,6 +255,14 @@ export class FsOpenFile implements OpenFile {
     this.#check('sync');
     await this.#shared.sync(dataOnly, options);
     await syncFile(this.#volume, this.#handle.inode, dataOnly, options);
+    this.#tellLost();
+  }
+
+  /** @throws {FsError} writesLost, once for each loss (I10) */
+  #tellLost(): void {
+    const told = this.#handle.inode.lost?.tell(this.#lostSeen);
+    this.#lostSeen = told?.seen ?? 0;
+    if (told?.error) throw told.error;
   }
 
   hint(
@@ -269,6 +280,11 @@ export class FsOpenFile implements OpenFile {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    await this.#close();
+    this.#tellLost();
+  }
+
+  async #close(): Promise<void> {
     const { inode } = this.#handle;
     this.#volume.openFiles.delete(this);
     if (this.deny !== undefined) this.#denyNoMore();

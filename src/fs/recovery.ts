@@ -13,11 +13,12 @@ import { FsError } from '../common/errors.js';
 import type { NsdIndex } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import { copiesOf } from '../nsd/copies.js';
+import { allCopiesOf, copiesOf } from '../nsd/copies.js';
 import { isCopyLost, readableCopies, withCopies } from '../nsd/mirrored-nsds.js';
 import type { SectorIo } from '../nsd/nsd-api.js';
 import { settleAll } from '../nsd/settle-all.js';
-import type { Extent } from './layout.js';
+import { durably, type Flush } from './durable.js';
+import { allNsds, type Extent } from './layout.js';
 import {
   evenOut,
   findLogTable,
@@ -35,6 +36,9 @@ import { sealSector } from './sector.js';
 
 /** Of neighbouring sectors, redone side by side. */
 const RUNS_AT_ONCE = 8;
+
+/** An NSD that is away holds up nobody for longer. */
+const DATA_FLUSH_TIMEOUT_MS = 5_000;
 
 export interface RecoveryVolume extends LogVolume {
   readonly logger: Logger;
@@ -75,18 +79,29 @@ export async function replayLogs(
   const plan = new RedoPlan();
   let transactions = 0;
   const done: LogDescriptor[] = [];
+  const logs: { readonly descriptor: LogDescriptor; readonly uneven: readonly number[] }[] = [];
   for (const descriptor of slots) {
     // Its space may not even be marked as used: whoever takes the slot goes on with that.
     if (descriptor.state !== LogState.open) continue;
     const scanned = await readLog(volume, descriptor);
     if (scanned.ended !== null)
       volume.logger.info({ slot: descriptor.slot, why: scanned.ended }, 'the log ends with a write that was cut off');
-    if (scanned.uneven.length > 0) await evenOut(volume, descriptor, scanned.uneven);
+    logs.push({ descriptor, uneven: scanned.uneven });
     const ends = plan.add(scanned.transactions);
     transactions += scanned.transactions.length;
     // Places in a log never come again: shipped frees are told apart by them (S6).
     if (ends.empty) done.push({ ...descriptor, state: LogState.clean, tail: scanned.head, settledEnds: 0 });
     else done.push({ ...descriptor, state: LogState.replayed, settledEnds: 0 });
+  }
+  // From here on everything that they had written is durable, and the same on all copies; and what may be lost of what follows is noticed.
+  if (logs.length > 0) {
+    const needed = new Set(
+      [...plan.sectors(), ...logs.flatMap(({ descriptor }) => descriptor.pieces)].map(({ nsd }) => nsd),
+    );
+    await durably(volume.nsds, [...needed], 'leftBehind', async () => {
+      for (const { descriptor, uneven } of logs) await evenOut(volume, descriptor, uneven);
+    });
+    await flushData(volume, needed);
   }
   const result = await redo(volume, plan);
   for (const descriptor of done) await writeDescriptor(volume, table, descriptor);
@@ -95,27 +110,46 @@ export async function replayLogs(
   return { logs: done.length, transactions, ...result };
 }
 
+/**
+ * What the dead had written into files in place, and others may have read, or may sync: it stays. Files on an NSD that is away are as they are there when
+ * it comes back (F1).
+ */
+async function flushData(volume: RecoveryVolume, done: Iterable<NsdIndex>): Promise<void> {
+  const rest = new Set(allNsds(volume.geometry));
+  for (const nsd of allCopiesOf(done)) rest.delete(nsd);
+  const why: Flush = 'leftBehind';
+  await Promise.all(
+    [...rest].map((nsd) =>
+      volume.nsds.flush([nsd], { why, timeoutMs: DATA_FLUSH_TIMEOUT_MS }).catch((error: unknown) => {
+        if (!isCopyLost(error)) throw error;
+        volume.logger.warn({ nsd, error: error.message }, 'what a dead node had written could not be flushed');
+      }),
+    ),
+  );
+}
+
 async function redo(volume: RecoveryVolume, plan: RedoPlan) {
   let sectorsRedone = 0;
   let sectorsUnfit = 0;
-  const touched = new Set<NsdIndex>();
   const sectors = plan.sectors();
-  let next = 0;
-  const work = async (): Promise<void> => {
-    while (next < sectors.length) {
-      const at = next;
-      let end = at + 1;
-      while (end < sectors.length && end - at < LOG_RUN && follows(sectors[end - 1]!, sectors[end]!)) end++;
-      next = end;
-      const { redone, unfit } = await redoRun(volume, sectors.slice(at, end));
-      if (redone > 0) touched.add(sectors[at]!.nsd);
-      sectorsRedone += redone;
-      sectorsUnfit += unfit;
-    }
-  };
-  // All end before an error is told: the caller may begin anew, and nothing may land after that.
-  await settleAll(Array.from({ length: RUNS_AT_ONCE }, work));
-  if (touched.size > 0) await volume.nsds.flush([...touched]);
+  const nsds = [...new Set(sectors.map(({ nsd }) => nsd))];
+  await durably(volume.nsds, nsds, 'redo', async () => {
+    sectorsUnfit = 0;
+    let next = 0;
+    const work = async (): Promise<void> => {
+      while (next < sectors.length) {
+        const at = next;
+        let end = at + 1;
+        while (end < sectors.length && end - at < LOG_RUN && follows(sectors[end - 1]!, sectors[end]!)) end++;
+        next = end;
+        const { redone, unfit } = await redoRun(volume, sectors.slice(at, end));
+        sectorsRedone += redone;
+        sectorsUnfit += unfit;
+      }
+    };
+    // All end before an error is told: the caller may begin anew, and nothing may land after that.
+    await settleAll(Array.from({ length: RUNS_AT_ONCE }, work));
+  });
   volume.counters.add('recovery.sectorsRedone', sectorsRedone);
   volume.counters.add('recovery.sectorsUnfit', sectorsUnfit);
   return { sectorsRedone, sectorsUnfit };

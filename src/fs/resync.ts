@@ -18,6 +18,7 @@ import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { copiesOf, isMirrored } from '../nsd/copies.js';
 import { isCopyLost } from '../nsd/mirrored-nsds.js';
 import { type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
+import { durably } from './durable.js';
 import { DISCARD_EXTENTS_MAX } from './free-queue.js';
 import type { Inode } from './inode.js';
 import { FREE_INODE } from './inode-format.js';
@@ -76,8 +77,7 @@ export class Resync {
       if (generation === null) return false;
       await settle(this.#volume, Settling.changes);
       parts.logger.warn({ nsd: this.#nsd }, 'a copy is being resynchronised');
-      await this.#walk();
-      await parts.nsds.flush([this.#nsd]);
+      await durably(parts.nsds, [this.#nsd], 'resync', () => this.#walk());
       const done = await states.endResync(this.#nsd, generation);
       counters.add(done ? 'resync.done' : 'resync.again');
       if (done) parts.logger.warn({ nsd: this.#nsd }, 'a copy is up to date again');

@@ -66,7 +66,7 @@ async function settleOne(volume: Volume, logs: LogVolume, table: Extent, left: L
   if (log !== null) {
     // In place before its token leaves (L2), and before the plain write that follows.
     await log.force();
-    await log.writeInPlace([keyOf(home)]);
+    await log.makeDurable([keyOf(home)]);
     volume.sectors.forget(keyOf(home));
   }
   await writeDescriptor(logs, table, { ...descriptor, state: LogState.clean, tail: scanned.head, settledEnds: 0 });

@@ -19,7 +19,7 @@ import { heapPagePool, type PagePool } from '../native/page-pool.js';
 import { checksumsJs } from '../nsd/checksum-js.js';
 import type { CopyState, CopyStates } from '../nsd/copy-states.js';
 import { withCopies } from '../nsd/mirrored-nsds.js';
-import type { NsdClientApi, NsdExtent, SectorIo, SectorVersions } from '../nsd/nsd-api.js';
+import type { NsdClientApi, NsdExtent, NsdFlushOptions, SectorIo, SectorVersions } from '../nsd/nsd-api.js';
 import { holeWord, nextVersion, readsAsZeros, takesVersion, versionOf } from '../nsd/nsd-layout.js';
 import { FileBacking } from './backing.js';
 import { type CheckParts, type CheckReport, checkFileSystem } from './check/check.js';
@@ -210,10 +210,15 @@ export class RamNsds implements NsdClientApi {
     for (const { nsd, sector, bytes, copy, version } of before) {
       if (Buffer.compare(bytes, copy) !== 0)
         throw new Error(`nsd ${nsd} sector ${sector} changed while it was written`);
-      this.#devices[nsd]!.set(sector, copy);
-      this.#shared.torn.delete(`${nsd}/${sector}`);
-      this.#shared.words[nsd]!.set(sector, version ?? nextVersion(this.#word(nsd, sector)));
+      this.put(nsd, sector, copy, version ?? nextVersion(this.#word(nsd, sector)));
     }
+  }
+  /** A sector's bytes, none of them for zeros, and its version word. */
+  protected put(nsd: NsdIndex, sector: number, bytes: Uint8Array | undefined, word: number): void {
+    if (bytes === undefined) this.#devices[nsd]!.delete(sector);
+    else this.#devices[nsd]!.set(sector, bytes);
+    this.#shared.torn.delete(`${nsd}/${sector}`);
+    this.#shared.words[nsd]!.set(sector, word);
   }
   async versions(extents: readonly NsdExtent[]): Promise<SectorVersions> {
     await this.#alive();
@@ -228,13 +233,13 @@ export class RamNsds implements NsdClientApi {
   }
   /** Of this node, each call's. */
   readonly flushes: (readonly NsdIndex[])[] = [];
-  async flush(nsds: readonly NsdIndex[]): Promise<void> {
+  async flush(nsds: readonly NsdIndex[], _options?: NsdFlushOptions): Promise<void> {
     this.flushes.push(nsds);
     await this.#alive();
     for (const nsd of nsds) this.#checkWay('nsd.flush', nsd);
   }
   /** Memory loses nothing. */
-  lossesOf(): number {
+  lossesOf(_nsd: NsdIndex): number {
     return 0;
   }
   async discard(extents: readonly NsdExtent[]): Promise<void> {
@@ -242,12 +247,10 @@ export class RamNsds implements NsdClientApi {
     for (const { nsd } of extents) this.#checkWay('nsd.discard', nsd);
     for (const { nsd, sector, sectorCount } of extents) {
       const device = this.#devices[nsd]!;
-      const words = this.#shared.words[nsd]!;
       const forget = (at: number): void => {
-        device.delete(at);
-        this.#shared.torn.delete(`${nsd}/${at}`);
         const word = this.#word(nsd, at);
-        if (!readsAsZeros(word)) words.set(at, holeWord(word));
+        if (device.has(at) || !readsAsZeros(word))
+          this.put(nsd, at, undefined, readsAsZeros(word) ? word : holeWord(word));
       };
       if (sectorCount > device.size) {
         for (const key of [...device.keys()]) if (key >= sector && key < sector + sectorCount) forget(key);
@@ -336,6 +339,8 @@ export interface TestVolumeOptions {
   readonly poolPages?: number;
   readonly seed?: number;
   readonly logger?: Logger;
+  /** NSDs of another kind. */
+  readonly nsds?: (blocks: readonly number[], pool: PagePool) => RamNsds;
 }
 
 const STAGING_BYTES = 4 * BLOCK_BYTES;
@@ -365,7 +370,7 @@ export class TestVolume {
   static async create(options: TestVolumeOptions = {}): Promise<TestVolume> {
     const blocks = options.blocks ?? [64, 64];
     const pool = heapPagePool(STAGING_BYTES);
-    const nsds = new RamNsds(blocks, pool);
+    const nsds = options.nsds?.(blocks, pool) ?? new RamNsds(blocks, pool);
     const volume = new TestVolume(options, nsds);
     await createFileSystem({
       nsds: blocks.map((count, index) => ({
@@ -554,11 +559,12 @@ export class TestVolume {
 }
 
 /** What a check or a repair stands on, beside every node. */
-export function checkParts(volume: TestVolume): CheckParts {
+export function checkParts(volume: Pick<TestVolume, 'nsds'>): CheckParts {
   const pool = heapPagePool(STAGING_BYTES);
   const arena = new SegmentArena({ offsetBytes: 0, lengthBytes: STAGING_BYTES });
   return { nsds: volume.nsds.from(pool), arena, pool, checksums: testChecksums };
 }
 
 /** A check of everything on the NSDs; all nodes have unmounted. */
-export const checkVolume = (volume: TestVolume): Promise<CheckReport> => checkFileSystem(checkParts(volume));
+export const checkVolume = (volume: Pick<TestVolume, 'nsds'>): Promise<CheckReport> =>
+  checkFileSystem(checkParts(volume));

@@ -13,7 +13,7 @@ import { SECTOR_BYTES } from '../common/units.js';
 import type { BufferArena, PagePool, PoolSegment } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
 import type { CopyStates } from '../nsd/copy-states.js';
-import type { NsdClientApi } from '../nsd/nsd-api.js';
+import type { NsdClientApi, SectorIo } from '../nsd/nsd-api.js';
 import type { LockClientApi } from '../token-manager/locks/lock-client-api.js';
 import { compareItems, TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
 import type { AcquireOptions, TokenClientApi } from '../token-manager/token-client-api.js';
@@ -31,6 +31,7 @@ import type { EnterKind, NodeLog } from './log/node-log.js';
 import type { LogClaim } from './log-claim.js';
 import type { Neighbours } from './neighbours.js';
 import type { Orphans } from './orphans.js';
+import { sealSector } from './sector.js';
 import type { FsSettings } from './settings.js';
 import type { SharedOwners } from './shared/shared-io.js';
 import type { SharedService } from './shared/shared-service.js';
@@ -90,8 +91,8 @@ export class Volume {
   readonly accessTimes: AccessTimes = new AccessTimes(this);
   /** Inodes without names that this node is to free. */
   orphans!: Orphans;
-  readonly sectors = new LoggedSectors();
-  readonly logged = new LoggedData(this.sectors);
+  readonly sectors: LoggedSectors;
+  readonly logged: LoggedData;
   /** Null until the node has its log, early in mounting: nothing is logged before. */
   log: NodeLog | null = null;
   claim: LogClaim | null = null;
@@ -112,6 +113,8 @@ export class Volume {
     readonly fsId: bigint,
   ) {
     this.geometry = superblock.geometry;
+    this.sectors = new LoggedSectors((nsd) => parts.nsds.lossesOf(nsd));
+    this.logged = new LoggedData(this.sectors);
   }
 
   get settings(): FsSettings {
@@ -211,7 +214,7 @@ export class Volume {
     return this.withStaging(count * SECTOR_BYTES, async (bytes, memory) => {
       const versions = new Uint32Array(count);
       const io = { offsetBytes: memory.offsetBytes, lengthBytes: count * SECTOR_BYTES };
-      await this.parts.nsds.read([{ nsd, sector, memory: io, versions }]);
+      await this.readMetadata([{ nsd, sector, memory: io, versions }]);
       return use(bytes, versions);
     });
   }
@@ -219,6 +222,33 @@ export class Volume {
   /** The NSDs that a flush of everything has to reach: what is on one that is stale has its other copy, or fails for itself. */
   nsdsInUse(): NsdIndex[] {
     return allNsds(this.geometry).filter((nsd) => this.copyStates.stateOf(nsd) !== 'stale');
+  }
+
+  /**
+   * With versions. What this node has written in place and an NSD has lost since is as it was written, though it may take until the next flush
+   * before that is noticed and mended.
+   */
+  async readMetadata(ios: readonly SectorIo[], signal?: AbortSignal): Promise<void> {
+    const { nsds, pool } = this.parts;
+    try {
+      await nsds.read(ios, { signal });
+    } catch (error) {
+      const keys = ios.flatMap(sectorKeys);
+      const lost = FsError.is(error) && error.reason === 'checksumMismatch';
+      if (!lost || this.log === null || !keys.some((key) => this.sectors.isUnflushed(key))) throw error;
+      // Torn by the loss, perhaps.
+      await this.log.makeDurable(keys);
+      await nsds.read(ios, { signal });
+    }
+    for (const io of ios)
+      for (const [index, key] of sectorKeys(io).entries()) {
+        const image = this.sectors.newest(key, io.versions?.[index] ?? 0);
+        if (image === undefined) continue;
+        const at = io.memory.offsetBytes + index * SECTOR_BYTES;
+        const sector = pool.bytes.subarray(at, at + SECTOR_BYTES);
+        sector.fill(0).set(image);
+        sealSector(sector, this.checksums);
+      }
   }
 
   wasRead(place: Extent, version: number): void {
@@ -243,3 +273,6 @@ export class Volume {
     });
   }
 }
+
+const sectorKeys = ({ nsd, sector, memory }: SectorIo): number[] =>
+  Array.from({ length: memory.lengthBytes / SECTOR_BYTES }, (_, index) => keyOf({ nsd, sector: sector + index }));

@@ -9,6 +9,7 @@ import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { type Acl, decodeAcl } from './acl.js';
 import { blockPointer } from './block-pointer.js';
+import { durably } from './durable.js';
 import type { Inode } from './inode.js';
 import type { Volume } from './volume.js';
 import {
@@ -118,10 +119,11 @@ export async function prepareXattrs(
     return { kept: encodeKept(inline, old, inBlock), inBlock, block: null };
   const extent = await volume.allocator.allocateMetadata(owner.ino, 0, sectorsFor(bytes.length));
   try {
-    await volume.writeSectors(extent.nsd, extent.sector, extent.count, (target) =>
-      encodeXattrBlock(bytes, owner, target, volume.fsId, volume.checksums),
+    await durably(volume.parts.nsds, [extent.nsd], 'attributes', () =>
+      volume.writeSectors(extent.nsd, extent.sector, extent.count, (target) =>
+        encodeXattrBlock(bytes, owner, target, volume.fsId, volume.checksums),
+      ),
     );
-    await volume.parts.nsds.flush([extent.nsd]);
   } catch (error) {
     volume.frees.add([extent]);
     throw error;

@@ -20,7 +20,7 @@ import { isVersionBefore, nextSectorVersion } from '../common/sector-version.js'
 import { SECTOR_BYTES } from '../common/units.js';
 import { copiesOf, isMirrored } from './copies.js';
 import { ALWAYS_UP, type CopyStates } from './copy-states.js';
-import type { NsdClientApi, NsdExtent, NsdIoOptions, SectorIo, SectorVersions } from './nsd-api.js';
+import type { NsdClientApi, NsdExtent, NsdFlushOptions, NsdIoOptions, SectorIo, SectorVersions } from './nsd-api.js';
 import { settleAll } from './settle-all.js';
 
 export interface MirrorParts {
@@ -230,7 +230,7 @@ export class MirroredNsds implements NsdClientApi {
     });
   }
 
-  flush(nsds: readonly NsdIndex[], options?: NsdIoOptions): Promise<void> {
+  flush(nsds: readonly NsdIndex[], options?: NsdFlushOptions): Promise<void> {
     if (!nsds.some(isMirrored)) return this.#nsds.flush(nsds, options);
     return this.#change(async () => {
       const flushed = new Set<NsdIndex>();

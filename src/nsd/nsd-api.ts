@@ -42,21 +42,25 @@ export interface NsdClientApi {
   /** Pages must stay stable until it resolves (S2). Resolves when every server has the bytes on its device, not flushed. */
   write(ios: readonly SectorIo[], options?: NsdIoOptions): Promise<void>;
   /** The devices' own flush, of the NSDs named. */
-  flush(nsds: readonly NsdIndex[], options?: NsdIoOptions): Promise<void>;
+  flush(nsds: readonly NsdIndex[], options?: NsdFlushOptions): Promise<void>;
   /** Contents become undefined-or-zero, checksums forgotten: reads give zeros. */
   discard(extents: readonly NsdExtent[], options?: NsdIoOptions): Promise<void>;
   /** In the order of the extents. Whether the bytes still have their checksum, only a read can tell. */
   versions(extents: readonly NsdExtent[], options?: NsdIoOptions): Promise<SectorVersions>;
   /**
    * How often so far, as this node has noticed, writes that the NSD had not flushed may have been lost though their server lives again (it lost
-   * power and came back, or another took over). Writes are durable if this is the same right after they resolved and after a
-   * flush that came later has resolved; if it isn't, they must be done again, or whoever waits for them told (I10).
+   * power and came back, or another took over). Writes are durable if this is the same before they began and after a flush that began
+   * when they had ended; if it isn't, they must be done again, or whoever waits for them told (I10).
    */
   lossesOf(nsd: NsdIndex): number;
 }
 export interface NsdIoOptions {
   readonly timeoutMs?: number | undefined;
   readonly signal?: AbortSignal | undefined;
+}
+export interface NsdFlushOptions extends NsdIoOptions {
+  /** What for, in a word: counted. */
+  readonly why?: string;
 }
 
 /** One open device: what napi-nvme, the simulator's disks and the fault port all look like. Offsets are the device's bytes. */

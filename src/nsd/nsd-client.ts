@@ -25,7 +25,7 @@ import {
   type SectorExtent,
 } from '../protocol/nsd-messages.js';
 import type { Checksums } from './checksums.js';
-import type { NsdClientApi, NsdExtent, NsdIoOptions, SectorIo, SectorVersions } from './nsd-api.js';
+import type { NsdClientApi, NsdExtent, NsdFlushOptions, NsdIoOptions, SectorIo, SectorVersions } from './nsd-api.js';
 import { isLost, readsAsZeros, versionOf } from './nsd-layout.js';
 import { type NsdStore, newSectorStates } from './nsd-store.js';
 import {
@@ -114,7 +114,7 @@ export class NsdClient implements NsdClientApi {
   readonly counters: Counters;
   readonly #slots: Semaphore;
   /** The last life of each NSD that this node has met. */
-  readonly #lives = new Map<NsdIndex, { life: number; losses: number }>();
+  readonly #lives = new Map<NsdIndex, { life: number; wholeSince: number; losses: number }>();
 
   constructor(private readonly parts: NsdClientParts) {
     this.counters = parts.counters ?? new Counters();
@@ -148,7 +148,8 @@ export class NsdClient implements NsdClientApi {
     );
   }
 
-  async flush(nsds: readonly NsdIndex[], options: NsdIoOptions = {}): Promise<void> {
+  async flush(nsds: readonly NsdIndex[], options: NsdFlushOptions = {}): Promise<void> {
+    this.counters.add(`nsd.flushes.${options.why ?? 'other'}`);
     await settleAll(
       [...new Set(nsds)].map((nsd) =>
         this.#persist('nsd.flush', nsd, options, async (attempt, store) => {
@@ -229,14 +230,16 @@ export class NsdClient implements NsdClientApi {
   #met(nsd: NsdIndex, { life, wholeSince }: NsdLife): void {
     const known = this.#lives.get(nsd);
     if (known === undefined) {
-      this.#lives.set(nsd, { life, losses: 0 });
+      this.#lives.set(nsd, { life, wholeSince, losses: 0 });
       return;
     }
-    if (known.life < wholeSince) {
+    // Either way round: an answer may come after that of a later life.
+    if (known.life < wholeSince || life < known.wholeSince) {
       known.losses++;
       this.counters.add('nsd.losses');
     }
     known.life = Math.max(known.life, life);
+    known.wholeSince = Math.max(known.wholeSince, wholeSince);
   }
 
   /** What the NSD's server says about it. */

@@ -6,6 +6,7 @@ import type { Checksums } from '../../nsd/checksums.js';
 import { isCopyLost, readableCopies } from '../../nsd/mirrored-nsds.js';
 import type { NsdClientApi } from '../../nsd/nsd-api.js';
 import { findPointer } from '../block-map.js';
+import { durably } from '../durable.js';
 import { Inode } from '../inode.js';
 import { decodeInode } from '../inode-format.js';
 import { type Extent, type Geometry, LOG_TABLE } from '../layout.js';
@@ -123,9 +124,9 @@ export async function writeDescriptor(volume: LogVolume, table: Extent, descript
     bytes.set(encodeDescriptor(descriptor, volume.fsId, 1));
     sealSector(bytes, volume.checksums);
     const memory = { offsetBytes, lengthBytes: SECTOR_BYTES };
-    await volume.nsds.write([{ nsd: table.nsd, sector: table.sector + descriptor.slot, memory }]);
+    const io = { nsd: table.nsd, sector: table.sector + descriptor.slot, memory };
+    await durably(volume.nsds, [table.nsd], 'logState', () => volume.nsds.write([io]));
   });
-  await volume.nsds.flush([table.nsd]);
 }
 
 export interface ReadLog extends ScannedLog {
@@ -160,7 +161,7 @@ export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Pro
   return { ...scanned, uneven };
 }
 
-/** What was read becomes what every copy has, durably, before anybody goes by it: whoever reads it next may have only one of them (L3). */
+/** What was read becomes what every copy has; to be flushed before anybody goes by it: whoever reads it next may have only one of them (L3). */
 export async function evenOut(volume: LogVolume, descriptor: LogDescriptor, uneven: readonly number[]): Promise<void> {
   const { slot, generation, pieceSectors, pieces } = descriptor;
   const space = new LogSpace(pieceSectors, pieces);
@@ -175,7 +176,6 @@ export async function evenOut(volume: LogVolume, descriptor: LogDescriptor, unev
       await volume.nsds.write([{ nsd, sector, memory: { offsetBytes, lengthBytes: SECTOR_BYTES }, logged: true }]);
     });
   }
-  await volume.nsds.flush([...new Set(uneven.map((n) => space.runs(n, 1)[0]!.nsd))]);
 }
 
 /** By place: what each copy that can be read says, null where it can't say. */

@@ -230,7 +230,8 @@ describe('the log on its device', () => {
 /** A sector, its NSD, and the records that a holder of its token makes. */
 class History {
   readonly records: SectorRecord[] = [];
-  readonly sectors = new LoggedSectors();
+  losses = 0;
+  readonly sectors = new LoggedSectors(() => this.losses);
   version = 3;
   inPlace: Uint8Array = new Uint8Array(SECTOR_BYTES);
   memory: Uint8Array = new Uint8Array(SECTOR_BYTES);
@@ -255,7 +256,15 @@ class History {
     this.states.push({ version: this.version, image: this.inPlace });
     this.sectors.endWrite(write, true);
   }
+  flush(): number[] {
+    return this.sectors.flushed(this.sectors.unflushedOn(this.sectors.unflushedNsds()));
+  }
 }
+const whole = (image: Uint8Array): Uint8Array => {
+  const copy = new Uint8Array(SECTOR_BYTES);
+  copy.set(image);
+  return withoutCrc(copy);
+};
 const withoutCrc = (image: Uint8Array): Uint8Array => {
   const copy = image.slice();
   copy.fill(0, 4, 8);
@@ -357,11 +366,59 @@ describe('sectors on their way', () => {
     history.writeInPlace();
     history.change();
     expect(history.sectors.needed()).toBe(1);
-    const nsds = history.sectors.beginFlush();
-    history.sectors.endFlush(nsds, false);
-    expect(history.sectors.needed()).toBe(1);
-    history.sectors.endFlush(history.sectors.beginFlush(), true);
+    expect(history.flush()).toEqual([]);
     expect(history.sectors.needed()).toBe(3);
+  });
+
+  test('what its NSD lost before the flush is dirty again, with its first record, and written at a later version', () => {
+    const history = new History(new SeededRandom(4));
+    history.change();
+    history.writeInPlace();
+    const { version } = history;
+    history.losses++;
+    expect(whole(history.sectors.newest(9, version - 1)!)).toEqual(withoutCrc(history.memory));
+    expect(history.sectors.newest(9, version)).toBeUndefined();
+    expect(history.flush()).toEqual([9]);
+    expect(history.sectors.needed()).toBe(1);
+    expect(history.sectors.dirty(9)).toMatchObject({ byImage: true, first: 1 });
+    expect(whole(history.sectors.latest(9)!)).toEqual(withoutCrc(history.memory));
+    history.change();
+    history.writeInPlace();
+    expect(history.version).toBeGreaterThan(version);
+    expect(history.sectors.needed()).toBe(1);
+    expect(history.flush()).toEqual([]);
+    expect(history.sectors.needed()).toBe(Number.POSITIVE_INFINITY);
+  });
+
+  test('a loss that is noticed between the beginning of a write and its end counts', () => {
+    const history = new History(new SeededRandom(5));
+    history.change();
+    const write = history.sectors.beginWrite(history.place);
+    history.losses++;
+    history.sectors.endWrite(write, true);
+    expect(history.flush()).toEqual([9]);
+  });
+
+  test('what was freed meanwhile is not written again, nor its version kept', () => {
+    const history = new History(new SeededRandom(6));
+    history.change();
+    const write = history.sectors.beginWrite(history.place);
+    history.sectors.drop(9);
+    history.sectors.endWrite(write, true);
+    history.losses++;
+    expect(history.flush()).toEqual([]);
+    expect(history.sectors.needed()).toBe(Number.POSITIVE_INFINITY);
+    expect(history.sectors.knows(9)).toBe(false);
+  });
+
+  test('a version that is not needed any more is forgotten when nothing of the sector is on its way', () => {
+    const history = new History(new SeededRandom(7));
+    history.change();
+    history.writeInPlace();
+    history.sectors.forget(9);
+    expect(history.sectors.knows(9)).toBe(true);
+    history.flush();
+    expect(history.sectors.knows(9)).toBe(false);
   });
 
   test('a write in place that failed leaves it as dirty as before, what came meanwhile included', () => {

@@ -4,12 +4,13 @@
  * Owns, for every metadata sector in memory, the version that the next record about it names; and for each sector with records that may not be
  * durable in place yet, which transaction recovery would have to begin with.
  * States of a sector: *dirty* (records, not in place) -> *writing* -> *unflushed* (in place, in the NSD's volatile cache) -> forgotten, at the
- * NSD's flush. A record that comes while it is being written makes it dirty anew beside that, with a full image.
+ * NSD's flush, or dirty again if the NSD lost something since the write began. A record that comes while it is being written makes it dirty
+ * anew beside that, with a full image.
  * Invariant: a sector is written in place only with what its durable records say (L1); whoever writes waits for `force` first.
  */
 import { invariant } from '../../common/assert.js';
 import { type Deferred, deferred } from '../../common/deferred.js';
-import type { InodeNumber, NsdIndex } from '../../common/ids.js';
+import { type InodeNumber, type NsdIndex, nsdIndex } from '../../common/ids.js';
 import { isVersionBefore, nextSectorVersion } from '../../common/sector-version.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
 import { NSD_BLOCKS_MAX } from '../layout.js';
@@ -30,6 +31,7 @@ const SECTORS_MAX = NSD_BLOCKS_MAX * SUB_BLOCKS_PER_BLOCK;
 /** Neighbours have successive keys, and the same copies. */
 export const keyOf = ({ nsd, sector }: { readonly nsd: number; readonly sector: number }): SectorKey =>
   nsd * SECTORS_MAX + sector;
+export const nsdOf = (key: SectorKey): NsdIndex => nsdIndex(Math.floor(key / SECTORS_MAX));
 
 export interface DirtySector {
   readonly key: SectorKey;
@@ -41,6 +43,16 @@ export interface DirtySector {
   first: number;
   last: number;
   readonly sinceMs: number;
+  /** It was in place and got lost: the log's own image is what is written again, for its page may be clean, or gone. */
+  byImage?: boolean;
+}
+
+/** In place, and a power cut of its NSD may take it away. */
+export interface UnflushedSector {
+  readonly dirty: DirtySector;
+  readonly version: number;
+  /** Of the NSD, when the write began. */
+  readonly losses: number;
 }
 
 /** A write in place, under way. */
@@ -50,9 +62,10 @@ export interface SectorWrite {
   /** Null: no record since it was last written; the bytes are the page's. */
   readonly dirty: DirtySector | null;
   readonly version: number;
-  /** Its space was given up meanwhile. */
-  dropped: boolean;
+  readonly losses: number;
   readonly ended: Deferred<void>;
+  /** Freed meanwhile: nobody needs what comes of it. */
+  dropped: boolean;
 }
 
 const NO_BYTES = new Uint8Array(0);
@@ -80,12 +93,16 @@ export class LoggedSectors {
   readonly #versions = new Map<SectorKey, number>();
   readonly #dirty = new Map<SectorKey, DirtySector>();
   readonly #writing = new Map<SectorKey, SectorWrite>();
-  readonly #unflushed = new Map<NsdIndex, number>();
-  readonly #flushing = new Map<NsdIndex, number>();
+  readonly #unflushed = new Map<SectorKey, UnflushedSector>();
+  /** To be forgotten as soon as nothing of them is on its way. */
+  readonly #forgotten = new Set<SectorKey>();
   #recorded: DirtySector[] = [];
+
+  constructor(private readonly lossesOf: (nsd: NsdIndex) => number = () => 0) {}
 
   /** Read from its NSD, or newly allocated there; a read that began before a write of ours tells of the past. */
   learn(key: SectorKey, version: number): void {
+    this.#forgotten.delete(key);
     const known = this.#versions.get(key);
     if (known === undefined || isVersionBefore(known, version)) this.#versions.set(key, version);
   }
@@ -97,14 +114,17 @@ export class LoggedSectors {
   }
   /** Out of memory, or somebody else's: nothing of it is dirty. */
   forget(key: SectorKey): void {
-    if (!this.#dirty.has(key)) this.#versions.delete(key);
+    if (this.#dirty.has(key) || this.#writing.has(key) || this.#unflushed.has(key)) this.#forgotten.add(key);
+    else this.#versions.delete(key);
   }
   /** Freed: what it was is not written any more. */
   drop(key: SectorKey): void {
     const writing = this.#writing.get(key);
     if (writing !== undefined) writing.dropped = true;
     this.#dirty.delete(key);
+    this.#unflushed.delete(key);
     this.#versions.delete(key);
+    this.#forgotten.delete(key);
   }
 
   dirty(key: SectorKey): DirtySector | undefined {
@@ -113,6 +133,14 @@ export class LoggedSectors {
   /** What the sector says, where its NSD doesn't say so yet. */
   latest(key: SectorKey): Uint8Array | undefined {
     return (this.#dirty.get(key) ?? this.#writing.get(key)?.dirty)?.image;
+  }
+  /** What the sector should say, if its NSD, which has this version, has lost what was written; else undefined. */
+  newest(key: SectorKey, version: number): Uint8Array | undefined {
+    const unflushed = this.#unflushed.get(key);
+    if (unflushed !== undefined && isVersionBefore(version, unflushed.version))
+      return this.latest(key) ?? unflushed.dirty.image;
+    const dirty = this.#dirty.get(key);
+    return dirty?.byImage ? dirty.image : undefined;
   }
   /** Since when the one longest dirty is; infinite when nothing is. */
   oldestMs(): number {
@@ -172,24 +200,35 @@ export class LoggedSectors {
     const version = nextSectorVersion(this.#versions.get(key) ?? 0);
     this.#dirty.delete(key);
     this.#versions.set(key, version);
-    const write = { key, place, dirty, version, dropped: false, ended: deferred<void>() };
+    const losses = this.lossesOf(place.nsd);
+    const write = { key, place, dirty, version, losses, ended: deferred<void>(), dropped: false };
     this.#writing.set(key, write);
     return write;
   }
 
   endWrite(write: SectorWrite, succeeded: boolean): void {
-    const { dirty, key, place, ended, dropped } = write;
+    const { dirty, key, version, losses, ended, dropped } = write;
     this.#writing.delete(key);
     ended.resolve();
-    if (dirty === null) return;
-    if (succeeded) {
-      this.#unflushed.set(place.nsd, Math.min(this.#unflushed.get(place.nsd) ?? Number.POSITIVE_INFINITY, dirty.first));
+    if (dropped) return;
+    const before = this.#unflushed.get(key);
+    if (dirty === null) {
+      // What it says now may be later than the image; that is right only if this write is lost, and nobody has it to be written again.
+      if (succeeded && before !== undefined) this.#unflushed.set(key, { dirty: before.dirty, version, losses });
       return;
     }
-    if (dropped) return;
-    const since = this.#dirty.get(key);
-    if (since === undefined) this.#dirty.set(key, dirty);
-    else since.first = dirty.first;
+    if (!succeeded) {
+      this.#again(dirty);
+      return;
+    }
+    // Recovery needs what it would have needed, until the flush.
+    if (before !== undefined) dirty.first = Math.min(dirty.first, before.dirty.first);
+    this.#unflushed.set(key, { dirty, version, losses });
+  }
+  #again(dirty: DirtySector): void {
+    const since = this.#dirty.get(dirty.key);
+    if (since === undefined) this.#dirty.set(dirty.key, dirty);
+    else since.first = Math.min(since.first, dirty.first);
   }
 
   /** No write in place is on its way to these any more. */
@@ -205,20 +244,46 @@ export class LoggedSectors {
         await ended.promise;
   }
 
-  /** NSDs with sectors in place that are not flushed; they are being flushed from now on. One flush at a time. */
-  beginFlush(): NsdIndex[] {
-    invariant(this.#flushing.size === 0, 'one flush of what is in place at a time');
-    for (const [nsd, first] of this.#unflushed) this.#flushing.set(nsd, first);
-    this.#unflushed.clear();
-    return [...this.#flushing.keys()];
+  /** In place and not flushed, of these NSDs; to be handed to `flushed` after a flush of them. */
+  unflushedOn(nsds: ReadonlySet<NsdIndex>): UnflushedSector[] {
+    return [...this.#unflushed.values()].filter(({ dirty }) => nsds.has(dirty.place.nsd));
   }
-  endFlush(nsds: readonly NsdIndex[], succeeded: boolean): void {
-    for (const nsd of nsds) {
-      const first = this.#flushing.get(nsd);
-      this.#flushing.delete(nsd);
-      if (!succeeded && first !== undefined)
-        this.#unflushed.set(nsd, Math.min(this.#unflushed.get(nsd) ?? Number.POSITIVE_INFINITY, first));
+  unflushedNsds(): Set<NsdIndex> {
+    return new Set([...this.#unflushed.values()].map(({ dirty }) => dirty.place.nsd));
+  }
+  isUnflushed(key: SectorKey): boolean {
+    return this.#unflushed.has(key);
+  }
+  /** Its bytes are not durable in place though nothing new is to be written: a flush is due, or what was lost is to be written again. */
+  isUndurable(key: SectorKey): boolean {
+    return this.#unflushed.has(key) || this.#dirty.get(key)?.byImage === true;
+  }
+  /** Sectors of a file in the page cache whose bytes an NSD may not have durably though their pages are clean. */
+  undurable(ino: InodeNumber, range: { readonly start: number; readonly end: number }): SectorKey[] {
+    const found: SectorKey[] = [];
+    const look = ({ key, place: { paged } }: DirtySector): void => {
+      if (paged?.ino === ino && range.start <= paged.offsetBytes && paged.offsetBytes < range.end) found.push(key);
+    };
+    for (const { dirty } of this.#unflushed.values()) look(dirty);
+    for (const dirty of this.#dirty.values()) if (dirty.byImage) look(dirty);
+    return found;
+  }
+
+  /** A flush that began when these had been written has succeeded. Those that were lost before it are dirty again, and returned. */
+  flushed(sectors: readonly UnflushedSector[]): SectorKey[] {
+    const lost: SectorKey[] = [];
+    for (const sector of sectors) {
+      const { key, place } = sector.dirty;
+      // Freed, or written anew meanwhile.
+      if (this.#unflushed.get(key) !== sector) continue;
+      this.#unflushed.delete(key);
+      if (this.lossesOf(place.nsd) !== sector.losses) {
+        sector.dirty.byImage = true;
+        this.#again(sector.dirty);
+        lost.push(key);
+      } else if (this.#forgotten.delete(key)) this.forget(key);
     }
+    return lost;
   }
 
   /** The first transaction that recovery would need; infinite when there is none. */
@@ -226,8 +291,7 @@ export class LoggedSectors {
     let needed = Number.POSITIVE_INFINITY;
     for (const { first } of this.#dirty.values()) if (first > 0) needed = Math.min(needed, first);
     for (const { dirty } of this.#writing.values()) if (dirty !== null) needed = Math.min(needed, dirty.first);
-    for (const first of this.#unflushed.values()) needed = Math.min(needed, first);
-    for (const first of this.#flushing.values()) needed = Math.min(needed, first);
+    for (const { dirty } of this.#unflushed.values()) needed = Math.min(needed, dirty.first);
     return needed;
   }
 }

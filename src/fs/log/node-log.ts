@@ -15,13 +15,14 @@ import { SECTOR_BYTES } from '../../common/units.js';
 import type { BufferArena, PagePool, PoolSegment } from '../../native/page-pool.js';
 import type { Checksums } from '../../nsd/checksums.js';
 import type { NsdClientApi, SectorIo } from '../../nsd/nsd-api.js';
+import { durably, type Flush } from '../durable.js';
 import { Mutex } from '../mutex.js';
 import { sealSector } from '../sector.js';
 import { type LogEffect, type LogEvent, LogMachine } from './log-machine.js';
 import { TransactionWriter } from './log-records.js';
 import { encodeGroup, type LogGroup, type LogIdentity, sectorsFor } from './log-sectors.js';
 import type { LogSpace } from './log-space.js';
-import type { LoggedSectors, SectorKey, SectorWrite } from './logged-sectors.js';
+import { type DirtySector, type LoggedSectors, nsdOf, type SectorKey, type SectorWrite } from './logged-sectors.js';
 import { type LooseEnd, LooseEnds } from './loose-ends.js';
 
 export interface NodeLogParts {
@@ -315,8 +316,7 @@ export class NodeLog {
         // Log sectors check themselves: one that is torn ends the log, and was never acknowledged (S1).
         logged: true,
       });
-    await nsds.write(ios);
-    await nsds.flush([...new Set(ios.map(({ nsd }) => nsd))]);
+    await durably(nsds, [...new Set(ios.map(({ nsd }) => nsd))], 'log', () => nsds.write(ios));
     counters.add('log.groups');
     counters.add('log.sectors', group.sectorCount);
   }
@@ -347,7 +347,7 @@ export class NodeLog {
 
   #isDue(key: SectorKey): boolean {
     const dirty = this.sectors.dirty(key);
-    return dirty !== undefined && dirty.place.paged === undefined && !this.sectors.isWriting(key);
+    return dirty !== undefined && isByImage(dirty) && !this.sectors.isWriting(key);
   }
 
   async #writeRun(keys: readonly SectorKey[], memory: PoolSegment): Promise<void> {
@@ -400,10 +400,10 @@ export class NodeLog {
     return this.#checkpointing.run(async () => {
       const dueMs = this.#parts.clock.nowMs() - ageMs;
       const due = [...this.sectors.all()].filter(({ sinceMs }) => sinceMs <= dueMs);
-      await this.writeInPlace(due.filter(({ place }) => place.paged === undefined).map(({ key }) => key));
+      await this.writeInPlace(due.filter(isByImage).map(({ key }) => key));
       const pages = new Map<InodeNumber, { start: number; end: number }[]>();
-      for (const { place } of due) {
-        if (place.paged === undefined) continue;
+      for (const { place, byImage } of due) {
+        if (place.paged === undefined || byImage) continue;
         const { ino, offsetBytes } = place.paged;
         const list = pages.get(ino) ?? [];
         list.push({ start: offsetBytes, end: offsetBytes + SECTOR_BYTES });
@@ -428,15 +428,35 @@ export class NodeLog {
 
   /** What is in place is durable there afterwards. */
   async #flushInPlace(): Promise<void> {
-    const flushing: NsdIndex[] = this.sectors.beginFlush();
-    if (flushing.length === 0) return;
-    let succeeded = false;
-    try {
-      await this.#parts.nsds.flush(flushing);
-      succeeded = true;
-    } finally {
-      this.sectors.endFlush(flushing, succeeded);
+    for (;;) {
+      const nsds = this.sectors.unflushedNsds();
+      if (nsds.size === 0) return;
+      await this.writeInPlace(await this.#flush(nsds, 'tail'));
     }
+  }
+
+  /**
+   * The same for some sectors only, which have been written in place: before somebody else may read them, who would find what was there before if their
+   * NSD lost them afterwards.
+   */
+  async makeDurable(wanted: Iterable<SectorKey>): Promise<void> {
+    const keys = [...wanted];
+    for (;;) {
+      await this.writeInPlace(keys.filter((key) => this.#isDue(key)));
+      const nsds = new Set<NsdIndex>();
+      for (const key of keys) if (this.sectors.isUnflushed(key)) nsds.add(nsdOf(key));
+      if (nsds.size === 0) return;
+      await this.writeInPlace(await this.#flush(nsds, 'handOver'));
+    }
+  }
+
+  /** Returns what was lost before the flush, and is to be written in place again. */
+  async #flush(nsds: ReadonlySet<NsdIndex>, why: Flush): Promise<SectorKey[]> {
+    const sectors = this.sectors.unflushedOn(nsds);
+    await this.#parts.nsds.flush([...nsds], { why });
+    const lost = this.sectors.flushed(sectors);
+    if (lost.length > 0) this.#parts.counters.add('log.sectorsLost', lost.length);
+    return lost;
   }
 
   async #trim(anew: boolean): Promise<void> {
@@ -454,3 +474,6 @@ export class NodeLog {
     this.#dispatch({ type: 'tailAnnounced', tail });
   }
 }
+
+/** The log's image is what is written in place, not a page. */
+const isByImage = ({ place, byImage }: DirtySector): boolean => place.paged === undefined || byImage === true;

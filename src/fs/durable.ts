@@ -1,0 +1,84 @@
+/**
+ * Writes, and the flush that makes them durable (I8).
+ *
+ * Every flush that the file system makes has a name here; flushes.test.ts leaves out one after the other, and finds each missing.
+ * Fault model: an NSD may lose what was not flushed while its writers live, when its server loses power and comes back. The flush that follows
+ * succeeds then, and covers nothing: so whoever writes takes down how often that has happened before he begins, and compares after the flush
+ * (the write verifier of NFSv4, RFC 7530 section 16.36). What was lost is written again.
+ */
+import type { NsdIndex } from '../common/ids.js';
+import type { NsdClientApi } from '../nsd/nsd-api.js';
+
+export const FLUSHES = [
+  /** A group of the log, before those who wait for it go on. */
+  'log',
+  /** Metadata in place, before the log's tail passes its records. */
+  'tail',
+  /** Metadata in place, before its token leaves. */
+  'handOver',
+  /** Data, before the record that exposes it. */
+  'exposure',
+  /** Data, before fsync returns. */
+  'fsync',
+  /** Data, before its token leaves. */
+  'dataHandOver',
+  /** Discards where a file is to have zeros, before that is said. */
+  'zeros',
+  /** The copy of a block, before the old one is given up. */
+  'move',
+  /** A block of attributes, before an inode names it. */
+  'attributes',
+  /** Discards of what was freed, before it can be allocated again. */
+  'freed',
+  /** Discards of what is free in a region, before it is allocated from. */
+  'region',
+  /** The state of a log, before anybody relies on it. */
+  'logState',
+  /** The space of a new log in the map, before it is written to. */
+  'logSpace',
+  /** What a node that is gone had written, before its log is taken for done where that is in place. */
+  'leftBehind',
+  /** What a log said, in place, before the log is done. */
+  'redo',
+  /** The content of a new file system, before the superblocks that say it is there. */
+  'mkfs',
+  /** These. */
+  'superblock',
+] as const;
+export type ShownFlush = (typeof FLUSHES)[number];
+/** And what a copy had missed, before anybody reads it: most of that is flushed by the way, so no test misses it yet. */
+export type Flush = ShownFlush | 'resync';
+
+type Nsds = Pick<NsdClientApi, 'flush' | 'lossesOf'>;
+
+/** How often each has lost something, before writes that may be lost begin. */
+export class LossMark {
+  readonly #before: ReadonlyMap<NsdIndex, number>;
+
+  constructor(
+    private readonly nsds: Nsds,
+    which: Iterable<NsdIndex>,
+  ) {
+    this.#before = new Map([...which].map((nsd) => [nsd, nsds.lossesOf(nsd)]));
+  }
+  /** After their flush: some of them may not be covered. */
+  get lost(): boolean {
+    for (const [nsd, losses] of this.#before) if (this.nsds.lossesOf(nsd) !== losses) return true;
+    return false;
+  }
+}
+
+/** What `write` writes to these NSDs is durable when it resolves; it is called again if some of it was lost. */
+export async function durably(
+  nsds: Nsds,
+  which: readonly NsdIndex[],
+  why: Flush,
+  write: () => Promise<void>,
+): Promise<void> {
+  for (;;) {
+    const mark = new LossMark(nsds, which);
+    await write();
+    if (which.length > 0) await nsds.flush(which, { why });
+    if (!mark.lost) return;
+  }
+}
