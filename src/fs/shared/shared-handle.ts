@@ -109,9 +109,8 @@ export class SharedHandle {
     for (const [key, owner] of [...this.#unsynced]) {
       this.#unsynced.delete(key);
       try {
-        const reply = await this.#ask(owner, { op: 'sync', offsetBytes: 0, dataOnly }, options);
-        // It left the file to others since, in good order: all of it is in place, and the flush is ours to make.
-        if (reply === null) this.#inode.unflushedElsewhere = true;
+        // Null: it left the file to others since, in good order. All of it was durable before (log.md).
+        await this.#ask(owner, { op: 'sync', offsetBytes: 0, dataOnly }, options);
       } catch (error) {
         if (!isUncertain(error) || this.#owners.isThere(owner)) {
           this.#unsynced.set(key, owner);
