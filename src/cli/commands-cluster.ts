@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
-import { SUB_BLOCK_BYTES } from '../common/units.js';
 import { ADMIN_METHODS, type FileSystemInfo, type NsdLine } from '../daemon/admin-api.js';
+import { addCheckCommand } from './commands-check.js';
 import { addNsdPathCommands } from './commands-nsd-paths.js';
 import { bytesText, countText, durationText, facts, print, printJson, table, UsageError } from './output.js';
 import { parseCount, type TargetOptions, withAdmin, withJson, withTarget } from './target.js';
@@ -220,31 +220,7 @@ export function addClusterCommands(program: Command): void {
       if (options.json === true) printJson(made);
       else print(describe(made));
     });
-  withJson(withTarget(fs.command('check')))
-    .argument('<name>', 'name of the file system')
-    .description(
-      'read a whole file system that nobody has mounted, and say what does not fit together; changes nothing',
-    )
-    .addHelpText('after', '\nExit code 1 when something does not fit.\n\nExample:\n  holdfast fs check data\n')
-    .action(async (name: string, options: TargetOptions) => {
-      const report = await withAdmin(options, (admin) => admin.call('checkFileSystem', { name }));
-      const { problems, lostSubBlocks, lostInodes, inodes, directories, usedSubBlocks } = report;
-      const sound = problems.length === 0 && lostSubBlocks === 0 && lostInodes === 0;
-      if (!sound) process.exitCode = 1;
-      if (options.json === true) {
-        printJson(report);
-        return;
-      }
-      for (const problem of problems) print(problem);
-      print(
-        facts([
-          ['verdict', sound ? 'sound' : 'not sound'],
-          ['inodes', `${countText(inodes)}, ${countText(directories)} of them directories`],
-          ['space in use', bytesText(usedSubBlocks * SUB_BLOCK_BYTES)],
-          ['lost', `${countText(lostInodes)} inodes, ${bytesText(lostSubBlocks * SUB_BLOCK_BYTES)}`],
-        ]),
-      );
-    });
+  addCheckCommand(fs);
   withJson(withTarget(fs.command('info')))
     .argument('[name]', 'default: all')
     .description('what a file system is made of, and how full it is')

@@ -119,6 +119,10 @@ export class MembershipRuntime implements Membership {
     this.#joined.promise.catch(() => undefined);
   }
 
+  /** Of this life, as it is now: for keys that go with it. */
+  get lease(): StoreLease {
+    return this.#lease;
+  }
   get view(): ClusterView {
     return this.#view;
   }

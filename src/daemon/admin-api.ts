@@ -1,6 +1,8 @@
 import { z } from 'zod';
 import type { RungResult } from '../fabric/rung-test.js';
 import type { CheckReport } from '../fs/check/check.js';
+import type { RepairReport } from '../fs/check/repair.js';
+import type { Progress } from '../fs/check/scan.js';
 import type { RefusedNsd } from './refused-nsds.js';
 
 /**
@@ -24,6 +26,10 @@ export const ADMIN_METHODS = {
   fileSystems: z.strictObject({}),
   /** Reads a whole file system that nobody has mounted, and says what does not fit together. */
   checkFileSystem: z.strictObject({ name: z.string() }),
+  /** The same, and mends what can be mended. */
+  repairFileSystem: z.strictObject({ name: z.string() }),
+  /** How far a check or a repair has come that this daemon is at. */
+  checkProgress: z.strictObject({}),
   /** The operator says that it is dead (F1). */
   expel: z.strictObject({ node: z.int().min(1).max(65_535) }),
   /** Moves an NSD to another of its servers; null: to the daemon that is asked. */
@@ -46,6 +52,8 @@ export interface AdminResults {
   createFileSystem: FileSystemInfo;
   fileSystems: FileSystemInfo[];
   checkFileSystem: CheckReport;
+  repairFileSystem: RepairReport;
+  checkProgress: { readonly progress: Progress | null };
   expel: { readonly nodeId: number; readonly incarnation: number; readonly done: boolean };
   nsdTakeover: NsdLine;
   fabricTest: RungResult[];

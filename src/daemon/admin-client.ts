@@ -56,13 +56,17 @@ export class AdminClient implements AdminApi {
     return new AdminClient(path, socket);
   }
 
-  async call<M extends AdminMethod>(method: M, params: AdminParams<M>): Promise<AdminResults[M]> {
+  async call<M extends AdminMethod>(
+    method: M,
+    params: AdminParams<M>,
+    timeoutMs = CALL_TIMEOUT_MS,
+  ): Promise<AdminResults[M]> {
     if (this.socket.destroyed) throw new FsError('connectionLost', { op: method, object: this.path });
     const id = this.#nextId++;
     const done = deferred<unknown>();
     const timer = setTimeout(
       () => this.#settle(id, (call) => call.reject(new FsError('deadlinePassed', { op: method, object: this.path }))),
-      CALL_TIMEOUT_MS,
+      timeoutMs,
     );
     this.#waiting.set(id, { done, timer });
     this.socket.write(encodeAdminFrame({ id, method, params }));

@@ -24,6 +24,7 @@ import type {
 } from './admin-api.js';
 import type { DaemonConfig } from './config-schema.js';
 import type { NodeEngine } from './engine.js';
+import type { FileSystemIdentity } from './node.js';
 import { lifeState } from './node-recovery.js';
 import { systemClock } from './system-clock.js';
 
@@ -48,12 +49,9 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
       const found = await engine.fileSystems();
       return Promise.all(found.map(({ name, record }) => describe(engine, name, record)));
     },
-    checkFileSystem: async ({ name }) => {
-      const found = (await engine.fileSystems()).find((one) => one.name === name);
-      if (found === undefined)
-        throw new FsError('notFound', { op: 'fs.check', object: name, detail: 'no such file system' });
-      return engine.node.check({ ...found.record, name });
-    },
+    checkFileSystem: async ({ name }) => engine.node.check(await identityOf(engine, name)),
+    repairFileSystem: async ({ name }) => engine.node.repair(await identityOf(engine, name)),
+    checkProgress: async () => ({ progress: engine.node.checking }),
     expel: ({ node }) => expel(engine, nodeId(node)),
     nsdTakeover: async ({ nsd, to }) => {
       await engine.takeover(nsd, to === null ? null : nodeId(to));
@@ -72,6 +70,13 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
     },
   };
   return { call: (method, params) => handlers[method](params) };
+}
+
+async function identityOf(engine: NodeEngine, name: string): Promise<FileSystemIdentity> {
+  const found = (await engine.fileSystems()).find((one) => one.name === name);
+  if (found === undefined)
+    throw new FsError('notFound', { op: 'fs.check', object: name, detail: 'no such file system' });
+  return { ...found.record, name };
 }
 
 /** Waits until it has been cleaned up after: fenced everywhere, its log redone, its tokens fallen. */

@@ -4,6 +4,7 @@ import { hostname } from 'node:os';
 import { NativeCacheMap } from '../cache/cache-map-native.js';
 import type { Engine, EngineConfig } from '../client/engine-contract.js';
 import { EtcdStore } from '../cluster/etcd-store.js';
+import { FileSystemClaims } from '../cluster/file-system-claims.js';
 import { membershipSettings } from '../cluster/membership.js';
 import { MembershipRuntime } from '../cluster/membership-runtime.js';
 import { FILE_SYSTEM_PREFIX, type FileSystemRecord, StoreKey } from '../cluster/records.js';
@@ -21,8 +22,10 @@ import type { FileSystem } from '../fs/file-system-api.js';
 import { crc32c, crc32cSectors, createPagePool } from '../native/core.js';
 import type { Checksums } from '../nsd/checksums.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
+import { createFileSystem } from './create-file-system.js';
 import { LazyFileSystem } from './lazy-file-system.js';
 import { type FormatOptions, HoldfastNode, type NodeParts } from './node.js';
+import { lifeState } from './node-recovery.js';
 import { NsdServing, type TargetPort } from './nsd-serving.js';
 import { NvmetTarget } from './nvmet-target.js';
 import { type NsdConfig, type NsdPath, openStores, type WrapDevice } from './open-stores.js';
@@ -245,6 +248,16 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       return found;
     };
 
+    const claims = new FileSystemClaims({
+      store,
+      self: membership.self,
+      lease: () => membership.lease,
+      isGone: ({ nodeId: id, incarnation }) => lifeState(membership.view, id, incarnation) === 'gone',
+    });
+    /** Of a making that failed: what says that it belongs to it belongs to nobody. */
+    const wasNeverMade = async (fsUuid: string): Promise<boolean> =>
+      (await claims.wasNeverMade(fsUuid)) && !(await fileSystems()).some(({ record }) => record.uuid === fsUuid);
+
     const made = new HoldfastNode(
       {
         fabric,
@@ -261,6 +274,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
         stores: [],
         ...(config.settings === undefined ? {} : { settings: config.settings }),
         fileSystems: async () => (await fileSystems()).map(({ name, record }) => ({ name, ...record })),
+        claims,
         onBroken: (error) => fail(FsError.from(error, 'engine')),
       },
       { tokenServer: config.tokenServer },
@@ -274,7 +288,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     undo.push(followRdmaAddresses({ membership, fabric, ladder, address, rdma: rdmaAddress }));
     for (const path of opened.paths) {
       const foreign = foreignness(path, membership.view.nsds.get(path.uuid)?.fsUuid ?? null);
-      if (foreign === null) continue;
+      if (foreign === null || (await wasNeverMade(path.header.fsUuid!))) continue;
       await refused.add(path.header.name, foreign);
       throw foreign;
     }
@@ -297,11 +311,14 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     const claimStores = (): void => {
       for (const served of serving.stores) {
         const fsUuid = membership.view.nsds.get(served.uuid)?.fsUuid ?? null;
-        if (fsUuid !== null && served.header.fsUuid === null) {
-          served
-            .assignTo(fsUuid)
-            .catch((error: unknown) => logger.error({ nsd: served.uuid, error: String(error) }, 'assigning failed'));
-        }
+        const before = served.header.fsUuid;
+        if (fsUuid === before) continue;
+        const assign = async (): Promise<void> => {
+          if (before === null || (await wasNeverMade(before))) await served.assignTo(fsUuid);
+        };
+        assign().catch((error: unknown) =>
+          logger.error({ nsd: served.uuid, error: String(error) }, 'assigning failed'),
+        );
       }
     };
     undo.push(membership.onChange(claimStores));
@@ -358,7 +375,8 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       fileSystems,
       unmount,
       refusedNsds: () => refused.list(),
-      createFileSystem: (name, nsdNames, options) => createFileSystem(made, membership, name, nsdNames, options),
+      createFileSystem: (name, nsdNames, options) =>
+        createFileSystem({ node: made, membership, claims, wasNeverMade }, name, nsdNames, options),
       close: () => {
         ending ??= end();
         return ending;
@@ -452,60 +470,6 @@ function foreignness({ header, uuid }: NsdPath, fsUuid: string | null): FsError 
     object: `nsd ${uuid}`,
     detail: `'${header.name}' belongs to file system ${header.fsUuid}, the cluster has it in ${fsUuid}`,
   });
-}
-
-async function createFileSystem(
-  node: HoldfastNode,
-  membership: MembershipRuntime,
-  name: string,
-  nsdNames: readonly string[] | undefined,
-  options: FormatOptions = {},
-): Promise<FileSystemRecord> {
-  if ((await membership.fileSystem(name)) !== null) {
-    throw new FsError('exists', { op: 'fs.create', object: name, detail: 'there is such a file system' });
-  }
-  const known = [...membership.view.nsds.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
-  const chosen =
-    nsdNames === undefined
-      ? known.filter((nsd) => nsd.fsUuid === null)
-      : known.filter((nsd) => nsdNames.includes(nsd.name));
-  const missing = (nsdNames ?? []).filter((wanted) => !known.some((nsd) => nsd.name === wanted));
-  if (missing.length > 0)
-    throw new FsError('notFound', { op: 'fs.create', object: missing.join(', '), detail: 'no such NSD' });
-  const taken = chosen.filter((nsd) => nsd.fsUuid !== null);
-  if (taken.length > 0) {
-    throw new FsError('busy', {
-      op: 'fs.create',
-      object: taken.map((nsd) => nsd.name).join(', '),
-      detail: 'belongs to a file system already',
-    });
-  }
-  if (chosen.length === 0)
-    throw new FsError('notFound', { op: 'fs.create', object: name, detail: 'the cluster has no free NSD' });
-
-  const fsUuid = randomUUID();
-  const nsds = chosen.map((nsd) => nsd.uuid);
-  for (const uuid of nsds) {
-    await membership.updateNsd(uuid, (record) => {
-      if (record === null || (record.fsUuid !== null && record.fsUuid !== fsUuid)) {
-        throw new FsError('busy', {
-          op: 'fs.create',
-          object: uuid,
-          detail: 'was taken by another file system meanwhile',
-        });
-      }
-      return { ...record, fsUuid };
-    });
-  }
-  await node.format(
-    { uuid: fsUuid, name, nsds },
-    chosen.map((nsd) => nsd.failureGroup),
-    options,
-  );
-  const number = await membership.allotFileSystemNumber(name);
-  const record: FileSystemRecord = { uuid: fsUuid, number, nsds, createdMs: Date.now() };
-  await membership.createFileSystem(name, record);
-  return record;
 }
 
 async function readKey(keyFile: string): Promise<Buffer> {

@@ -2,6 +2,7 @@ import type { CacheMap } from '../cache/cache-map.js';
 import { createPageCache } from '../cache/page-cache.js';
 import type { PageCacheApi } from '../cache/page-cache-api.js';
 import type { PageCacheSettings } from '../cache/page-cache-settings.js';
+import type { FileSystemClaims } from '../cluster/file-system-claims.js';
 import type { ClusterView, Membership } from '../cluster/membership-api.js';
 import type { ExpulsionActions } from '../cluster/membership-runtime.js';
 import { WHOLE } from '../common/byte-range.js';
@@ -13,7 +14,9 @@ import type { Logger } from '../common/logger.js';
 import type { Random } from '../common/random.js';
 import type { Fabric, NodeIdentity } from '../fabric/fabric.js';
 import { FileBacking } from '../fs/backing.js';
-import { type CheckReport, checkFileSystem, logOwners } from '../fs/check/check.js';
+import { type CheckParts, type CheckReport, checkFileSystem, logOwners } from '../fs/check/check.js';
+import { type RepairReport, repairFileSystem } from '../fs/check/repair.js';
+import type { Progress, ScanOptions } from '../fs/check/scan.js';
 import type { MetadataCopies } from '../fs/layout.js';
 import { blocksOf, createFileSystem } from '../fs/mkfs.js';
 import { type MountedFileSystem, mountFileSystem } from '../fs/mount.js';
@@ -79,6 +82,8 @@ export interface NodeParts {
   };
   /** All file systems of the cluster: of each the log of a dead node is redone (F1). */
   readonly fileSystems: () => Promise<readonly FileSystemIdentity[]>;
+  /** Who uses a file system as a whole; absent: nobody checks or repairs one. */
+  readonly claims?: FileSystemClaims;
   /** An invariant is broken: stop serving (F7). */
   readonly onBroken: (error: unknown) => void;
 }
@@ -105,6 +110,7 @@ export interface LostRange {
 }
 
 interface Mounted {
+  readonly release: () => Promise<void>;
   readonly identity: FileSystemIdentity;
   readonly cache: PageCacheApi;
   readonly fileSystem: MountedFileSystem;
@@ -291,6 +297,18 @@ export class HoldfastNode {
         detail: `${this.#mounted.identity.name} is mounted`,
       });
     }
+    const release = (await this.#parts.claims?.use(identity)) ?? (async () => undefined);
+    try {
+      this.#mounted = { release, ...(await this.#mountClaimed(identity)) };
+    } catch (error) {
+      await this.#giveBackTokens().catch(() => undefined);
+      await release().catch(() => undefined);
+      throw error;
+    }
+    return this.#mounted.fileSystem;
+  }
+
+  async #mountClaimed(identity: FileSystemIdentity): Promise<Omit<Mounted, 'release'>> {
     const { fabric, pool, map, clock, random, logger, counters, checksums, settings } = this.#parts;
     const backing = new FileBacking();
     const tokens = scopedTokens(this.tokens, identity.number);
@@ -337,8 +355,7 @@ export class HoldfastNode {
       fsUuid: identity.uuid,
       nsdUuids: identity.nsds,
     });
-    this.#mounted = { identity, cache, fileSystem };
-    return fileSystem;
+    return { identity, cache, fileSystem };
   }
 
   /** Everything written out, tokens given back. */
@@ -359,6 +376,7 @@ export class HoldfastNode {
       throw error;
     }
     await this.#giveBackTokens();
+    await mounted.release();
   }
 
   /** Those too that the file system knows nothing of any more: of files and directories that it has forgotten. */
@@ -368,10 +386,29 @@ export class HoldfastNode {
     await Promise.all([...objects.values()].map((held) => this.tokens.release(held.class, held.object, WHOLE)));
   }
 
+  /** What a check or a repair that is under way here has come to. */
+  checking: Progress | null = null;
+
   /** Of a file system that nobody has mounted. @throws {FsError} busy */
   check(identity: FileSystemIdentity): Promise<CheckReport> {
+    return this.#alone(identity, false, (storage, options) => checkFileSystem(storage, identity.nsds.length, options));
+  }
+
+  /** The same, mending what can be. @throws {FsError} busy */
+  repair(identity: FileSystemIdentity): Promise<RepairReport> {
+    const { logger, counters } = this.#parts;
+    return this.#alone(identity, true, (storage, options) =>
+      repairFileSystem({ ...storage, logger, counters }, identity.nsds.length, options),
+    );
+  }
+
+  #alone<T>(
+    identity: FileSystemIdentity,
+    repairs: boolean,
+    body: (storage: CheckParts, options: ScanOptions) => Promise<T>,
+  ): Promise<T> {
     return this.#inTurn(async () => {
-      const { pool, checksums, membership } = this.#parts;
+      const { pool, checksums, membership, claims } = this.#parts;
       const mountedBy = (nodes: string): FsError =>
         new FsError('busy', {
           op: 'fs.check',
@@ -380,12 +417,26 @@ export class HoldfastNode {
         });
       if (this.#mounted?.identity.uuid === identity.uuid) throw mountedBy('this node');
       const storage = { nsds: this.#storage(identity).nsds, arena: this.#staging, pool, checksums };
-      const owners = await logOwners(storage, identity.nsds.length);
-      const here = owners.filter(
-        ({ nodeId, incarnation }) => lifeState(membership.view, nodeId, incarnation) !== 'gone',
-      );
-      if (here.length > 0) throw mountedBy(`node ${here.map(({ nodeId }) => nodeId).join(', ')}`);
-      return checkFileSystem(storage);
+      const claim = await claims?.takeAlone(identity, repairs);
+      let begun = false;
+      try {
+        const owners = await logOwners(storage, identity.nsds.length);
+        const here = owners.filter(
+          ({ nodeId, incarnation }) => lifeState(membership.view, nodeId, incarnation) !== 'gone',
+        );
+        if (here.length > 0) throw mountedBy(`node ${here.map(({ nodeId }) => nodeId).join(', ')}`);
+        begun = repairs;
+        const report = await body(storage, { onProgress: (progress) => (this.checking = progress) });
+        if (repairs) await claim?.done();
+        else await claim?.giveUp();
+        return report;
+      } catch (error) {
+        // A repair that was begun is brought to its end by the next: until then nobody mounts what it has left.
+        if (!begun) await claim?.giveUp().catch(() => undefined);
+        throw error;
+      } finally {
+        this.checking = null;
+      }
     });
   }
 

@@ -150,8 +150,11 @@ export class LogClaim {
   }
 }
 
-const stateOf = (volume: Volume, { owner }: LogDescriptor): LifeState =>
-  volume.parts.lives.state(owner.nodeId, owner.incarnation);
+/** Whoever mounts has no log yet: one of its own life was left by a mount of it that failed. */
+const stateOf = ({ parts }: Volume, { owner }: LogDescriptor): LifeState =>
+  owner.nodeId === parts.nodeId && owner.incarnation === parts.incarnation
+    ? 'gone'
+    : parts.lives.state(owner.nodeId, owner.incarnation);
 
 function logVolumeOf({ parts, fsId, geometry, superblock }: Volume): LogVolume {
   const { nsds, pool, arena, checksums } = parts;

@@ -99,16 +99,32 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
   volume.orphans = new Orphans(volume);
   volume.shared = new SharedService(volume);
   backing.bind(volume);
-  await LogClaim.recoverLeft(volume);
-  await volume.inodes.start();
-  for (const ino of [ALLOCATION_MAP, INODE_MAP]) await attachMap(volume, ino);
-  cache.setRevokeHook(ALLOCATION_MAP, async (range) => {
-    volume.allocator.forget(range);
-  });
-  volume.claim = await LogClaim.take(volume);
-  await volume.claim.settleLeft();
+  try {
+    await LogClaim.recoverLeft(volume);
+    await volume.inodes.start();
+    for (const ino of [ALLOCATION_MAP, INODE_MAP]) await attachMap(volume, ino);
+    cache.setRevokeHook(ALLOCATION_MAP, async (range) => {
+      volume.allocator.forget(range);
+    });
+    volume.claim = await LogClaim.take(volume);
+    await volume.claim.settleLeft();
+  } catch (error) {
+    await giveUp(volume);
+    throw error;
+  }
   volume.parts.logger.info({ name: superblock.name, fsUuid: superblock.fsUuid }, 'file system mounted');
   return new MountedFs(volume);
+}
+
+/** A mount that failed leaves nothing in memory, and its log closed if that can be: else it is redone like that of one who died. */
+async function giveUp(volume: Volume): Promise<void> {
+  volume.closed = true;
+  await volume.claim?.close().catch((error: unknown) => {
+    volume.parts.logger.warn({ error: String(error) }, 'the log of a mount that failed could not be closed');
+  });
+  volume.cache.dropEverything();
+  for (const { file } of volume.systemFiles.values()) file?.detach();
+  await volume.cache.close().catch(() => undefined);
 }
 
 /** The maps were laid out by mkfs and never move: their inodes are read once, without a token. */

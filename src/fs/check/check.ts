@@ -3,6 +3,7 @@
  *
  * Memory: a bit per sub-block, some 17 bytes per inode, a little more per directory.
  */
+import { FsError } from '../../common/errors.js';
 import { withCopies } from '../../nsd/mirrored-nsds.js';
 import { findLogTable, readDescriptors } from '../log/log-reader.js';
 import { LogState } from '../log/log-table.js';
@@ -31,7 +32,14 @@ export async function logOwners(
   const { fsUuid, geometry, inodeFile } = await readSuperblock(parts, nsdCount);
   const { nsds } = parts;
   const logs = { ...parts, nsds: withCopies({ nsds }), fsId: fsIdOf(fsUuid), geometry, inodeFile };
-  const descriptors = await readDescriptors(logs, await findLogTable(logs));
+  let descriptors: Awaited<ReturnType<typeof readDescriptors>>;
+  try {
+    descriptors = await readDescriptors(logs, await findLogTable(logs));
+  } catch (error) {
+    // Damaged: nobody could have mounted it like that.
+    if (FsError.is(error) && (error.reason === 'corrupt' || error.reason === 'checksumMismatch')) return [];
+    throw error;
+  }
   return descriptors.flatMap((descriptor) =>
     descriptor?.state === LogState.open || descriptor?.state === LogState.creating ? [descriptor.owner] : [],
   );

@@ -43,12 +43,17 @@ async function findOrMake(scan: Scan, edits: SectorEdits): Promise<InodeNumber> 
   const sector = scan.inodes.home(ino)!;
   const bytes = new Uint8Array(4096);
   const fields = emptyInode();
-  Object.assign(fields, { type: FileType.directory, mode: 0o700, nlink: 2, generation, parent: ROOT_DIRECTORY });
+  // Cut off before it has its name, it is an orphan.
+  Object.assign(fields, { type: FileType.directory, mode: 0o700, nlink: 0, generation, parent: ROOT_DIRECTORY });
   encodeInode(ino, fields, bytes, scan.fsId);
   edits.put(sector.nsd, sector.sector, bytes);
   await edits.commit();
   scan.inodes.set(ino, FileType.directory, generation, 2);
   await root.insert(NAME, { ino, generation, type: FileType.directory });
+  await edits.commit();
+  await editInode(scan, edits, ino, (made) => {
+    made.nlink = 2;
+  });
   await edits.commit();
   return ino;
 }
