@@ -48,7 +48,7 @@ export const InodeFlag = {
   /** Read and written through the node that owns it; a directory passes it on. */
   sharedWrite: 4,
 } as const;
-const KNOWN_FLAGS = InodeFlag.inline | InodeFlag.keepsSpace | InodeFlag.sharedWrite;
+export const KNOWN_FLAGS = InodeFlag.inline | InodeFlag.keepsSpace | InodeFlag.sharedWrite;
 
 /** Type of an inode that is not in use; the others are FileType. */
 export const FREE_INODE = 0;

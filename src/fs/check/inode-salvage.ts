@@ -9,7 +9,7 @@ import { RANGE_END } from '../../common/units.js';
 import type { Checksums } from '../../nsd/checksums.js';
 import { POINTER_BYTES, pointerFault, readPointer, writePointer } from '../block-pointer.js';
 import { FileType } from '../file-system-api.js';
-import { AREA_AT, AREA_BYTES, DIRECTORY_DEPTH_MAX, decodeInode, FREE_INODE, InodeFlag } from '../inode-format.js';
+import { AREA_AT, AREA_BYTES, DIRECTORY_DEPTH_MAX, decodeInode, FREE_INODE, InodeFlag, KNOWN_FLAGS } from '../inode-format.js';
 import type { Geometry } from '../layout.js';
 import {
   getI64,
@@ -71,7 +71,7 @@ export function salvageInode(
     setU16(sector, 42, mode & 0o7777);
     dropped.push('bits of its mode');
   }
-  setU32(sector, 104, getU32(sector, 104) & InodeFlag.inline);
+  setU32(sector, 104, getU32(sector, 104) & KNOWN_FLAGS);
   for (const [at, what] of [
     [96, 'its device number'],
     [112, 'its count of sub-blocks'],
@@ -103,7 +103,7 @@ function salvageAttributes(sector: Uint8Array, geometry: Geometry, dropped: stri
 }
 
 function salvageArea(sector: Uint8Array, geometry: Geometry, dropped: string[]): void {
-  const inline = getU32(sector, 104) === InodeFlag.inline;
+  const inline = (getU32(sector, 104) & InodeFlag.inline) !== 0;
   let used = getU16(sector, 108);
   const size = getU64(sector, 56);
   if (inline) {

@@ -7,7 +7,7 @@ import { SECTOR_BYTES } from '../../common/units.js';
 import { pointerFault, readPointer, writePointer } from '../block-pointer.js';
 import { FileType } from '../file-system-api.js';
 import { INDIRECT_POINTERS, INDIRECT_POINTERS_AT, span } from '../indirect-format.js';
-import { decodeInode, EMPTY_AREA, encodeInode, FREE_INODE, type InodeFields } from '../inode-format.js';
+import { decodeInode, EMPTY_AREA, encodeInode, FREE_INODE, type InodeFields, InodeFlag } from '../inode-format.js';
 import {
   ALLOCATION_MAP,
   type Extent,
@@ -229,7 +229,7 @@ async function checkAttributes(scan: Scan, ino: InodeNumber, fields: InodeFields
       why = detailOf(error);
     }
   const object = `attributes of inode ${ino}`;
-  const target = fields.type === FileType.symlink && fields.sizeBytes > 0 && !fields.flags;
+  const target = fields.type === FileType.symlink && fields.sizeBytes > 0 && (fields.flags & InodeFlag.inline) === 0;
   const inline = keptEntries(fields.kept);
   if (target && !inline.some(({ space }) => space === XattrSpace.linkTarget))
     scan.report(
