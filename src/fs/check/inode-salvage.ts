@@ -9,7 +9,15 @@ import { RANGE_END } from '../../common/units.js';
 import type { Checksums } from '../../nsd/checksums.js';
 import { POINTER_BYTES, pointerFault, readPointer, writePointer } from '../block-pointer.js';
 import { FileType } from '../file-system-api.js';
-import { AREA_AT, AREA_BYTES, DIRECTORY_DEPTH_MAX, decodeInode, FREE_INODE, InodeFlag, KNOWN_FLAGS } from '../inode-format.js';
+import {
+  AREA_AT,
+  AREA_BYTES,
+  DIRECTORY_DEPTH_MAX,
+  decodeInode,
+  FREE_INODE,
+  InodeFlag,
+  KNOWN_FLAGS,
+} from '../inode-format.js';
 import type { Geometry } from '../layout.js';
 import {
   getI64,
