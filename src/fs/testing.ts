@@ -495,6 +495,7 @@ export class TestVolume {
       ask: async (owner, request) => {
         await turns();
         const fs = this.#mounted.get(owner.nodeId);
+        if (fs !== undefined && this.#lives.get(owner.nodeId) !== owner.incarnation) return null;
         if (fs === undefined) throw new FsError('fenced', { op: 'sharedIo', object: `node ${owner.nodeId}` });
         return this.onShared === null ? fs.serveShared(request) : this.onShared(fs, request);
       },

@@ -63,8 +63,8 @@ export class SharedHandle {
     const request = { ...rest, ino: this.#inode.ino, generation: this.#generation, ...what };
     this.#volume.counters.add('fs.sharedRequests');
     const reply = await this.#owners.ask(owner, request, options?.signal);
-    // The next one looks for itself.
-    if (reply === null) this.#isShared = false;
+    // The next one is done here, and sees how it is.
+    if (reply === null && what.op !== 'sync') this.#isShared = false;
     return reply;
   }
 
@@ -109,8 +109,10 @@ export class SharedHandle {
     for (const [key, owner] of [...this.#unsynced]) {
       this.#unsynced.delete(key);
       try {
-        // Null: it left the file to others since, in good order. All of it was durable before (log.md).
-        await this.#ask(owner, { op: 'sync', offsetBytes: 0, dataOnly }, options);
+        const reply = await this.#ask(owner, { op: 'sync', offsetBytes: 0, dataOnly }, options);
+        // Null from that life: it left the file to others since, in good order, and all of it was durable before (log.md). From a later life of the
+        // node: nobody knows how the other one ended.
+        if (reply === null && !this.#owners.isThere(owner)) lost = new FsError('fenced', { op: 'sharedIo' });
       } catch (error) {
         if (!isUncertain(error) || this.#owners.isThere(owner)) {
           this.#unsynced.set(key, owner);

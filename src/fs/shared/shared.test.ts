@@ -119,6 +119,21 @@ test('I8, I10: a sync through the owner is durable; what the owner took along un
   await finish(volume, [last]);
 });
 
+test('I10: an owner that died and is there again, as another life, has not synced what the one before took along', async () => {
+  const { volume, nodes } = await three();
+  const file = await open(nodes[1]);
+  await file.write(0, Buffer.from('lost'));
+  await volume.bury(nodes[0]);
+  const again = await volume.mount(1);
+  await expect(file.sync(false)).rejects.toMatchObject({ code: 'EIO', reason: 'writesLost' });
+  await file.write(0, Buffer.from('kept'));
+  await file.sync(false);
+  expect(served(again)).toBe(2);
+  await file.close();
+  await volume.clock.advance(2_000);
+  await finish(volume, [again, nodes[1], nodes[2]]);
+});
+
 test('the owner dies under a write: one at an offset is done again, an append whose outcome nobody knows is told', async () => {
   const { volume, nodes } = await three();
   const [one, two] = nodes;
