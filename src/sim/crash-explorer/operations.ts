@@ -1,5 +1,5 @@
 import { constants } from 'node:fs';
-import { type FileSystem, type OpenFile, ROOT } from '../../fs/file-system-api.js';
+import { type AllocateMode, type FileSystem, type OpenFile, ROOT } from '../../fs/file-system-api.js';
 import { Impossible, type Tree } from './tree-model.js';
 
 /**
@@ -175,6 +175,22 @@ function truncate(path: string, size: number): Operation {
     run: (machine) => withFile(machine, path, O_RDWR, (file) => file.truncate(size)),
   };
 }
+function fallocate(path: string, mode: AllocateMode, offset: number, length: number, keepSize = false): Operation {
+  return {
+    id: `${mode}${keepSize ? 'Keep' : ''}-${short(path)}-${offset}-${length}`,
+    kind: 'fallocate',
+    touches: path,
+    model: (state) => {
+      const id = idOf(state, path);
+      const { tree } = state;
+      const size = tree.file(id).content.length;
+      const end = offset + length;
+      const grown = end > size && !keepSize && mode !== 'punchHole' ? tree.truncate(id, end) : tree;
+      return mode === 'allocate' ? grown : grown.zero(id, offset, end);
+    },
+    run: (machine) => withFile(machine, path, O_RDWR, (file) => file.allocate(mode, offset, length, { keepSize })),
+  };
+}
 function setxattr(path: string, name: string, length: number | null): Operation {
   const value = (stamp: number): Uint8Array | null => (length === null ? null : stamped(stamp, 0, length));
   return {
@@ -276,6 +292,12 @@ export const OPERATIONS: readonly Operation[] = [
   truncate('/B/big', 5_000),
   truncate('/A/foo', 20_000),
   truncate('/A/bar', 1_000),
+  fallocate('/foo', 'allocate', 5_000, 40_000),
+  fallocate('/A/foo', 'allocate', 0, 20_000, true),
+  fallocate('/B/big', 'punchHole', 2 ** 20, 8_000),
+  fallocate('/B/big', 'punchHole', 0, 2 ** 20),
+  fallocate('/foo', 'punchHole', 1_000, 5_000),
+  fallocate('/A/bar', 'zeroRange', 2_000, 40_000),
   setxattr('/foo', 'user.small', 40),
   setxattr('/foo', 'user.big', 6_000),
   setxattr('/foo', 'user.big', null),
