@@ -154,6 +154,16 @@ export function randomFates(random: Random): (op: DeviceOp) => Fate {
   };
 }
 
+/** The same of a device that never tears a chunk: each of an op's chunks is there or not. */
+export function sectorFates(random: Random): (op: DeviceOp) => Fate {
+  const fates = randomFates(random);
+  return (op) => {
+    const fate = fates(op);
+    return typeof fate === 'function' ? (block) => fate(block - (block % BLOCKS_PER_CHUNK)) : fate;
+  };
+}
+const BLOCKS_PER_CHUNK = IMAGE_CHUNK_BYTES / TORN_BLOCK_BYTES;
+
 /** Of `count` pending ops: none, all, each one alone, all but each one. */
 export function extremeFates(count: number): ((op: DeviceOp, index: number) => Fate)[] {
   const is = (there: boolean): Fate => (there ? 'present' : 'absent');

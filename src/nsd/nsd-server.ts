@@ -314,14 +314,9 @@ export class NsdServer {
 
   async #serveFence(message: IncomingMessage): Promise<Uint8Array> {
     const { node, upTo, epoch } = decodeNsdFence(message.body);
-    // A fenced node may not fence others; an old epoch's order has been overtaken.
+    // A fenced node may not fence others, nor one that has not caught up. An order of an earlier expulsion is as good as a later one: of several
+    // nodes that go at once they come in any order, and each shuts out its own.
     this.#admit(message);
-    if (epoch < this.#fenceEpoch)
-      throw new FsError('staleEpoch', {
-        op: 'nsd.fence',
-        object: `node ${node}`,
-        detail: `order of epoch ${epoch}, the fence is at ${this.#fenceEpoch}`,
-      });
     this.#logger.info({ node, upTo, epoch }, 'fencing a node from the NSDs');
     await this.fence(node, upTo, epoch);
     return NOTHING;

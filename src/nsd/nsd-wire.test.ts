@@ -574,16 +574,36 @@ describe('a fence (F1)', () => {
     expect(await reading).toEqual([0]);
   });
 
-  it('can be given twice, and not by a fenced node nor of an overtaken epoch', async () => {
+  it('can be given twice, and not by a fenced node nor by one of an overtaken epoch', async () => {
     const c = await start();
     const other = clientNode(c, 8, () => c.location);
     other.fabric.setEpoch(epoch(2));
-    const give = (client: NsdClient, at = 2): Promise<Reason | 'none'> =>
-      reasonOf(client.fence(nodeId(1), { ...order(), epoch: epoch(at) }, { timeoutMs: 1000 }));
+    const give = (client: NsdClient): Promise<Reason | 'none'> =>
+      reasonOf(client.fence(nodeId(1), order(), { timeoutMs: 1000 }));
     expect(await give(other.client)).toBe('none');
     expect(await give(other.client)).toBe('none');
-    expect(await give(other.client, 1)).toBe('staleEpoch');
+    other.fabric.setEpoch(epoch(1));
+    expect(await give(other.client)).toBe('staleEpoch');
     expect(await give(c.client.client)).toBe('fenced');
+  });
+
+  it('of several nodes that are expelled at once come in any order', async () => {
+    const c = await start();
+    const [other, third] = [8, 7].map((id) => clientNode(c, id, () => c.location));
+    other!.fabric.setEpoch(epoch(3));
+    const give = (node: number, at: number): Promise<Reason | 'none'> =>
+      reasonOf(
+        other!.client.fence(
+          nodeId(1),
+          { node: nodeId(node), upTo: incarnation(1), epoch: epoch(at) },
+          { timeoutMs: 1000 },
+        ),
+      );
+    expect(await give(9, 3)).toBe('none');
+    expect(await give(7, 2)).toBe('none');
+    for (const { fabric } of [c.client, third!]) fabric.setEpoch(epoch(3));
+    expect(await reasonOf(writeValues(c.client, 0, 1, 2))).toBe('fenced');
+    expect(await reasonOf(writeValues(third!, 0, 1, 2))).toBe('fenced');
   });
 });
 

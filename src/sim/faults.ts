@@ -135,6 +135,12 @@ export class Faults {
         world.kill(life);
         return this.#untilBack();
       }
+      case 'powerCut': {
+        await this.#alone();
+        say('all machines');
+        world.powerCut();
+        return this.#untilBack();
+      }
       case 'killServer': {
         const life = await this.#victim((one) => one.id <= world.plan.tokenServers);
         say(`node ${life.name}`);

@@ -44,9 +44,10 @@ export class HotFile {
 
   /**
    * I8: is every cell on the disks what it was when this life last synced the file, or something newer? Null when it is.
-   * Judged cell by cell, from which operations were over before which.
+   * Judged cell by cell, from which operations were over before which. An fsync covers what its own node wrote; what others have dirty is theirs to sync,
+   * and a power cut of all (`everywhere`) takes it.
    */
-  lostOf(life: string, cells: readonly number[]): string | null {
+  lostOf(life: string, cells: readonly number[], everywhere = false): string | null {
     const synced = Math.max(
       Number.NEGATIVE_INFINITY,
       ...this.#syncs.filter((s) => s.life === life).map((s) => s.calledAt),
@@ -57,7 +58,10 @@ export class HotFile {
     for (let cell = 0; cell < count; cell++) {
       const found = cells[cell] ?? 0;
       const touching = operations.filter((operation) => touches(operation, cell));
-      const durable = touching.filter((operation) => operation.output !== null && operation.returnedAt < synced);
+      const durable = touching.filter(
+        ({ output, returnedAt, client }) =>
+          output !== null && returnedAt < synced && (!everywhere || client.startsWith(`${life}/`)),
+      );
       const isNewest = (one: Operation<FileInput, FileOutput>): boolean =>
         durable.every((other) => other === one || other.calledAt < one.returnedAt);
       const candidates = touching.filter(isNewest);
@@ -68,7 +72,13 @@ export class HotFile {
         return stamp === found || (found === 0 && one.output === null);
       };
       // Torn: changed since, on its way to the disks when the node died.
-      if (found < 0 && touching.some((one) => one.returnedAt > synced)) continue;
+      if (
+        found < 0 &&
+        (everywhere
+          ? candidates.some((one) => !durable.includes(one))
+          : touching.some((one) => one.returnedAt > synced))
+      )
+        continue;
       if (touching.length === 0 ? found === 0 : candidates.some(fits)) continue;
       if (durable.length === 0 && found === 0) continue;
       const wanted = candidates.map((one) => JSON.stringify(one.input)).join(' or ');

@@ -28,7 +28,8 @@ export type FaultKind =
   | 'stuckDisk'
   | 'resend'
   | 'leave'
-  | 'flap';
+  | 'flap'
+  | 'powerCut';
 
 export interface FaultPlan {
   readonly kind: FaultKind;
@@ -62,6 +63,8 @@ export interface SeedPlan {
 
 export const LEASE_TTL_MS = 1500;
 const OPERATIONS = 520;
+/** Of so many seeds one loses the power of all its machines. */
+const POWER_CUT_EVERY = 6;
 /** As long as an operation may wait for a token, whatever else goes wrong. */
 export const ACQUIRE_TIMEOUT_MS = 20_000;
 
@@ -105,6 +108,12 @@ export function planSeed(seed: number): SeedPlan {
   if (resends)
     for (let i = 1 + below(apart, 2); i > 0; i--)
       faults.push({ kind: 'resend', atOperation: 20 + below(apart, OPERATIONS - 60), forMs: 50 + 400 * apart.next() });
+  // All machines at once, also drawn apart.
+  if (kind === 'data' && seed % POWER_CUT_EVERY === 1) {
+    const cuts = new SeededRandom(seed * 2 + 4_000_037);
+    for (let i = 1 + below(cuts, 2); i > 0; i--)
+      faults.push({ kind: 'powerCut', atOperation: 20 + below(cuts, OPERATIONS - 60), forMs: 0 });
+  }
   faults.sort((a, b) => a.atOperation - b.atOperation);
   return {
     seed,

@@ -12,6 +12,7 @@ import type { FileSystemIdentity, NodeParts } from '../daemon/node.js';
 import { MemoryNetwork } from '../fabric/memory-link.js';
 import { ROOT } from '../fs/file-system-api.js';
 import { checksumsJs } from '../nsd/checksum-js.js';
+import { sectorFates } from '../nsd/device-record.js';
 import { Checks } from './checks.js';
 import {
   type DirectoryInput,
@@ -77,9 +78,11 @@ export class World {
   /** Lives in the view, as the store has it. */
   #members = new Set<string>();
   #moment = 0;
-  readonly #random: { readonly nodes: SeededRandom; readonly store: SeededRandom };
+  readonly #random: { readonly nodes: SeededRandom; readonly store: SeededRandom; readonly cuts: SeededRandom };
   readonly #traffic: TokenTraffic;
   readonly #ends = new Map<SimNode, () => void>();
+  /** Lives that ended in a power cut of all, until the tokens of the last of them fall. */
+  readonly #cutOff = new Set<SimNode>();
 
   constructor(
     readonly plan: SeedPlan,
@@ -87,7 +90,7 @@ export class World {
   ) {
     const random = new SeededRandom(plan.seed);
     const forks = { network: random.fork(), disks: random.fork(), faults: random.fork(), workload: random.fork() };
-    this.#random = { nodes: random.fork(), store: random.fork() };
+    this.#random = { nodes: random.fork(), store: random.fork(), cuts: new SeededRandom(plan.seed + 6_000_011) };
     this.trace = new Trace(() => this.scheduler.nowMs());
     this.network = new MemoryNetwork(this.scheduler);
     this.store = new MemoryStore(this.scheduler, { callDeadlineMs: 400 });
@@ -331,6 +334,16 @@ export class World {
     this.lifeEnded(life);
   }
 
+  /** Every machine at once; what no disk has flushed is there or not, sector by sector (torn ones are the crash explorer's). */
+  powerCut(): void {
+    for (const life of this.nodes.values()) {
+      if (life.state === 'dead' || life.state === 'left') continue;
+      this.#cutOff.add(life);
+      this.kill(life);
+    }
+    for (const { disk } of this.disks) disk.powerCut(sectorFates(this.#random.cuts));
+  }
+
   /**
    * F1 has come to the fall of a life's tokens. Every server must have shut it out by now (I5); its own disks do so here (S4). Then
    * what the disks hold is what its files are, for everybody.
@@ -360,7 +373,29 @@ export class World {
     if (!target.clean) this.#noteLosses(life);
   }
 
+  /** What a power cut of all has left is every file's content, once all logs have been redone; nobody has a token until then. */
+  #noteCut(lives: readonly SimNode[]): void {
+    for (const file of this.hot) {
+      const cells = this.#onDisk(file);
+      for (const { name } of lives) {
+        const lost = file.lostOf(name, cells, true);
+        if (lost !== null) this.report({ check: 'I8', ino: file.ino, text: lost });
+      }
+      for (const { name } of lives) file.history.endLife(name);
+      file.history.happened('power cut', { op: 'reverted', cells }, []);
+      this.trace.add(0, file.ino, `the power cut has left ${cells.join()}`);
+    }
+    for (const { name } of lives) this.names.endLife(name);
+  }
+
   #noteLosses(life: SimNode): void {
+    if (this.#cutOff.has(life)) {
+      if ([...this.#cutOff].every((one) => one.outOfTheWay)) {
+        this.#noteCut([...this.#cutOff]);
+        this.#cutOff.clear();
+      }
+      return;
+    }
     const exclusive = life.exclusiveInodes();
     for (const file of this.hot) {
       if (exclusive.includes(file.ino)) {

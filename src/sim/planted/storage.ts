@@ -89,4 +89,12 @@ export const STORAGE_BUGS: readonly PlantedBug[] = [
       };
     },
   },
+  {
+    name: 'flush-left-out',
+    what: 'A disk says that it has flushed, and has not (I8).',
+    needs: ['powerCut'],
+    alterNode(_world, { doors }) {
+      for (const { store } of doors) store.flush = () => Promise.resolve();
+    },
+  },
 ];
