@@ -9,6 +9,7 @@ import { startPrivateEtcd } from '../../cluster/private-etcd.js';
 import { nodeId } from '../../common/ids.js';
 import type { Logger } from '../../common/logger.js';
 import { type NodeConfig, type NodeEngine, startNode } from '../engine.js';
+import type { FormatOptions } from '../node.js';
 import type { NsdFault } from '../open-stores.js';
 
 /** A cluster for tests: full nodes in this process, each with an NSD in a file, over real TCP and a private etcd. */
@@ -39,6 +40,7 @@ export interface LocalClusterOptions {
   readonly nsdBytes?: number;
   readonly pagePoolBytes?: number;
   readonly leaseTtlMs?: number;
+  readonly format?: FormatOptions;
   readonly fileSystem?: string | null;
   readonly settings?: NodeConfig['settings'];
   readonly logger?: Logger;
@@ -118,7 +120,8 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
   };
   try {
     for (let index = 0; index < nodes; index++) await start(index);
-    if (options.fileSystem !== null) await engines[0]!.createFileSystem(options.fileSystem ?? 'test');
+    if (options.fileSystem !== null)
+      await engines[0]!.createFileSystem(options.fileSystem ?? 'test', undefined, options.format);
   } catch (error) {
     await close();
     throw error;
