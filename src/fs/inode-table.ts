@@ -296,7 +296,8 @@ export class InodeTable {
 
   // Reading
 
-  async #readRun(ino: InodeNumber): Promise<void> {
+  /** `alone`: not its neighbours. */
+  async #readRun(ino: InodeNumber, alone = false): Promise<void> {
     // Usually known: then the run is entered in the turn in which nobody else was found reading it.
     const home = this.#file.locate(ino) ?? (await this.#file.locateLoaded(ino));
     if (!home) throw new FsError('staleHandle', { op: 'inode.read', object: `inode ${ino}`, detail: 'does not exist' });
@@ -308,8 +309,9 @@ export class InodeTable {
     );
     const aligned = Math.floor(ino / READ_RUN) * READ_RUN;
     // Pinned but being revoked: the token client does not show it as held; the pinned one alone is safe.
-    const first = held === null ? ino : Math.max(aligned, Math.ceil(held.start / SECTOR_BYTES));
-    const end = held === null ? ino + 1 : Math.min(aligned + READ_RUN, Math.floor(held.end / SECTOR_BYTES));
+    const narrow = held === null || alone;
+    const first = narrow ? ino : Math.max(aligned, Math.ceil(held.start / SECTOR_BYTES));
+    const end = narrow ? ino + 1 : Math.min(aligned + READ_RUN, Math.floor(held.end / SECTOR_BYTES));
     const ended = deferred<void>();
     const run: RunRead = { first, end, stale: false, ended: ended.promise };
     this.#reads.add(run);
@@ -324,6 +326,11 @@ export class InodeTable {
       for (const [number, value] of read.fields)
         this.#install(inodeNumber(number), value, read.versions[number - first]!, home, ino);
       this.#volume.counters.add('fs.inodeReads');
+    } catch (error) {
+      // One that can't be read takes none of its neighbours along.
+      if (narrow || !FsError.is(error) || error.reason !== 'checksumMismatch') throw error;
+      this.#reads.delete(run);
+      await this.#readRun(ino, true);
     } finally {
       this.#reads.delete(run);
       ended.resolve();

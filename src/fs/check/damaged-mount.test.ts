@@ -1,0 +1,161 @@
+import { constants } from 'node:fs';
+import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { FsError } from '../../common/errors.js';
+import { nsdIndex } from '../../common/ids.js';
+import { type FileSystem, ROOT } from '../file-system-api.js';
+import { ALLOCATION_MAP, INODE_FILE, INODE_MAP, LOG_TABLE } from '../layout.js';
+import { setI64, setU16, setU32 } from '../sector.js';
+import { type Contents, DamagedVolume, type Place, readContents } from './testing-damage.js';
+
+const { O_RDONLY } = constants;
+
+let v: DamagedVolume;
+beforeAll(async () => {
+  v = await DamagedVolume.create();
+});
+beforeEach(() => v.restore());
+
+const DAMAGES: Record<string, (place: Place) => void> = {
+  'flipped bits': (place) => v.flip(place, 2000, 5),
+  'a wrong magic': (place) => v.edit(place, (bytes) => setU32(bytes, 0, 0x41414141)),
+  "another file system's UUID": (place) => v.edit(place, (bytes) => setI64(bytes, 8, 99n)),
+  "another's place": (place) => v.edit(place, (bytes) => setU32(bytes, 24, 12_345)),
+  'bytes without their checksum': (place) => v.rot(place),
+};
+const OLD_GENERATION = (place: Place): void => v.edit(place, (bytes) => setU32(bytes, 32, 0));
+
+interface Structure {
+  readonly find: () => Promise<Place> | Place;
+  readonly use: (fs: FileSystem) => Promise<unknown>;
+  /** The object that the error names, unless the NSD says it first (a checksum). */
+  readonly object: RegExp;
+  readonly also: Record<string, (place: Place) => void>;
+  /** Paths that may be unreadable. */
+  readonly hurt: (path: string) => boolean;
+}
+
+const readAt = async (fs: FileSystem, path: string, offsetBytes: number): Promise<void> => {
+  const file = await fs.open(path, O_RDONLY, 0, ROOT);
+  try {
+    await file.read(offsetBytes, Buffer.alloc(10));
+  } finally {
+    await file.close();
+  }
+};
+
+const STRUCTURES: Record<string, Structure> = {
+  'an inode': {
+    find: () => v.inodePlace('/a/one'),
+    use: (fs) => fs.stat('/a/one', ROOT),
+    object: /inode \d+/,
+    also: { 'impossible lengths': (place) => v.edit(place, (bytes) => setU16(bytes, 108, 65_000)) },
+    hurt: (path) => path === '/a/one',
+  },
+  'an indirect block': {
+    find: () => v.pointer('/a/sparse', 211),
+    use: (fs) => readAt(fs, '/a/sparse', 230 << 20),
+    object: /inode \d+, indirect block of level 1/,
+    also: {
+      'an old generation': OLD_GENERATION,
+      'a pointer to itself': (place) =>
+        v.edit(place, (bytes) => {
+          bytes[40] = 2;
+        }),
+      'a pointer beyond its NSD': (place) => v.edit(place, (bytes) => setU32(bytes, 64 + 19 * 16 + 12, 70_000)),
+    },
+    hurt: (path) => path.startsWith('/a/sparse'),
+  },
+  'a leaf': {
+    find: async () => (await v.leaves('/many'))[0]!.place,
+    use: (fs) => fs.readdir('/many', ROOT),
+    object: /directory \d+ leaf 0/,
+    also: {
+      'an old generation': OLD_GENERATION,
+      'impossible lengths': (place) => v.edit(place, (bytes) => setU16(bytes, 44, 60_000)),
+    },
+    hurt: (path) => path.startsWith('/many'),
+  },
+  'a block of attributes': {
+    find: () => v.attributesPointer('/attributes'),
+    use: (fs) => fs.getXattr('/attributes', true, 'user.big', ROOT),
+    object: /inode \d+/,
+    also: { 'an old generation': OLD_GENERATION },
+    hurt: () => false,
+  },
+};
+
+async function readRest(fs: FileSystem, hurt: (path: string) => boolean): Promise<Contents> {
+  const rest: Contents = new Map();
+  for (const [path, content] of v.contents) {
+    if (hurt(path) || content === null || typeof content === 'string' || path.includes(':')) continue;
+    const file = await fs.open(path, O_RDONLY, 0, ROOT);
+    const bytes = Buffer.alloc(content.length);
+    await file.read(0, bytes);
+    await file.close();
+    rest.set(path, bytes);
+    expect(bytes.equals(content), path).toBe(true);
+  }
+  return rest;
+}
+
+describe.each(Object.entries(STRUCTURES))('under a mount, %s with', (_, { find, use, object, also, hurt }) => {
+  test.each(Object.entries({ ...DAMAGES, ...also }))(
+    '%s is refused, naming it; nothing else is hurt, and what is mended is there again',
+    async (what, damage) => {
+      damage(await find());
+      const node = await v.volume.mount();
+      for (let twice = 0; twice < 2; twice++) {
+        const error: unknown = await use(node.fs).then(
+          () => null,
+          (thrown: unknown) => thrown,
+        );
+        if (!FsError.is(error)) throw new Error(`no error of ours: ${String(error)}`);
+        const isUnreadable = what === 'bytes without their checksum';
+        expect(error.code).toBe(isUnreadable ? 'EIO' : 'EUCLEAN');
+        expect(error.object).toMatch(isUnreadable ? /nsd \d+ sector \d+/ : object);
+      }
+      expect((await readRest(node.fs, hurt)).size).toBeGreaterThan(3);
+      await node.fs.unmount();
+      v.restore();
+      const again = await v.volume.mount();
+      await use(again.fs);
+      await again.fs.unmount();
+    },
+  );
+});
+
+describe('what a mount can not do without:', () => {
+  test.each([
+    ['every copy of the superblock', () => [0, 1].map((nsd) => ({ nsd: nsdIndex(nsd), sector: 0 })), /superblock/],
+    ["the inode file's own inode", () => [v.inodePlace(INODE_FILE)], /inode 1/],
+    ["the allocation map's inode", () => [v.inodePlace(ALLOCATION_MAP)], /inode 3/],
+    ["the inode map's inode", () => [v.inodePlace(INODE_MAP)], /inode 4/],
+    ['the inode of the table of logs', () => [v.inodePlace(LOG_TABLE)], /inode 6/],
+  ] as const)('%s, damaged, is named; with it mended the file system is there as it was', async (_, find, object) => {
+    for (const [what, damage] of Object.entries(DAMAGES)) {
+      v.restore();
+      for (const place of find()) damage(place);
+      const error: unknown = await v.volume.mount().then(
+        () => null,
+        (thrown: unknown) => thrown,
+      );
+      if (!FsError.is(error)) throw new Error(`no error of ours with ${what}: ${String(error)}`);
+      expect(['EUCLEAN', 'EIO']).toContain(error.code);
+      if (error.code === 'EUCLEAN') expect(error.object).toMatch(object);
+    }
+    v.restore();
+    const node = await v.volume.mount();
+    expect((await readContents(node.fs)).size).toBe(v.contents.size);
+    await node.fs.unmount();
+  });
+
+  test('one good copy of the superblock is enough', async () => {
+    for (const damage of Object.values(DAMAGES)) {
+      v.restore();
+      damage({ nsd: nsdIndex(0), sector: 0 });
+      const node = await v.volume.mount();
+      await node.fs.stat('/a/one', ROOT);
+      await node.fs.unmount();
+    }
+  });
+});
