@@ -1,11 +1,13 @@
 import { constants } from 'node:fs';
-import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { TwinCacheMap } from '../../cache/cache-map-twin.js';
 import { FsError } from '../../common/errors.js';
 import { nsdIndex } from '../../common/ids.js';
 import { type FileSystem, ROOT } from '../file-system-api.js';
 import { ALLOCATION_MAP, INODE_FILE, INODE_MAP, LOG_TABLE } from '../layout.js';
 import { setI64, setU16, setU32 } from '../sector.js';
-import { type Contents, DamagedVolume, type Place, readContents } from './testing-damage.js';
+import { checkVolume } from '../testing.js';
+import { type Contents, DamagedVolume, type Place, placeText, readContents } from './testing-damage.js';
 
 const { O_RDONLY } = constants;
 
@@ -147,6 +149,21 @@ describe('what a mount can not do without:', () => {
     const node = await v.volume.mount();
     expect((await readContents(node.fs)).size).toBe(v.contents.size);
     await node.fs.unmount();
+  });
+
+  test('a mount that fails gives back what it had taken of the cache map, and leaves no log open', async () => {
+    const opened = vi.spyOn(TwinCacheMap.prototype, 'openEntry');
+    const closed = vi.spyOn(TwinCacheMap.prototype, 'closeEntry');
+    // Its maps' inodes are attached by then.
+    v.volume.nsds.failWhen(
+      (op, { nsd, sector }) => op === 'nsd.write' && `${nsd}:${sector}` === placeText(v.logDescriptor(0)),
+    );
+    await expect(v.volume.mount()).rejects.toMatchObject({ reason: 'deviceError' });
+    v.volume.nsds.failWhen(null);
+    expect(opened.mock.calls.length).toBeGreaterThanOrEqual(2);
+    expect(closed.mock.calls.length).toBe(opened.mock.calls.length);
+    vi.restoreAllMocks();
+    expect(await checkVolume(v.volume)).toMatchObject({ findings: [] });
   });
 
   test('one good copy of the superblock is enough', async () => {
