@@ -10,7 +10,12 @@ const named = (...ids: string[]): Workload[] => ids.map((id) => workloadById(id)
 /** Per mistake, a workload that is likely to show it, and some more. */
 const SHOWN_BY: Readonly<Record<PlantedOrder, Workload[]>> = {
   'log-not-flushed': named('synced:mkdir-D', 'lazy:creat-new'),
-  'data-not-flushed': named('lazy:symlink-sym', 'synced:append-B.big-5000'),
+  'data-not-flushed': named(
+    'synced:symlink-sym',
+    'lazy:symlink-sym',
+    'lazy:setxattr-foo-big-6000',
+    'synced:append-B.big-5000',
+  ),
   'in-place-before-log': named('lazy:creat-new', 'synced:rename-A.C-E'),
   'exposed-before-data': named('lazy:creat-new', 'synced:append-A.foo-4000'),
 };
