@@ -84,7 +84,10 @@ export async function replayLogs(
     // Its space may not even be marked as used: whoever takes the slot goes on with that.
     if (descriptor.state !== LogState.open) continue;
     const scanned = await readLog(volume, descriptor);
-    if (scanned.ended !== null)
+    if (scanned.hole !== null) {
+      volume.counters.add('recovery.logHoles');
+      volume.logger.error({ slot: descriptor.slot, why: scanned.hole }, 'what was logged behind a hole is lost');
+    } else if (scanned.ended !== null)
       volume.logger.info({ slot: descriptor.slot, why: scanned.ended }, 'the log ends with a write that was cut off');
     logs.push({ descriptor, uneven: scanned.uneven });
     const ends = plan.add(scanned.transactions);

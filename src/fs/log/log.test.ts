@@ -224,6 +224,9 @@ describe('the log on its device', () => {
     const hole = whole();
     hole.sectors.delete(0);
     expect(hole.scan(0).transactions).toEqual([]);
+    // Of these only the hole says that something is lost that had been durable.
+    expect(hole.scan(0).hole).toBe('sectors 0 to 0 are lost');
+    for (const device of [whole(), torn, rotten]) expect(device.scan(0).hole).toBeNull();
   });
 });
 
