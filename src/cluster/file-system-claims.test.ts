@@ -22,7 +22,9 @@ async function cluster() {
       gone.add(nodeId);
       return clock.run(lease.revoke());
     };
-    return { claims, die };
+    /** Out of the view while its lease still runs. */
+    const expel = (): void => void gone.add(nodeId);
+    return { claims, die, expel };
   };
   return { clock, run: <T>(work: Promise<T>) => clock.run(work), one: await node(1), two: await node(2) };
 }
@@ -66,6 +68,13 @@ test('who dies while it has it mounted, or checks it, keeps nobody out', async (
   await run(one.claims.use(data));
   await one.die();
   await run((await run(two.claims.takeAlone(data, true))).done());
+});
+
+test('who was expelled keeps nobody out, though its lease still runs', async () => {
+  const { run, one, two } = await cluster();
+  await run(one.claims.use(data));
+  one.expel();
+  await run((await run(two.claims.takeAlone(data, false))).giveUp());
 });
 
 test('a making that failed or was cut off is told from one that is under way, and from none', async () => {

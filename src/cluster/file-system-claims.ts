@@ -75,7 +75,7 @@ export class FileSystemClaims {
 
   /** For a check, or a repair, whose claim stays until it has come to its end. @throws {FsError} busy: somebody has it mounted, or checks it */
   async takeAlone({ uuid, name }: ClaimedFileSystem, repairs: boolean): Promise<AloneClaim> {
-    const { store, self, lease } = this.#parts;
+    const { store, self, lease, isGone } = this.#parts;
     const key = `${ALONE_PREFIX}${uuid}`;
     const busy = (detail: string): FsError => new FsError('busy', { op: 'fs.check', object: name, detail });
     const present = await this.#takeKey(uuid, repairs, busy);
@@ -88,7 +88,8 @@ export class FileSystemClaims {
     try {
       if (!repairs && present === null) await store.put(key, mine, lease());
       const { entries } = await store.list(`${USERS_PREFIX}${uuid}/`);
-      const users = entries.flatMap(({ value }) => parsed(holderSchema, value) ?? []);
+      // The lease of one that was expelled may still run: what it left is in its log, and redone.
+      const users = entries.flatMap(({ value }) => parsed(holderSchema, value) ?? []).filter((life) => !isGone(life));
       if (users.length > 0)
         throw busy(`node ${users.map(({ nodeId }) => nodeId).join(', ')} has it mounted: unmount it first`);
       return { giveUp, done: async () => void (await store.delete(key)) };
