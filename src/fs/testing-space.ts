@@ -1,4 +1,5 @@
 /** The allocation manager and the way of shipped frees between the nodes of a TestVolume, in the same process; a test may lose, repeat or hold back what is sent. */
+import { type Deferred, deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
 import { type NodeId, nodeId } from '../common/ids.js';
 import { TokenClass, TokenMode } from '../token-manager/token.js';
@@ -12,7 +13,10 @@ import type { TestTokens } from './testing-tokens.js';
 const REGIONS = { start: 0, end: Number.MAX_SAFE_INTEGER };
 
 export class TestSpace {
-  readonly #nodes = new Map<number, { readonly fs: MountedFileSystem; readonly tokens: TestTokens }>();
+  readonly #nodes = new Map<
+    number,
+    { readonly fs: MountedFileSystem; readonly tokens: TestTokens; readonly gone: Deferred<ShipmentAnswer> }
+  >();
   #machine = new RegionMachine();
   /** The manager doesn't answer. */
   away = false;
@@ -25,11 +29,15 @@ export class TestSpace {
   constructor(readonly nowMs: () => number) {}
 
   joins(node: number, fs: MountedFileSystem, tokens: TestTokens): void {
-    this.#nodes.set(node, { fs, tokens });
+    this.#nodes.set(node, { fs, tokens, gone: deferred() });
   }
-  /** Its tokens have fallen. */
+  /** Its tokens have fallen; what it was sent it will never answer. */
   leaves(fs: MountedFileSystem): void {
-    for (const [node, one] of this.#nodes) if (one.fs === fs) this.#nodes.delete(node);
+    for (const [node, one] of this.#nodes) {
+      if (one.fs !== fs) continue;
+      this.#nodes.delete(node);
+      one.gone.resolve('silent');
+    }
   }
   /** The role moves: the next one knows nothing. */
   managerDies(): void {
@@ -55,7 +63,7 @@ export class TestSpace {
     const node = this.#nodes.get(to);
     if (node === undefined) return 'silent';
     try {
-      return await node.fs.applyShipment(shipment);
+      return await Promise.race([node.fs.applyShipment(shipment), node.gone.promise]);
     } catch (error) {
       if (!FsError.is(error)) throw error;
       return 'silent';

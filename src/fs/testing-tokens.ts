@@ -3,6 +3,7 @@
  * pinned in the same turn, all of an object together. A test can call everything back on command.
  */
 import { type ByteRange, intersect, overlaps, subtract } from '../common/byte-range.js';
+import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
 import { conflicts, covers, join, keepBeside } from '../token-manager/compatibility.js';
 import {
@@ -124,6 +125,7 @@ export class TestTokens implements TokenClientApi {
   readonly #revoking: { key: string; range: ByteRange }[] = [];
   #waiters: (() => void)[] = [];
   #dead = false;
+  readonly #fallen = deferred<void>();
   /** Acquires that were not satisfied by what was held; what is asked for ahead in one call counts once. */
   requests = 0;
 
@@ -163,10 +165,14 @@ export class TestTokens implements TokenClientApi {
       },
     };
   }
-  /** What it had pinned stands in nobody's way any more. */
+  /** It answers no revoke any more: whoever waits for one waits until what it holds falls. */
   die(): void {
     this.#dead = true;
     this.#wake();
+  }
+  /** Its log has been redone (I6). */
+  fall(): void {
+    this.#fallen.resolve();
   }
   hasOpen(items: readonly TokenItem[]): boolean {
     const isAgainst = (held: TokenItem, wanted: TokenItem): boolean =>
@@ -296,7 +302,8 @@ export class TestTokens implements TokenClientApi {
           ),
         );
       while (pinned() && !this.#dead) await this.#wait();
-      await this.#handlers.get(revocation.class)?.revoke(revocation);
+      const handled = this.#dead ? undefined : this.#handlers.get(revocation.class)?.revoke(revocation);
+      await (this.#dead ? this.#fallen.promise : Promise.race([handled, this.#fallen.promise]));
       const rest: Held[] = [];
       for (const held of this.#held.get(key) ?? []) {
         for (const range of subtract(held.range, revocation.range)) rest.push({ range, mode: held.mode });

@@ -403,6 +403,7 @@ export class TestVolume {
     this.epoch = epoch(this.epoch + 1);
     await this.recover(node);
     this.arbiter.clients.splice(this.arbiter.clients.indexOf(node.tokens), 1);
+    node.tokens.fall();
     this.space.leaves(node.fs);
     for (const [number, fs] of this.#mounted) {
       if (fs !== node.fs) continue;
