@@ -1,14 +1,14 @@
 import { randomBytes } from 'node:crypto';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import type { FileSystemClient } from '../client/file-system-client.js';
-import { startPrivateEtcd } from '../cluster/private-etcd.js';
 import { deferred } from '../common/deferred.js';
 import { eventually } from './testing/counting.js';
-import { type DaemonProcess, type DaemonProcessOptions, launchDaemon, startDaemon } from './testing/daemon-process.js';
+import { startDaemonCluster } from './testing/daemon-cluster.js';
+import { type DaemonProcess, launchDaemon } from './testing/daemon-process.js';
 import { startLocalCluster } from './testing/local-cluster.js';
 
 /** What is durable is there again, however the nodes ended. There is no log yet: what wasn't synced may be lost with its node. */
@@ -57,49 +57,19 @@ test('everything survives a clean stop and start of all nodes, twice; synced or 
   }
 });
 
-/** etcd, and daemons as processes; `nsds` of them have one. */
+/** Daemons as processes; `nsds` of them have one. */
 async function daemons(nsds: number, count: number) {
-  const directory = await mkdtemp(path.join(tmpdir(), 'holdfast-restart-'));
-  cleanups.push(() => rm(directory, { recursive: true, force: true }));
-  await mkdir(path.join(directory, 'etcd'));
-  const etcd = await startPrivateEtcd({ dataDir: path.join(directory, 'etcd'), logFile: path.join(directory, 'log') });
-  cleanups.push(async () => {
-    const gone = new Promise((resolve) => etcd.process.once('exit', resolve));
-    etcd.process.kill('SIGKILL');
-    await gone;
-  });
-  const keyFile = path.join(directory, 'key');
-  await writeFile(keyFile, randomBytes(32), { mode: 0o600 });
-  const options = (nodeId: number): DaemonProcessOptions => ({
-    directory,
-    etcd: etcd.endpoint,
-    keyFile,
-    leaseTtl: '2s',
-    nodeId,
-    nsd: nodeId <= nsds,
-    // A kill costs what was not flushed, as a power cut would.
-    fault: { seed: nodeId, early: 0.2 },
-  });
-  const start = async (nodeId: number): Promise<DaemonProcess> => {
-    const daemon = await startDaemon(options(nodeId));
-    cleanups.push(() => daemon.kill());
-    return daemon;
-  };
+  // A kill costs what was not flushed, as a power cut would.
+  const cluster = await startDaemonCluster({ nsds, leaseTtl: '2s', fault: (nodeId) => ({ seed: nodeId, early: 0.2 }) });
+  cleanups.push(() => cluster.close());
+  const { start, launch } = cluster;
   const all: DaemonProcess[] = [];
   for (let id = 1; id <= count; id++) all.push(await start(id));
-  const admin = await all[0]!.admin();
-  await eventually('node 1 sees every NSD', async () => (await admin.call('nsds', {})).length === nsds);
-  await admin.call('createFileSystem', { name: 'test' });
-  admin.close();
+  await cluster.createFileSystem();
   const connect = async (daemon: DaemonProcess): Promise<FileSystemClient> => {
     const client = await daemon.connect();
     cleanups.push(() => client.close());
     return client;
-  };
-  const launch = (nodeId: number): DaemonProcess => {
-    const daemon = launchDaemon(options(nodeId));
-    cleanups.push(() => daemon.kill());
-    return daemon;
   };
   return { all, start, launch, connect };
 }

@@ -17,7 +17,6 @@ import { durably } from './durable.js';
 import { DISCARD_EXTENTS_MAX } from './free-queue.js';
 import {
   ALLOCATION_MAP,
-  allNsds,
   type Extent,
   type Geometry,
   regionOf,

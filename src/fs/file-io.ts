@@ -280,7 +280,7 @@ export async function setSize(volume: Volume, handle: FileHandle, inode: Inode, 
     if (tail.start < tail.end) await volume.inodes.attach(inode).withBytes(tail, 'shared', () => undefined);
     const transaction = new MetadataTransaction(volume);
     inode.sizeBytes = sizeBytes;
-    if (inode.isInline && inode.area.length > sizeBytes) inode.area = inode.area.slice(0, sizeBytes);
+    if (inode.isInline) inode.area = inlineArea(inode.area, sizeBytes);
     inode.mtimeNs = transaction.nowNs;
     inode.ctimeNs = transaction.nowNs;
     inode.mode = strippedByWrite(inode, handle.credentials);
@@ -297,6 +297,14 @@ export async function setSize(volume: Volume, handle: FileHandle, inode: Inode, 
   } finally {
     inode.settling--;
   }
+}
+
+/** Shorter, or longer by zeros: as many bytes as the size says, whoever logs it next. */
+function inlineArea(area: Uint8Array, sizeBytes: number): Uint8Array {
+  if (area.length >= sizeBytes) return area.slice(0, sizeBytes);
+  const longer = new Uint8Array(sizeBytes);
+  longer.set(area);
+  return longer;
 }
 
 function checkOffset(op: string, handle: FileHandle, offsetBytes: number): void {

@@ -86,3 +86,21 @@ test('a dead node whose successor dies before it wrote anything leaves the doubt
   await file.truncate(SIZE + 5000);
   expect((await bytesOf(file, SIZE, SIZE + 5000)).every((byte) => byte === 0)).toBe(true);
 });
+
+test('a small file that a truncation makes longer has its zeros in the inode, whatever is logged of it next', async () => {
+  const volume = await TestVolume.create();
+  const node = await volume.mount(1);
+  const file = await open(node);
+  await file.write(0, Buffer.alloc(165, 1));
+  await file.sync(false);
+  await file.truncate(1657);
+  await file.sync(false);
+  await node.fs.link('/f', '/g', ROOT);
+  await file.close();
+  await node.fs.unmount();
+  const next = await volume.mount(2);
+  const found = await bytesOf(await next.fs.open('/g', O_RDWR, 0, ROOT), 0, 1657);
+  expect(found.equals(Buffer.concat([Buffer.alloc(165, 1), Buffer.alloc(1657 - 165)]))).toBe(true);
+  await next.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [] });
+});

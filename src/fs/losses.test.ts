@@ -11,7 +11,6 @@ import { NOTHING_SURVIVES, randomFates } from './testing-volatile.js';
 
 const { O_RDWR } = constants;
 const full = process.env.HOLDFAST_TEST_FULL === '1';
-const LAZY = { inodeWriteBehindMs: 3_600_000 };
 const CONTENT = Buffer.alloc(200_000, 'what was written ');
 
 describe('an NSD that loses what was not flushed, and comes back, under a node that lives (I8, I10)', () => {

@@ -6,7 +6,6 @@
  * done here: so with the inode all its names are durable, and those of the directories above. What left this node was durable before. Needs no token.
  */
 
-import { allPointers } from './block-map.js';
 import type { OpOptions } from './file-system-api.js';
 import type { Inode } from './inode.js';
 import { staleError } from './inode-table.js';
