@@ -50,6 +50,8 @@ const RETRY_MIN_MS = 20;
 const RETRY_MAX_MS = 2_000;
 /** Sectors written in place by one request. */
 const RUN_MAX = 64;
+/** Sectors in pages that a checkpoint has written by one call. */
+const PAGES_AT_ONCE = 64;
 /** A checkpoint that finds new changes beside it may leave some of what is old. */
 const RENEWALS_MAX = 10;
 /** From this share of the log's space on it is emptied. */
@@ -409,11 +411,23 @@ export class NodeLog {
         list.push({ start: offsetBytes, end: offsetBytes + SECTOR_BYTES });
         pages.set(ino, list);
       }
-      for (const [ino, ranges] of pages) for (const range of ranges) await this.#host.flushPages(ino, range);
+      for (const [ino, ranges] of pages) await this.#flushPages(ino, ranges);
       await this.#flushInPlace();
       await this.#trim(anew);
       this.#parts.counters.add('log.checkpoints');
     });
+  }
+
+  /** Many of a file's sectors in a few calls: what else is dirty between them comes along. A part of the file at a time, so that its users get on. */
+  async #flushPages(
+    ino: InodeNumber,
+    ranges: readonly { readonly start: number; readonly end: number }[],
+  ): Promise<void> {
+    const sorted = [...ranges].sort((a, b) => a.start - b.start);
+    for (let at = 0; at < sorted.length; at += PAGES_AT_ONCE) {
+      const some = sorted.slice(at, at + PAGES_AT_ONCE);
+      await this.#host.flushPages(ino, { start: some[0]!.start, end: some.at(-1)!.end });
+    }
   }
 
   /** Recovery needs nothing any more that was written before this began. @throws {FsError} busy */
