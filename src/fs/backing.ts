@@ -80,7 +80,7 @@ export class FileBacking implements BackingStore {
 
   async makeDurable(ino: InodeNumber, range: ByteRange): Promise<boolean> {
     const volume = this.#bound;
-    if (!volume.logged.isEmpty) await placeLogged(volume, ino, range);
+    await placeLogged(volume, ino, range);
     const keys = volume.sectors.undurable(ino, range);
     if (keys.length > 0) await volume.log?.makeDurable(keys);
     const inode = volume.inodes.get(ino);

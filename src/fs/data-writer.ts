@@ -20,7 +20,7 @@ import type { FileIo } from './unflushed.js';
 import type { Volume } from './volume.js';
 
 /** Versions asked for at once around a sector whose version is not known: the next write is there, as a rule. */
-const LEARN_SECTORS = 64;
+const LEARN_SECTORS = 16;
 
 interface LoggedPlace extends MetadataPlace {
   readonly key: SectorKey;
@@ -37,7 +37,13 @@ export async function writeData(
   if (ios.length === 0) return;
   if (inode.syncBytesLeft > 0 && (await intoLog(volume, inode, pieces))) return;
   const losses = ios.map(({ nsd }) => volume.parts.nsds.lossesOf(nsd));
-  await inPlace(volume, ios);
+  inode.writesInPlace.begun++;
+  inode.writesInPlace.running++;
+  try {
+    await inPlace(volume, ios);
+  } finally {
+    inode.writesInPlace.running--;
+  }
   // Now, not before: a flush that began while they were under way doesn't cover them.
   for (const [index, io] of ios.entries()) inode.unflushed.add(io, losses[index]!);
 }
@@ -116,7 +122,10 @@ async function learn(volume: Volume, inode: Inode, places: readonly LoggedPlace[
     const first = placeAt(inode, unknown.offsetBytes);
     if (first === null || keyOf(first) !== unknown.key) return false;
     let count = 1;
-    while (count < LEARN_SECTORS && unknown.offsetBytes + (count + 1) * SECTOR_BYTES <= held.end) {
+    // A write that is under way may raise what is being asked for. Of the sector itself there is none: its page is on its way here.
+    const { begun, running } = inode.writesInPlace;
+    const { departures } = volume.logged;
+    while (running === 0 && count < LEARN_SECTORS && unknown.offsetBytes + (count + 1) * SECTOR_BYTES <= held.end) {
       const next = placeAt(inode, unknown.offsetBytes + count * SECTOR_BYTES);
       if (next === null || next.nsd !== first.nsd || next.sector !== first.sector + count) break;
       if (volume.sectors.knows(keyOf(next))) break;
@@ -127,6 +136,7 @@ async function learn(volume: Volume, inode: Inode, places: readonly LoggedPlace[
     const still = tokens.heldRange(TokenClass.data, inode.ino, unknown.offsetBytes, TokenMode.exclusive);
     if (still === null || still.end < unknown.offsetBytes + count * SECTOR_BYTES || !ownsStatus(volume, inode.ino))
       return false;
+    if (inode.writesInPlace.begun !== begun || volume.logged.departures !== departures) count = 1;
     for (let i = 0; i < count; i++) {
       const key = keyOf({ nsd: first.nsd, sector: first.sector + i });
       // Moved or cut off meanwhile: it may be another's by now.
@@ -192,6 +202,7 @@ function cutByKnown(volume: Volume, io: SectorIo, writes: SectorWrite[]): Sector
 
 /** What the log has of a file in a range, and its NSDs may not have yet, comes to its place; others may write there from here on (T6). */
 export async function placeLogged(volume: Volume, ino: InodeNumber, range: ByteRange = WHOLE): Promise<void> {
+  volume.logged.departures++;
   const keys = volume.logged.keysIn(ino, range);
   if (keys.length === 0) return;
   const { log, logged, sectors } = volume;

@@ -10,6 +10,7 @@
  */
 
 import type { CachedFile } from '../cache/page-cache-api.js';
+import { WHOLE } from '../common/byte-range.js';
 import { sleep } from '../common/clock.js';
 import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
@@ -252,8 +253,9 @@ export class InodeTable {
 
   /** Nobody knows what others do to its sectors from here on. */
   #forgetVersions(inode: Inode): void {
-    const { sectors } = this.#volume;
+    const { sectors, logged } = this.#volume;
     sectors.forget(keyOf(inode.home));
+    logged.forget(logged.keysIn(inode.ino, WHOLE));
     const { blocks, indirects } = allPointers(inode);
     for (const home of indirects) sectors.forget(keyOf(home));
     if (!inode.isDirectory) return;

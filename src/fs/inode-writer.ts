@@ -180,6 +180,7 @@ export class InodeWriter {
       keys.push(...logged.keysIn(inode.ino, WHOLE));
     }
     await log.writeInPlace(keys.filter((key) => sectors.latest(key) !== undefined));
+    for (const inode of inodes) logged.forget(logged.keysIn(inode.ino, WHOLE));
     for (const inode of inodes) this.#placed(inode);
     this.#volume.counters.add('fs.inodeWrites');
     this.#volume.counters.add('fs.inodesWritten', inodes.length);

@@ -93,6 +93,8 @@ export class Inode implements InodeFields {
   /** While it is synced: so many bytes of its data may still go into the log first. */
   syncBytesLeft = 0;
   syncing = 0;
+  /** Of its data, not through the log: under way, and ever begun. */
+  readonly writesInPlace = { running: 0, begun: 0 };
   /** Set while a write-out of this inode runs: the next one waits for it, or an older image could land last. */
   writing: Promise<void> | null = null;
 

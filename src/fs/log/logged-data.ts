@@ -12,6 +12,8 @@ import { SECTOR_BYTES } from '../../common/units.js';
 import type { LoggedSectors, SectorKey } from './logged-sectors.js';
 
 export class LoggedData {
+  /** Ranges whose tokens have left, or are about to: what was found out about sectors before is doubtful. */
+  departures = 0;
   readonly #sectors: LoggedSectors;
   /** By file: the sector's number in the file. */
   readonly #files = new Map<InodeNumber, Map<SectorKey, number>>();
@@ -53,7 +55,7 @@ export class LoggedData {
   /** Those that are in place: nobody knows what others do to them from here on. */
   forget(keys: readonly SectorKey[]): void {
     for (const key of keys) {
-      if (this.#sectors.latest(key) !== undefined) continue;
+      if (this.#sectors.latest(key) !== undefined || this.#sectors.isWriting(key)) continue;
       this.#remove(key);
       this.#sectors.forget(key);
     }
