@@ -52,10 +52,10 @@ export class LoggedData {
     return found;
   }
 
-  /** Those that are in place: nobody knows what others do to them from here on. */
+  /** Those that are in place, durably: nobody knows what others do to them from here on. */
   forget(keys: readonly SectorKey[]): void {
     for (const key of keys) {
-      if (this.#sectors.latest(key) !== undefined || this.#sectors.isWriting(key)) continue;
+      if (!this.#sectors.isSettled(key)) continue;
       this.#remove(key);
       this.#sectors.forget(key);
     }

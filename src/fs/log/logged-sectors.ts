@@ -112,6 +112,10 @@ export class LoggedSectors {
   versionOf(key: SectorKey): number | undefined {
     return this.#versions.get(key);
   }
+  /** What the log says of it is in place, durably. */
+  isSettled(key: SectorKey): boolean {
+    return !this.#dirty.has(key) && !this.#writing.has(key) && !this.#unflushed.has(key);
+  }
   /** Out of memory, or somebody else's: nothing of it is dirty. */
   forget(key: SectorKey): void {
     if (this.#dirty.has(key) || this.#writing.has(key) || this.#unflushed.has(key)) this.#forgotten.add(key);
