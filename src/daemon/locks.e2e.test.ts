@@ -111,6 +111,30 @@ test('the tools see who holds and who waits, libraries included, and share modes
   await alone.close();
 });
 
+test('a shared-write file: many nodes append records through its owner, and every record is there once', async () => {
+  const writers = [await connectLibrary(), cluster.client(0), cluster.client(1), cluster.client(2)];
+  await writers[0]!.mkdir('/queue');
+  await writers[1]!.setSharedWrite('/queue', true);
+  await writers[2]!.writeFile('/queue/file', '');
+  const counts = (): number =>
+    cluster.engines.reduce((sum, engine) => sum + (engine.counters()['fs.sharedServed'] ?? 0), 0);
+  const before = counts();
+  await Promise.all(
+    writers.map(async (fs, i) => {
+      await using handle = await fs.open('/queue/file', 'a+');
+      for (let round = 0; round < 25; round++) await handle.write(`${i}:${String(round).padStart(2, '0')}\n`);
+      await handle.sync();
+    }),
+  );
+  // One of them is the owner.
+  expect(counts() - before).toBeGreaterThanOrEqual(3 * 25);
+  for (const fs of writers) {
+    const records = (await fs.readFile('/queue/file', 'utf8')).split('\n').slice(0, -1);
+    expect(new Set(records).size).toBe(100);
+    expect(records.length).toBe(100);
+  }
+});
+
 test('what one node locks alone costs no message, between two it costs one request each', async () => {
   const [library, daemon] = [await connectLibrary(), cluster.client(1)];
   await library.writeFile('/counted', '');

@@ -71,7 +71,8 @@ export function decodeSharedCall(body: Uint8Array): SharedCall {
   const lengthBytes = r.u32();
   const uid = r.u32();
   const gid = r.u32();
-  const bytes = r.bytes(SHARED_BYTES_MAX);
+  // The receiver keeps them while it waits for tokens.
+  const bytes = r.bytes(SHARED_BYTES_MAX).slice();
   r.end();
   if (op === undefined || (flags & ~(AT_END | DATA_ONLY)) !== 0) throw r.bad(`op ${op}, flags ${flags}`);
   if (lengthBytes > SHARED_BYTES_MAX) throw r.bad(`${lengthBytes} bytes to be read`);
