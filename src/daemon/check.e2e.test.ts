@@ -3,6 +3,7 @@ import { afterEach, expect, test } from 'vitest';
 import { FsError } from '../common/errors.js';
 import { daemonAdmin } from './admin.js';
 import type { DaemonConfig } from './config-schema.js';
+import type { NodeEngine } from './engine.js';
 import { type LocalCluster, startLocalCluster } from './testing/local-cluster.js';
 
 let cluster: LocalCluster | null = null;
@@ -23,13 +24,18 @@ test('a creation that fails midway gives its NSDs back, and the next one has the
     throw new FsError('deviceError', { op: 'mkfs', detail: 'just before the end' });
   };
   await expect(engine!.createFileSystem('data')).rejects.toMatchObject({ reason: 'deviceError' });
+  const claimedBy = ({ membership }: NodeEngine): number =>
+    [...membership.view.nsds.values()].filter(({ fsUuid }) => fsUuid !== null).length;
+  const until = async (on: NodeEngine, holds: () => boolean): Promise<void> => {
+    while (!holds()) await new Promise<void>((resolve) => on.membership.onChange(() => resolve()));
+  };
+  // What was given back is seen a moment later.
+  await until(engine!, () => claimedBy(engine!) === 0);
   // It dies there: nobody cleans up after it.
   engine!.node.format = () => new Promise(() => undefined);
   void engine!.createFileSystem('data').catch(() => undefined);
   const second = cluster.engines[1]!;
-  const claimed = (): number =>
-    [...second.membership.view.nsds.values()].filter(({ fsUuid }) => fsUuid !== null).length;
-  while (claimed() < 2) await new Promise<void>((resolve) => second.membership.onChange(() => resolve()));
+  await until(second, () => claimedBy(second) === 2);
   await expect(second.createFileSystem('data')).rejects.toMatchObject({ reason: 'notFound' });
   await engine!.close();
   await cluster.start(0);
