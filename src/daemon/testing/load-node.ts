@@ -204,13 +204,7 @@ async function doNames(directory: string, input: NamesInput): Promise<NamesOutpu
         throw error;
       }
     case 'lookup':
-      try {
-        const { ino, nlink } = await client.stat(path(input.name));
-        return [ino, nlink];
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [0];
-        throw error;
-      }
+      return unless('ENOENT', async () => (await client.stat(path(input.name))).ino);
     case 'list': {
       const entries = await engine.fileSystem.readdir(directory, ROOT);
       return NAMES.map((name) => entries.find((entry) => entry.name === name)?.ino ?? 0);

@@ -10,7 +10,7 @@ export type NamesInput =
 
 /**
  * create: [inode], or [0]: it was there; unlink, rename: [1], or [0]: it wasn't; link: [1], [0]: there was nothing to link, [2]: the name
- * was in use; lookup: [inode, links] or [0]; list: all inodes. Nothing else leads to these inodes, so their links are the names here.
+ * was in use; lookup: [inode] or [0]; list: all inodes. (An inode's count of links is of a later moment than its name: a path is walked first.)
  */
 export type NamesOutput = readonly number[];
 export type NamesState = readonly number[];
@@ -40,11 +40,8 @@ export const namesModel = (initial: NamesState): SequentialModel<NamesState, Nam
         if (output[0] !== expected) return null;
         return expected === 1 ? changed(input.to, linked) : state;
       }
-      case 'lookup': {
-        const ino = state[input.name]!;
-        if (output[0] !== ino) return null;
-        return ino === 0 || output[1] === state.filter((other) => other === ino).length ? state : null;
-      }
+      case 'lookup':
+        return output[0] === state[input.name] ? state : null;
       case 'list':
         return output.every((ino, i) => ino === state[i]) ? state : null;
     }
