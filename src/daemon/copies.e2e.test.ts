@@ -1,12 +1,7 @@
-import { randomBytes } from 'node:crypto';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import path from 'node:path';
 import { afterEach, expect, test } from 'vitest';
 import type { FileSystemClient } from '../client/file-system-client.js';
-import { startPrivateEtcd } from '../cluster/private-etcd.js';
 import { eventually } from './testing/counting.js';
-import { type DaemonProcess, startDaemon } from './testing/daemon-process.js';
+import { startDaemonCluster } from './testing/daemon-cluster.js';
 
 const cleanups: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -34,22 +29,9 @@ const contentOf = (client: FileSystemClient, name: string): Promise<string> =>
   client.readFile(name, 'utf8').catch(() => client.readFile(`${name}-moved`, 'utf8'));
 
 test('the daemon that serves one copy is killed under load: the others go on, and when it is back the copies are equal (S5)', async () => {
-  const directory = await mkdtemp(path.join(tmpdir(), 'holdfast-copies-'));
-  cleanups.push(() => rm(directory, { recursive: true, force: true }));
-  await mkdir(path.join(directory, 'etcd'));
-  const etcd = await startPrivateEtcd({ dataDir: path.join(directory, 'etcd'), logFile: path.join(directory, 'log') });
-  cleanups.push(async () => {
-    const gone = new Promise((resolve) => etcd.process.once('exit', resolve));
-    etcd.process.kill('SIGKILL');
-    await gone;
-  });
-  const keyFile = path.join(directory, 'key');
-  await writeFile(keyFile, randomBytes(32), { mode: 0o600 });
-  const start = async (nodeId: number): Promise<DaemonProcess> => {
-    const daemon = await startDaemon({ directory, etcd: etcd.endpoint, keyFile, leaseTtl: '30s', nodeId, nsd: true });
-    cleanups.push(() => daemon.kill());
-    return daemon;
-  };
+  const cluster = await startDaemonCluster({ nsds: 3, leaseTtl: '30s' });
+  cleanups.push(() => cluster.close());
+  const { start } = cluster;
   const one = await start(1);
   const two = await start(2);
   const three = await start(3);
@@ -57,8 +39,7 @@ test('the daemon that serves one copy is killed under load: the others go on, an
   cleanups.push(async () => admin.close());
   const copiesOf = async (name: string): Promise<string> =>
     (await admin.call('nsds', {})).find((nsd) => nsd.name === name)!.copies;
-  await eventually('node 1 sees every NSD', async () => (await admin.call('nsds', {})).length === 3);
-  await admin.call('createFileSystem', { name: 'test', metadataCopies: 2 });
+  await cluster.createFileSystem(2);
   const clients = [await one.connect(), await two.connect()];
   const third = await three.connect();
   await third.writeFile('/before', 'of the one that dies');

@@ -1,18 +1,16 @@
 import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import git from 'isomorphic-git';
 import { afterEach, expect, test } from 'vitest';
 import type { FileSystemClient } from '../client/file-system-client.js';
-import { startPrivateEtcd } from '../cluster/private-etcd.js';
 import { invariant } from '../common/assert.js';
 import { below, SeededRandom } from '../common/random.js';
 import { eventually } from './testing/counting.js';
-import { type DaemonProcess, startDaemon } from './testing/daemon-process.js';
+import { startDaemonCluster } from './testing/daemon-cluster.js';
 
 /**
  * One repository, two nodes that commit into it at the same time, one of them killed in the middle, again and again: what git finds
@@ -122,32 +120,14 @@ async function copyOut(fs: FileSystemClient, from: string, to: string): Promise<
 test(
   'isomorphic-git on two nodes commits into one repository, one node is killed in the middle: git finds it clean, with every commit',
   async () => {
-    const directory = await mkdtemp(path.join(tmpdir(), 'holdfast-git-'));
-    cleanups.push(() => rm(directory, { recursive: true, force: true }));
-    await mkdir(path.join(directory, 'etcd'));
-    const etcd = await startPrivateEtcd({
-      dataDir: path.join(directory, 'etcd'),
-      logFile: path.join(directory, 'log'),
-    });
-    cleanups.push(async () => {
-      const gone = new Promise((resolve) => etcd.process.once('exit', resolve));
-      etcd.process.kill('SIGKILL');
-      await gone;
-    });
-    const keyFile = path.join(directory, 'key');
-    await writeFile(keyFile, randomBytes(32), { mode: 0o600 });
-    const start = async (nodeId: number): Promise<DaemonProcess> => {
-      const options = { directory, etcd: etcd.endpoint, keyFile, leaseTtl: '30s', nodeId, nsd: nodeId === 1 };
-      const daemon = await startDaemon(options);
-      cleanups.push(() => daemon.kill());
-      return daemon;
-    };
+    const cluster = await startDaemonCluster({ nsds: 1, leaseTtl: '30s' });
+    cleanups.push(() => cluster.close());
+    const { start, directory } = cluster;
     const one = await start(1);
     await start(2);
     const admin = await one.admin();
     cleanups.push(async () => admin.close());
-    await eventually('node 1 sees its NSD', async () => (await admin.call('nsds', {})).length === 1);
-    await admin.call('createFileSystem', { name: 'test' });
+    await cluster.createFileSystem();
     const survivor = await one.connect();
     cleanups.push(() => survivor.close());
     await survivor.mkdir(dir);

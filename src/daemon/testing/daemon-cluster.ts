@@ -8,12 +8,13 @@ import { type DaemonProcess, type DaemonProcessOptions, launchDaemon, startDaemo
 
 /** etcd, and daemons as processes, in a directory of their own. */
 export interface DaemonCluster {
+  readonly directory: string;
   /** Starts one; it is a member when this resolves. */
   start(nodeId: number): Promise<DaemonProcess>;
   /** Starts one, and doesn't wait. */
   launch(nodeId: number): DaemonProcess;
   /** Node 1 sees all NSDs, and makes a file system of them. */
-  createFileSystem(): Promise<void>;
+  createFileSystem(metadataCopies?: 1 | 2): Promise<void>;
   /** Kills what still runs, and removes everything. */
   close(): Promise<void>;
 }
@@ -58,11 +59,11 @@ export async function startDaemonCluster({ nsds, leaseTtl, fault }: DaemonCluste
     first ??= daemon;
     return daemon;
   };
-  const createFileSystem = async (): Promise<void> => {
+  const createFileSystem = async (metadataCopies?: 1 | 2): Promise<void> => {
     const admin = await first!.admin();
     await eventually('node 1 sees every NSD', async () => (await admin.call('nsds', {})).length === nsds);
-    await admin.call('createFileSystem', { name: 'test' });
+    await admin.call('createFileSystem', { name: 'test', ...(metadataCopies === undefined ? {} : { metadataCopies }) });
     admin.close();
   };
-  return { start, launch, createFileSystem, close };
+  return { directory, start, launch, createFileSystem, close };
 }
