@@ -3,11 +3,12 @@ import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { setTimeout as pause } from 'node:timers/promises';
+import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
 import type { RungResult } from '../src/fabric/rung-test.js';
 import { type GuestDaemon, startDaemon, startStore } from './guest/cluster.js';
 import { hardware } from './guest/environment.js';
-import { tool } from './guest/tools.js';
+import { RdmaDevice } from './guest/rdma-device.js';
 
 const CLUSTER = 'fabric-command';
 const COMMAND_MS = 150_000;
@@ -15,6 +16,7 @@ const LONG_MS = 300_000;
 const BACK_MS = 60_000;
 const scratch = mkdtempSync(path.join(tmpdir(), 'fabric-command-'));
 const { rdma, netdev, address } = hardware();
+const device = new RdmaDevice(rdma, netdev);
 const daemons: GuestDaemon[] = [];
 const undo: (() => Promise<unknown>)[] = [];
 
@@ -56,6 +58,8 @@ async function transport(): Promise<string | null> {
 }
 
 beforeAll(async () => {
+  // Last, when nobody has it open.
+  undo.push(() => device.restore());
   undo.push(await startStore(CLUSTER, scratch));
   const starting = [1, 2].map((nodeId) => {
     const config = { nodeId, name: `node-${nodeId}`, listen: { host: address, port: 7400 + nodeId }, nsds: [] };
@@ -109,14 +113,18 @@ test(
 test(
   'without a device its rung says so, and the other is measured; once it is there again both are',
   async () => {
-    await tool('rdma', ['link', 'delete', rdma]);
+    onTestFinished(() => device.restore());
+    await device.remove();
     const without = await measured(2);
     expect(without[0]).toMatchObject({ transport: 'rdma', roundTripP50Us: 0 });
     expect(without[0]!.error).toMatch(/not over RDMA|no RDMA|the device is gone/);
     expectMeasured(without[1], 'tcp');
-    await tool('rdma', ['link', 'add', rdma, 'type', 'rxe', 'netdev', netdev]);
+    await device.add();
     const endMs = performance.now() + BACK_MS;
-    while ((await transport()) !== 'rdma') if (performance.now() > endMs) throw new Error('no RDMA again');
+    while ((await transport()) !== 'rdma') {
+      if (performance.now() > endMs) throw new Error(`no RDMA again: ${await ok(['status'])}`);
+      await pause(50);
+    }
     const [again] = await measured(2);
     expectMeasured(again, 'rdma');
   },
@@ -132,7 +140,10 @@ test(
     const before = await links();
     const running = holdfast(['fabric', 'test', '2', '--json']);
     const endMs = performance.now() + BACK_MS;
-    while ((await links()) === before) if (performance.now() > endMs) throw new Error('it does not begin');
+    while ((await links()) === before) {
+      if (performance.now() > endMs) throw new Error('the test does not begin');
+      await pause(50);
+    }
     daemons[1]!.process.kill('SIGKILL');
     await daemons[1]!.ended;
     const { code, out } = await running;

@@ -373,6 +373,7 @@ void EventChannelObject::OnEvents() {
 Napi::Value CreateEventChannel(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   if (!info[0].IsFunction()) throw Napi::TypeError::New(env, "a listener is wanted");
+  Runtime::Of(env)->ReleaseRemovedDevices();
   return EventChannelObject::Make(env, Verbs(env, [] { return std::make_shared<EventChannel>(); }), info[0]);
 }
 

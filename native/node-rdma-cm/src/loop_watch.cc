@@ -53,6 +53,21 @@ std::shared_ptr<DescriptorWatch> DescriptorWatch::Start(uv_loop_t* loop, int fd,
   return watch;
 }
 
+std::shared_ptr<TimerWatch> TimerWatch::Start(uv_loop_t* loop, uint64_t every_ms, std::function<void()> due) {
+  auto watch = std::shared_ptr<TimerWatch>(new TimerWatch(loop, std::move(due)));
+  if (uv_timer_init(loop, &watch->timer_) != 0) return nullptr;
+  watch->Opened(&watch->timer_);
+  uv_timer_start(
+      &watch->timer_,
+      [](uv_timer_t* timer) {
+        auto* self = static_cast<TimerWatch*>(timer->data);
+        const std::shared_ptr<Watch> keep_self = self->shared_from_this();
+        if (!self->closing()) self->due_();
+      },
+      every_ms, every_ms);
+  return watch;
+}
+
 uint64_t SpinBudget::NextNs() {
   if (max_ns_ == 0) return 0;
   if (pause_ == 0) return max_ns_;

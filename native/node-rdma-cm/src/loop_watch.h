@@ -59,6 +59,18 @@ class DescriptorWatch : public Watch {
   uv_poll_t poll_;
 };
 
+// Calls `due` again and again.
+class TimerWatch : public Watch {
+ public:
+  // Null when the loop has no timers.
+  static std::shared_ptr<TimerWatch> Start(uv_loop_t* loop, uint64_t every_ms, std::function<void()> due);
+
+ private:
+  TimerWatch(uv_loop_t* loop, std::function<void()> due) : Watch(loop), due_(std::move(due)) {}
+  const std::function<void()> due_;
+  uv_timer_t timer_;
+};
+
 // How long the loop may spin before it sleeps: long enough to catch an answer that is on its way; nothing where that
 // doesn't pay, or where cores are short: who spins then uses up the time that the scheduler would give him for working.
 class SpinBudget {

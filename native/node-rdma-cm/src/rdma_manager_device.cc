@@ -20,8 +20,9 @@ struct Context {
   // What the command descriptor was.
   dev_t file_system;
   ino_t inode;
-  // In sysfs; taken away as soon as the removal begins.
+  // In sysfs; taken away when the removal comes to the verbs. Another device may get the same path then.
   std::string class_path;
+  ino_t class_inode;
 };
 
 struct Contexts {
@@ -35,9 +36,16 @@ Contexts& All() {
   return *contexts;
 }
 
+// 0: not there.
+ino_t InodeOf(const char* path) {
+  struct stat found;
+  return stat(path, &found) == 0 ? found.st_ino : 0;
+}
+
 bool IsGone(const Context& context) {
   struct stat found;
-  return stat(context.class_path.c_str(), &found) != 0 && errno == ENOENT;
+  if (stat(context.class_path.c_str(), &found) != 0) return errno == ENOENT;
+  return context.class_inode != 0 && found.st_ino != context.class_inode;
 }
 
 bool IsUnchanged(const Context& context) {
@@ -68,7 +76,13 @@ void ManagerDevice::Hold(const ibv_context* context) {
   Context& entry = contexts.all[context];
   // Of a context that was at the same address before there may be an entry without ids.
   if (entry.ids == 0)
-    entry = {0, context->cmd_fd, context->async_fd, found.st_dev, found.st_ino, context->device->dev_path};
+    entry = {0,
+             context->cmd_fd,
+             context->async_fd,
+             found.st_dev,
+             found.st_ino,
+             context->device->dev_path,
+             InodeOf(context->device->dev_path)};
   entry.ids++;
   held_ = context;
 }

@@ -6,6 +6,10 @@
 // device is gone and no id of ours leads to it any more, the descriptors of that context are made descriptors of
 // /dev/null: the kernel has its device back, and librdmacm, whose context stays as it was, closes these when it looks.
 //
+// Nobody says when it is gone. The kernel takes a device from the connection manager first, which tells every id, and
+// from the verbs later: whoever closes his ids at that news, or closed them long ago, has nothing left that would hear
+// of the verbs' end. So it is looked at every now and then, in every thread that has made a channel (Runtime).
+//
 // Invariant: a context's descriptors are only touched while they are what they were when an id led to it (another file
 // may have their numbers by now). Fault model: devices go and come at any time; ids on many threads.
 #ifndef NODE_RDMA_CM_RDMA_MANAGER_DEVICE_H_

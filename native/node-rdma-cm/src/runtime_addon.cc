@@ -4,7 +4,15 @@
 
 #include <algorithm>
 
+#include "rdma_manager_device.h"
+
 namespace node_rdma_cm {
+namespace {
+
+// A removal waits so long for us at most. Looking costs a stat per device that is held.
+constexpr uint64_t kRemovedDevicesEveryMs = 250;
+
+}  // namespace
 
 std::shared_ptr<Runtime> Runtime::Create(Napi::Env env) {
   auto runtime = std::make_shared<Runtime>();
@@ -20,6 +28,12 @@ std::shared_ptr<Runtime> Runtime::Of(Napi::Env env) { return *env.GetInstanceDat
 void Runtime::Track(const std::shared_ptr<Watch>& watch) {
   std::erase_if(watches_, [](const std::weak_ptr<Watch>& each) { return each.expired(); });
   watches_.push_back(watch);
+}
+
+void Runtime::ReleaseRemovedDevices() {
+  if (removed_devices_ != nullptr) return;
+  removed_devices_ = TimerWatch::Start(loop, kRemovedDevicesEveryMs, [] { ManagerDevice::ReleaseRemoved(); });
+  if (removed_devices_ != nullptr) Track(removed_devices_);
 }
 
 void Runtime::End(napi_async_cleanup_hook_handle, void* data) {

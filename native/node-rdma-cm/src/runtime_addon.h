@@ -62,6 +62,9 @@ class Runtime {
   void Forget(Kind kind, Closable* object) { objects_.erase({kind, object}); }
   // Waited for when the environment ends.
   void Track(const std::shared_ptr<Watch>& watch);
+  // From the first channel on librdmacm may hold devices: those that were removed are given back until the environment
+  // ends.
+  void ReleaseRemovedDevices();
 
   uv_loop_t* loop = nullptr;
   Napi::FunctionReference constructors[static_cast<size_t>(Kind::kCount)];
@@ -71,6 +74,7 @@ class Runtime {
 
   std::set<std::pair<Kind, Closable*>> objects_;
   std::vector<std::weak_ptr<Watch>> watches_;
+  std::shared_ptr<TimerWatch> removed_devices_;
   std::shared_ptr<Runtime> self_;
   napi_async_cleanup_hook_handle hook_ = nullptr;
 };

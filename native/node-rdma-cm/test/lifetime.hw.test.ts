@@ -1,11 +1,10 @@
-import { execFile, spawnSync } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
-import { setTimeout as pause } from 'node:timers/promises';
-import { promisify } from 'node:util';
+import { spawnSync } from 'node:child_process';
+import { readdirSync } from 'node:fs';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { Worker } from 'node:worker_threads';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { RdmaDevice } from '../../../hw-test/guest/rdma-device.js';
 import { liveObjects } from '../lib/index.js';
 import { ADDRESS, MIB, Setup } from './support.js';
 
@@ -247,21 +246,13 @@ describe('children', () => {
 });
 
 describe('a soft-RoCE device', () => {
-  it('that is removed goes once everything on it is closed, and can be used when it is there again', async () => {
-    const { name } = setup.device;
-    const netdev = process.env['HOLDFAST_HW_NETDEV'] ?? 'eth0';
-    const rdma = (...args: string[]) => promisify(execFile)('rdma', args, { timeout: 60_000 });
-    const [left] = await setup.pair();
-    const entries = '/sys/class/infiniband_verbs';
-    const before = readdirSync(entries).filter((entry) => existsSync(`${entries}/${entry}/ibdev`));
-    expect(before).toHaveLength(1);
-    const removed = rdma('link', 'delete', name);
-    removed.catch(() => undefined);
-    while (existsSync(`${entries}/${before[0]}`)) await pause(20);
-    left.pair.read(setup.region.segment(0, MIB), setup.region.remoteSegment(MIB), { id: 1 });
+  const device = new RdmaDevice(process.env['HOLDFAST_HW_RDMA'] ?? 'rxe0', process.env['HOLDFAST_HW_NETDEV'] ?? 'eth0');
+  afterEach(async () => {
     setup.close();
-    await removed;
-    await rdma('link', 'add', name, 'type', 'rxe', 'netdev', netdev);
+    await device.restore();
+  });
+
+  async function expectUsable(): Promise<void> {
     setup = new Setup();
     const [one, other] = await setup.pair();
     other.pair.receive(setup.region.segment(64, 64), 1);
@@ -269,5 +260,61 @@ describe('a soft-RoCE device', () => {
     one.pair.send(setup.region.segment(0, 8), { id: 2 });
     await one.post(2);
     expect((await other.completion(1)).status).toBe('success');
+  }
+
+  it('that is removed goes once everything on it is closed, and can be used when it is there again', async () => {
+    const [left] = await setup.pair();
+    device.beginRemoval();
+    await device.verbsGone();
+    left.pair.read(setup.region.segment(0, MIB), setup.region.remoteSegment(MIB), { id: 1 });
+    setup.close();
+    await device.removed();
+    await device.add();
+    await expectUsable();
+  });
+
+  it('goes also if everything was closed before its verbs went: what librdmacm keeps of it is given back', async () => {
+    await setup.pair();
+    setup.close();
+    expect(await settled()).toEqual(NOTHING);
+    await device.remove();
+    await device.add();
+    await expectUsable();
+  });
+
+  it('goes also if everything is closed at the connection manager’s news of the removal', async () => {
+    const listener = setup.channel.createId();
+    const news = new Promise<void>((resolve) => {
+      listener.onEvent = ({ type }) => {
+        if (type !== 'deviceRemoval') return;
+        setup.close();
+        resolve();
+      };
+    });
+    listener.bind(ADDRESS, 0);
+    listener.listen();
+    await device.remove();
+    await news;
+    await device.add();
+    await expectUsable();
+  });
+
+  it('goes also if a thread that used it has ended', async () => {
+    const program = `
+      import { EventChannel } from ${JSON.stringify(new URL('../dist/index.js', import.meta.url).href)};
+      import { parentPort, workerData } from 'node:worker_threads';
+      const channel = new EventChannel();
+      channel.createId().bind(workerData, 0);
+      parentPort.postMessage('bound');
+    `;
+    const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(program)}`), { workerData: ADDRESS });
+    const ended = new Promise((resolve, reject) => worker.on('exit', resolve).on('error', reject));
+    await new Promise((resolve) => worker.once('message', resolve));
+    await worker.terminate();
+    await ended;
+    setup.close();
+    await device.remove();
+    await device.add();
+    await expectUsable();
   });
 });
