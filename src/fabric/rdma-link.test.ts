@@ -288,6 +288,17 @@ describe('bulk', () => {
     expect([closed, two.port.bound.size, two.port.windowCount]).toEqual([true, 0, 0]);
   });
 
+  test('S3: when the link ends over a bind that is refused, the type-2 windows go with it: some may be bound', async () => {
+    const world = new World();
+    const [, two] = await world.pair();
+    world.queueOf(two).post = () => {
+      throw new FsError('deviceError', { op: 'fabric.rdma', detail: 'refused' });
+    };
+    const window = two.transport.openWindow(1, [bulk], 'write');
+    expect([two.link.closed, two.port.windowCount]).toEqual([true, 0]);
+    await two.transport.closeWindow(window);
+  });
+
   test('cancelling a transfer whose work is posted ends the link; one that only waits is taken out', async () => {
     const world = new World();
     const [one, two] = await world.pair({ bulkBytesMax: 64 * KIB });

@@ -29,7 +29,7 @@ export interface BindingLink {
 
 interface Binding {
   readonly windows: readonly VerbsWindow[];
-  readonly runs: readonly Run[];
+  runs: readonly Run[];
   /** Waits for it to end, if somebody closes the window. */
   over: (() => void) | null;
 }
@@ -120,18 +120,22 @@ export class WindowTable {
     if (present !== undefined) return present.runs;
     const windows = link.pool.take(window.runs.length);
     if (windows === null) return null;
-    const runs = link.bindRuns(windows, window.runs, window.access, withNextMessage);
-    if (runs === null) {
-      link.pool.give(windows);
-      return null;
-    }
-    window.bindings.set(link, { windows, runs, over: null });
+    // Before it is tried: if the link ends over it, some may be bound, and all go with it.
+    const binding: Binding = { windows, runs: [], over: null };
+    window.bindings.set(link, binding);
     let of = this.#byLink.get(link);
     if (of === undefined) {
       of = new Set();
       this.#byLink.set(link, of);
     }
     of.add(window);
+    const runs = link.bindRuns(windows, window.runs, window.access, withNextMessage);
+    if (runs !== null) {
+      binding.runs = runs;
+    } else if (window.bindings.delete(link)) {
+      of.delete(window);
+      link.pool.give(windows);
+    }
     return runs;
   }
 
