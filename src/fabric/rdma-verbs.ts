@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { networkInterfaces } from 'node:os';
 import path from 'node:path';
 import {
@@ -85,6 +85,8 @@ class RdmaPort implements VerbsPort {
 
   constructor(pool: PagePool, options: RdmaDeviceOptions) {
     const name = options.device ?? listDevices()[0]!.name;
+    // Before it is opened: from then on its removal waits for us, who would find no entry to look at any more.
+    const entry = verbsEntry(name);
     this.device = Device.open(name);
     try {
       this.name = name;
@@ -109,7 +111,7 @@ class RdmaPort implements VerbsPort {
     this.device.onAsyncEvent = ({ type }) => {
       if (type === 'deviceFatal') this.removed();
     };
-    this.#watch = watchDevice(name, () => this.removed());
+    this.#watch = watchDevice(entry ?? verbsEntry(name), () => this.removed());
   }
 
   /** IPv4 addresses by which the device is reached. */
@@ -282,24 +284,39 @@ class RdmaPort implements VerbsPort {
  * Drivers that can't take a device from its users (soft-RoCE) tell nobody when it is removed: the removal waits, its verbs character device
  * gone already, until everybody has let go of it. So that is looked at.
  */
-function watchDevice(name: string, onGone: () => void): NodeJS.Timeout | null {
-  const entry = verbsEntry(name);
+function watchDevice(entry: VerbsEntry | null, onGone: () => void): NodeJS.Timeout | null {
   if (entry === null) return null;
   const timer = setInterval(() => {
-    if (existsSync(entry)) return;
+    if (!isGone(entry)) return;
     clearInterval(timer);
     onGone();
   }, DEVICE_LOOK_MS);
   return timer.unref();
 }
 
-function verbsEntry(name: string): string | null {
+/** In sysfs. Another device may get the same path, but not the same inode. */
+interface VerbsEntry {
+  readonly path: string;
+  readonly inode: number;
+}
+
+function verbsEntry(name: string): VerbsEntry | null {
   try {
-    const entries = readdirSync(VERBS_CLASS).map((entry) => path.join(VERBS_CLASS, entry));
-    return entries.find((entry) => deviceOf(entry) === name) ?? null;
+    const paths = readdirSync(VERBS_CLASS).map((entry) => path.join(VERBS_CLASS, entry));
+    const found = paths.find((entry) => deviceOf(entry) === name);
+    return found === undefined ? null : { path: found, inode: statSync(found).ino };
   } catch {
     // No such class: then there is nothing that could be seen to go.
     return null;
+  }
+}
+
+function isGone({ path, inode }: VerbsEntry): boolean {
+  try {
+    return statSync(path, { throwIfNoEntry: false })?.ino !== inode;
+  } catch {
+    // What can't be looked at is not known to be gone.
+    return false;
   }
 }
 

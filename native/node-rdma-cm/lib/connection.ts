@@ -2,7 +2,7 @@ import { isIP } from 'node:net';
 import { getSystemErrorName } from 'node:util';
 import { wholeNumber } from './completion-queue.js';
 import { listDevices } from './device.js';
-import { RdmaError } from './errors.js';
+import { doAll, RdmaError } from './errors.js';
 import {
   type NativeAddress,
   type NativeCmEvent,
@@ -133,8 +133,10 @@ export class EventChannel {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (const id of [...this.#ids.values()]) id.close();
-    nativeCall('event channel', () => this.#native.close());
+    doAll([
+      ...[...this.#ids.values()].map((id) => () => id.close()),
+      () => nativeCall('event channel', () => this.#native.close()),
+    ]);
   }
 
   #adopt(made: NativeConnectionId): ConnectionId {

@@ -1,5 +1,5 @@
 import { CompletionQueue, type CompletionQueueOptions } from './completion-queue.js';
-import { RdmaError } from './errors.js';
+import { doAll, RdmaError } from './errors.js';
 import { ProtectionDomain } from './memory.js';
 import { type NativeAsyncEvent, type NativeDevice, native, nativeCall } from './native.js';
 import type { QueuePair } from './queue-pair.js';
@@ -215,13 +215,18 @@ export class Device {
     return queue;
   }
 
-  /** Closes everything that was made on it, then the device. A second call does nothing. */
+  /**
+   * Closes everything that was made on it, then the device, whatever of it refuses: the first refusal is thrown when all is done.
+   * A second call does nothing.
+   */
   close(): void {
     if (this.#closed) return;
-    for (const domain of [...this.#domains]) domain.close();
-    for (const queue of [...this.#completionQueues]) queue.close();
-    nativeCall(this.#object, () => this.native.close());
     this.#closed = true;
+    doAll([
+      ...[...this.#domains].map((domain) => () => domain.close()),
+      ...[...this.#completionQueues].map((queue) => () => queue.close()),
+      () => nativeCall(this.#object, () => this.native.close()),
+    ]);
   }
 
   get #object(): string {

@@ -59,3 +59,16 @@ export class RdmaError extends Error {
     this.workOperation = details.workOperation ?? null;
   }
 }
+
+/** Every step, whatever others throw; then throws what was thrown first. */
+export function doAll(steps: readonly (() => void)[]): void {
+  const thrown: unknown[] = [];
+  for (const step of steps) {
+    try {
+      step();
+    } catch (error) {
+      thrown.push(error);
+    }
+  }
+  if (thrown.length > 0) throw thrown[0];
+}

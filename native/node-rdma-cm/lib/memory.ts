@@ -1,4 +1,5 @@
 import type { Device } from './device.js';
+import { doAll } from './errors.js';
 import {
   type NativeMemoryRegion,
   type NativeMemoryWindow,
@@ -118,15 +119,16 @@ export class ProtectionDomain {
     return queue;
   }
 
-  /** Closes its windows, queue pairs, shared receive queues and regions, in this order, then itself. */
+  /**
+   * Closes its windows, queue pairs, shared receive queues and regions, in this order, then itself. What refuses keeps nothing else
+   * open; the domain stays, and may be closed again.
+   */
   close(): void {
     if (this.#closed) return;
+    const queuePairs = [...this.device.queuePairs.values()].filter((each) => each.protectionDomain === this);
     // Windows first: soft-RoCE waits for those that are bound when a queue pair goes.
-    for (const window of [...this.#windows]) window.close();
-    for (const queuePair of [...this.device.queuePairs.values()])
-      if (queuePair.protectionDomain === this) queuePair.close();
-    for (const queue of [...this.#receiveQueues]) queue.close();
-    for (const region of [...this.#regions]) region.close();
+    const inOrder = [...this.#windows, ...queuePairs, ...this.#receiveQueues, ...this.#regions];
+    doAll(inOrder.map((each) => () => each.close()));
     nativeCall('protection domain', () => this.native.close());
     this.#closed = true;
     this.#onClose();
