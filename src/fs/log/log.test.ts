@@ -402,6 +402,37 @@ describe('sectors on their way', () => {
     expect(history.flush()).toEqual([9]);
   });
 
+  test('a loss that is noticed while what came later is on its way brings back nothing older', () => {
+    const history = new History(new SeededRandom(8));
+    history.change();
+    history.writeInPlace();
+    history.losses++;
+    history.change();
+    const write = history.sectors.beginWrite(history.place);
+    // Whoever waits for it to be durable has to wait for that write.
+    expect(history.flush()).toEqual([9]);
+    expect(history.sectors.isUndurable(9)).toBe(true);
+    expect(history.sectors.dirty(9)).toBeUndefined();
+    expect(history.sectors.needed()).toBe(1);
+    history.sectors.endWrite(write, true);
+    expect(history.sectors.dirty(9)).toBeUndefined();
+    expect(history.flush()).toEqual([]);
+    expect(history.sectors.needed()).toBe(Number.POSITIVE_INFINITY);
+  });
+
+  test('a loss that is noticed while what came later fails to be written leaves what came later', () => {
+    const history = new History(new SeededRandom(9));
+    history.change();
+    history.writeInPlace();
+    history.losses++;
+    history.change();
+    const write = history.sectors.beginWrite(history.place);
+    history.flush();
+    history.sectors.endWrite(write, false);
+    expect(history.sectors.dirty(9)).toMatchObject({ first: 1 });
+    expect(whole(history.sectors.latest(9)!)).toEqual(withoutCrc(history.memory));
+  });
+
   test('what was freed meanwhile is not written again, nor its version kept', () => {
     const history = new History(new SeededRandom(6));
     history.change();

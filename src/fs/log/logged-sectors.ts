@@ -258,9 +258,13 @@ export class LoggedSectors {
   isUnflushed(key: SectorKey): boolean {
     return this.#unflushed.has(key);
   }
-  /** Its bytes are not durable in place though nothing new is to be written: a flush is due, or what was lost is to be written again. */
+  /** Its bytes are not durable in place though nothing new is to be written: a flush is due, or what was lost is to be written again, or is on its way. */
   isUndurable(key: SectorKey): boolean {
-    return this.#unflushed.has(key) || this.#dirty.get(key)?.byImage === true;
+    return this.#unflushed.has(key) || this.#dirty.get(key)?.byImage === true || this.isOnItsWay(key);
+  }
+  /** A write in place of what has records is under way. */
+  isOnItsWay(key: SectorKey): boolean {
+    return (this.#writing.get(key)?.dirty ?? null) !== null;
   }
   /** Sectors of a file in the page cache whose bytes an NSD may not have durably though their pages are clean. */
   undurable(ino: InodeNumber, range: { readonly start: number; readonly end: number }): SectorKey[] {
@@ -270,10 +274,14 @@ export class LoggedSectors {
     };
     for (const { dirty } of this.#unflushed.values()) look(dirty);
     for (const dirty of this.#dirty.values()) if (dirty.byImage) look(dirty);
-    return found;
+    for (const { dirty } of this.#writing.values()) if (dirty !== null) look(dirty);
+    return [...new Set(found)];
   }
 
-  /** A flush that began when these had been written has succeeded. Those that were lost before it are dirty again, and returned. */
+  /**
+   * A flush that began when these had been written has succeeded. Those that were lost before it are returned: dirty again, or on their way again with
+   * what came later.
+   */
   flushed(sectors: readonly UnflushedSector[]): SectorKey[] {
     const lost: SectorKey[] = [];
     for (const sector of sectors) {
@@ -282,9 +290,12 @@ export class LoggedSectors {
       if (this.#unflushed.get(key) !== sector) continue;
       this.#unflushed.delete(key);
       if (this.lossesOf(place.nsd) !== sector.losses) {
-        sector.dirty.byImage = true;
-        this.#again(sector.dirty);
         lost.push(key);
+        const newer = this.#writing.get(key)?.dirty ?? null;
+        if (newer === null) {
+          sector.dirty.byImage = true;
+          this.#again(sector.dirty);
+        } else newer.first = Math.min(newer.first, sector.dirty.first);
       } else if (this.#forgotten.delete(key)) this.forget(key);
     }
     return lost;

@@ -456,7 +456,7 @@ export class NodeLog {
   async makeDurable(wanted: Iterable<SectorKey>): Promise<void> {
     const keys = [...wanted];
     for (;;) {
-      await this.writeInPlace(keys.filter((key) => this.#isDue(key)));
+      await this.writeInPlace(keys.filter((key) => this.#isDue(key) || this.sectors.isOnItsWay(key)));
       const nsds = new Set<NsdIndex>();
       for (const key of keys) if (this.sectors.isUnflushed(key)) nsds.add(nsdOf(key));
       if (nsds.size === 0) return;

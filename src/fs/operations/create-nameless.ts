@@ -9,7 +9,7 @@ import { checkDirectory, type InodeRef, pinInodes } from '../pinning.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
 import { installXattrs } from '../xattrs.js';
-import { initialise, type NewNode } from './create-node.js';
+import { initialise, knowsHome, learnHome, type NewNode } from './create-node.js';
 import { Inheritance } from './inheritance.js';
 
 /** `onCreated`: in the turn in which it came to be, with its tokens pinned. */
@@ -39,6 +39,10 @@ export async function createNameless<T>(
         const inherited = inheritance.tryFrom(directory);
         if (inherited === null) {
           await inheritance.prepare(directory);
+          continue;
+        }
+        if (!knowsHome(volume, ticket)) {
+          await learnHome(volume, ticket);
           continue;
         }
         const transaction = new MetadataTransaction(volume);

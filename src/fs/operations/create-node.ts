@@ -11,6 +11,7 @@ import { AREA_BYTES, EMPTY_AREA, InodeFlag } from '../inode-format.js';
 import type { InodeTicket } from '../inode-numbers.js';
 import { LINK_COUNT_MAX } from '../layout.js';
 import type { LeafEntry } from '../leaf-format.js';
+import { keyOf } from '../log/logged-sectors.js';
 import { checkAccess, EXECUTE, WRITE } from '../permissions.js';
 import { type InodeRef, loadDirectory, pinInodes } from '../pinning.js';
 import { MetadataTransaction } from '../transaction.js';
@@ -98,6 +99,10 @@ async function insertNode(
       await inheritance.prepare(directoryInode);
       continue;
     }
+    if (!knowsHome(volume, ticket)) {
+      await learnHome(volume, ticket);
+      continue;
+    }
     const transaction = new MetadataTransaction(volume);
     const needed = directory.tryInsert(hashed, entry, transaction);
     if (needed !== null) {
@@ -116,6 +121,12 @@ async function insertNode(
     return null;
   }
 }
+
+/** Who looked at the number in vain after its former life has forgotten it since, and with it the version that it was taken with. */
+export const knowsHome = (volume: Volume, { home }: InodeTicket): boolean => volume.sectors.knows(keyOf(home));
+/** With its status token pinned: nobody else writes it. */
+export const learnHome = (volume: Volume, { home }: InodeTicket): Promise<void> =>
+  volume.learnVersions([{ ...home, count: 1 }]);
 
 export function initialise(
   volume: Volume,
