@@ -14,7 +14,8 @@ import { BLOCK_BYTES, SECTOR_BYTES } from '../common/units.js';
 import type { SectorIo } from '../nsd/nsd-api.js';
 import { TokenMode } from '../token-manager/token.js';
 import { findPointer, loadPointers } from './block-map.js';
-import { aheadOfRead, placeLogged, writeData } from './data-writer.js';
+import { readData } from './data-reader.js';
+import { placeLogged, writeData } from './data-writer.js';
 import { isReserved, reserve } from './file-space.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES } from './inode-format.js';
@@ -53,9 +54,7 @@ export class FileBacking implements BackingStore {
       const metadata = isMetadata(inode);
       const ios = await this.#map(inode, pieces, 'read', metadata);
       if (!metadata) {
-        const ahead = aheadOfRead(this.#bound, ios);
-        if (ios.length > 0) await this.#bound.parts.nsds.read(ios, { signal });
-        ahead?.(this.#bound.parts.pool.bytes);
+        await readData(this.#bound, inode, ios, signal);
         return;
       }
       if (ios.length > 0) await this.#bound.readMetadata(ios, signal);

@@ -215,14 +215,3 @@ export async function placeLogged(volume: Volume, ino: InodeNumber, range: ByteR
   await log?.makeDurable(keys);
   logged.forget(keys);
 }
-
-/** The bytes of sectors that are being read, as the log has them where it is ahead. Called before the read. */
-export function aheadOfRead(volume: Volume, ios: readonly SectorIo[]): ((pool: Uint8Array) => void) | null {
-  if (volume.logged.isEmpty) return null;
-  function* places() {
-    for (const { nsd, sector, memory } of ios)
-      for (let i = 0; i * SECTOR_BYTES < memory.lengthBytes; i++)
-        yield { key: keyOf({ nsd, sector: sector + i }), at: memory.offsetBytes + i * SECTOR_BYTES };
-  }
-  return volume.logged.aheadOf(places());
-}

@@ -14,7 +14,7 @@ import { FsError } from '../common/errors.js';
 import { BLOCK_BYTES, RANGE_END, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { cutPointers, findPointer, loadForCut, loadPointers, preparePointer, setPointer } from './block-map.js';
 import { type BlockPointer, blockPointer } from './block-pointer.js';
-import { aheadOfRead } from './data-writer.js';
+import { readAsLogged } from './data-reader.js';
 import { durably } from './durable.js';
 import { FILE_BLOCKS_MAX, FILE_BYTES_MAX } from './indirect-format.js';
 import type { Inode } from './inode.js';
@@ -119,9 +119,7 @@ async function grow(volume: Volume, inode: Inode, block: number, from: BlockPoin
     async (_, memory) => {
       const io = { nsd: from.nsd, sector: from.sector, memory };
       if (!inode.holdsDataBack) return volume.readMetadata([{ ...io, versions: new Uint32Array(from.count) }]);
-      const ahead = aheadOfRead(volume, [io]);
-      await volume.parts.nsds.read([io]);
-      ahead?.(volume.parts.pool.bytes);
+      await readAsLogged(volume, [io]);
     },
     () => {
       pointTo(volume, inode, block, extent);

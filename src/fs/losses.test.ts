@@ -59,6 +59,67 @@ describe('an NSD that loses what was not flushed, and comes back, under a node t
     expect(await it.check()).toBeNull();
   });
 
+  test('data that is in no cache any more is never read as what was there before: EIO, until the loss has been told', async () => {
+    const it = await VolatileVolume.create();
+    const node = await it.mount(1);
+    const file = await make(node.fs, '/f', CONTENT);
+    await file.sync(false);
+    await file.write(40_960, Buffer.alloc(40_960, 'x'));
+    await writeBehind(node, file.ino);
+    const everything = { start: 0, end: RANGE_END };
+    node.cache.get(file.ino)!.hint('dontNeed', everything);
+    it.nsds.powerCut();
+    const target = Buffer.alloc(4096);
+    await expect(file.read(49_152, target)).rejects.toMatchObject({ code: 'EIO', reason: 'writesLost', op: 'read' });
+    await file.read(131_072, target);
+    expect(target).toEqual(CONTENT.subarray(131_072, 135_168));
+    // What is written anew is read, on this node and with the old loss still to be told.
+    await file.write(49_152, Buffer.alloc(4096, 'z'));
+    await writeBehind(node, file.ino);
+    node.cache.get(file.ino)!.hint('dontNeed', everything);
+    await expect(file.sync(false)).rejects.toMatchObject({ reason: 'writesLost' });
+    await file.read(40_960, target);
+    expect(target).toEqual(CONTENT.subarray(40_960, 45_056));
+    await file.read(49_152, target);
+    expect(target).toEqual(Buffer.alloc(4096, 'z'));
+    await file.close();
+    await node.fs.unmount();
+    expect(await it.check()).toBeNull();
+  });
+
+  test('a small write that was synced is read as it was synced, though its place lost it (S5)', async () => {
+    const it = await VolatileVolume.create();
+    const node = await it.mount(1, { inodeWriteBehindMs: 100 });
+    const until = async (holds: () => boolean): Promise<void> => {
+      for (let i = 0; !holds(); i++) {
+        expect(i).toBeLessThan(10_000);
+        await it.volume.clock.advance(10);
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+    };
+    const file = await make(node.fs, '/f', CONTENT);
+    await file.sync(false);
+    await until(() => node.counters.get('log.checkpoints') > 0);
+    await file.write(40_960, Buffer.alloc(8192, 'x'));
+    await file.sync(false);
+    expect(node.counters.get('log.dataSectors')).toBeGreaterThan(0);
+    // In its place, not flushed there, and in no page.
+    const before = node.counters.get('log.sectorsInPlace');
+    await until(() => node.counters.get('log.sectorsInPlace') > before + 2);
+    node.cache.get(file.ino)!.hint('dontNeed', { start: 0, end: RANGE_END });
+    it.nsds.powerCut();
+    const target = Buffer.alloc(8192);
+    await file.read(40_960, target);
+    expect(target).toEqual(Buffer.alloc(8192, 'x'));
+    it.powerOff([node]);
+    const { fs } = await it.mount(2);
+    const expected = Buffer.from(CONTENT);
+    expected.fill('x', 40_960, 49_152);
+    expect(await contentOf(fs, '/f')).toEqual(expected);
+    await fs.unmount();
+    expect(await it.check()).toBeNull();
+  });
+
   test('what was cut off or removed meanwhile is nobody’s loss', async () => {
     const it = await VolatileVolume.create();
     const node = await it.mount(1);

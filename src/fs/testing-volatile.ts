@@ -1,6 +1,6 @@
 /**
  * NSDs in memory with volatile caches: their power can be cut, under living nodes or with them. What a flush has covered stays; of the rest each write
- * is there, not there, or (where an NSD keeps no intent, S1) torn, as the test says. Nodes notice it as they do with real ones: at their next write,
+ * is there, not there, or (where an NSD keeps no intent, S1) torn, as the test says. Nodes notice it as they do with real ones: at their next read, write,
  * discard or flush (`lossesOf`). Each flush says what it is for, and can be left out, or be preceded by a power cut.
  */
 import { FsError } from '../common/errors.js';
@@ -122,6 +122,7 @@ export class VolatileNsds extends RamNsds {
 
   override async read(ios: readonly SectorIo[]): Promise<void> {
     await super.read(ios);
+    for (const { nsd } of ios) this.#meet(nsd);
     for (const { nsd, sector, memory } of ios)
       for (const at of sectors(memory)) {
         if (!this.#caches.torn[nsd]!.has(sector + at)) continue;

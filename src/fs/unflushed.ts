@@ -35,6 +35,8 @@ type Outcome = 'durable' | 'lost' | 'failed';
 export class Unflushed {
   #written = new Map<number, Written>();
   readonly #flushing = new Set<Promise<Outcome>>();
+  /** A flush of these is under way. */
+  readonly #taken = new Set<Written>();
 
   /** Something waits for a flush, or for the end of one. */
   get any(): boolean {
@@ -75,7 +77,31 @@ export class Unflushed {
   take(): Written[] {
     const taken = [...this.#written.values()];
     this.#written = new Map();
+    for (const one of taken) this.#taken.add(one);
     return taken;
+  }
+  /** They are durable, or written again, or told as lost, or put back. */
+  settled(taken: readonly Written[]): void {
+    for (const one of taken) this.#taken.delete(one);
+  }
+
+  /** Of these transfers the first byte of the file that an NSD has lost, as far as is known, and that was not written again. */
+  lostIn(ios: readonly FileIo[], lossesOf: (nsd: NsdIndex) => number): { nsd: NsdIndex; offsetBytes: number } | null {
+    const all = [...this.#written.values(), ...this.#taken];
+    const lost = all.filter(({ nsd, losses }) => lossesOf(nsd) !== losses);
+    if (lost.length === 0) return null;
+    const has = ({ blocks }: Written, block: number, at: number): boolean =>
+      (((blocks.get(block)?.[at >> 5] ?? 0) >>> (at & 31)) & 1) === 1;
+    const since = all.filter((one) => !lost.includes(one));
+    for (const { fileOffsetBytes, memory } of ios)
+      for (let offset = fileOffsetBytes; offset < fileOffsetBytes + memory.lengthBytes; offset += SECTOR_BYTES) {
+        const block = Math.floor(offset / BLOCK_BYTES);
+        const at = (offset % BLOCK_BYTES) / SECTOR_BYTES;
+        const where = lost.find((one) => has(one, block, at));
+        if (where !== undefined && !since.some((one) => has(one, block, at)))
+          return { nsd: where.nsd, offsetBytes: offset };
+      }
+    return null;
   }
   putBack(taken: readonly Written[]): void {
     for (const { nsd, losses, blocks } of taken)
@@ -111,7 +137,10 @@ export async function flushWritten(
     if (taken.length > 0) {
       const flushing = flushTaken(volume, taken, why, signal);
       const outcome = flushing.catch((): Outcome => 'failed');
-      for (const { inode } of taken) inode.unflushed.during(outcome);
+      for (const { inode, written } of taken) {
+        inode.unflushed.during(outcome);
+        void outcome.then(() => inode.unflushed.settled(written));
+      }
       if ((await flushing) === 'lost') whole = false;
     }
     const others = await Promise.all(elsewhere);

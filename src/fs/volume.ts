@@ -76,6 +76,9 @@ export type NsdServers = (uuid: string) => { readonly name: string; readonly nod
 /** Nobody else has it mounted. */
 export const NOBODY_ELSE: Lives = { state: () => 'gone' };
 
+/** What an NSD lost may be written again while it is being read. */
+const READ_AGAIN_MAX = 3;
+
 export class Volume {
   cache!: PageCacheApi;
   /** What other nodes read and write through this one. */
@@ -229,17 +232,8 @@ export class Volume {
    * before that is noticed and mended.
    */
   async readMetadata(ios: readonly SectorIo[], signal?: AbortSignal): Promise<void> {
-    const { nsds, pool } = this.parts;
-    try {
-      await nsds.read(ios, { signal });
-    } catch (error) {
-      const keys = ios.flatMap(sectorKeys);
-      const lost = FsError.is(error) && error.reason === 'checksumMismatch';
-      if (!lost || this.log === null || !keys.some((key) => this.sectors.isUnflushed(key))) throw error;
-      // Torn by the loss, perhaps.
-      await this.log.makeDurable(keys);
-      await nsds.read(ios, { signal });
-    }
+    const { pool } = this.parts;
+    await this.readAsWritten(ios, signal);
     for (const io of ios)
       for (const [index, key] of sectorKeys(io).entries()) {
         const image = this.sectors.newest(key, io.versions?.[index] ?? 0);
@@ -249,6 +243,29 @@ export class Volume {
         sector.fill(0).set(image);
         sealSector(sector, this.checksums);
       }
+  }
+
+  /** With versions, which say where the NSD has lost what this node still has; not torn by that, nor of before what this node has written again meanwhile. */
+  async readAsWritten(ios: readonly SectorIo[], signal?: AbortSignal): Promise<void> {
+    const { nsds } = this.parts;
+    try {
+      for (let again = 0; ; again++) {
+        await nsds.read(ios, { signal });
+        if (again === READ_AGAIN_MAX || !ios.some((io) => this.#isPast(io))) break;
+      }
+    } catch (error) {
+      const keys = ios.flatMap(sectorKeys);
+      const lost = FsError.is(error) && error.reason === 'checksumMismatch';
+      if (!lost || this.log === null || !keys.some((key) => this.sectors.isUndurable(key))) throw error;
+      // Torn by the loss, perhaps.
+      await this.log.makeDurable(keys);
+      await nsds.read(ios, { signal });
+    }
+  }
+
+  #isPast(io: SectorIo): boolean {
+    const { versions } = io;
+    return versions !== undefined && sectorKeys(io).some((key, index) => this.sectors.isPast(key, versions[index]!));
   }
 
   wasRead(place: Extent, version: number): void {

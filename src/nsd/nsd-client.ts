@@ -22,6 +22,7 @@ import {
   NSD_INLINE_BYTES_MAX,
   type NsdInfoReply,
   type NsdLife,
+  type NsdReadReply,
   type SectorExtent,
 } from '../protocol/nsd-messages.js';
 import type { Checksums } from './checksums.js';
@@ -226,7 +227,7 @@ export class NsdClient implements NsdClientApi {
   lossesOf(nsd: NsdIndex): number {
     return this.#lives.get(nsd)?.losses ?? 0;
   }
-  /** A write, discard or flush was done in this life of the NSD. */
+  /** Something was done in this life of the NSD. */
   #met(nsd: NsdIndex, { life, wholeSince }: NsdLife): void {
     const known = this.#lives.get(nsd);
     if (known === undefined) {
@@ -240,6 +241,11 @@ export class NsdClient implements NsdClientApi {
     }
     known.life = Math.max(known.life, life);
     known.wholeSince = Math.max(known.wholeSince, wholeSince);
+  }
+
+  /** The same for a read; one of an earlier life says nothing of what was written since. */
+  #metByRead(nsd: NsdIndex, life: NsdLife): void {
+    if (life.life >= (this.#lives.get(nsd)?.wholeSince ?? 0)) this.#met(nsd, life);
   }
 
   /** What the NSD's server says about it. */
@@ -282,7 +288,7 @@ export class NsdClient implements NsdClientApi {
     const nsd = attempt.location.uuid;
     const { sectorCount, extents } = batch;
     const inline = sectorCount * SECTOR_BYTES <= NSD_INLINE_BYTES_MAX;
-    let states: { readonly crcs: Uint32Array; readonly versions: Uint32Array };
+    let states: Omit<NsdReadReply, 'data'>;
     if (inline) {
       const body = encodeNsdRead({ nsd, extents, window: null });
       const reply = decodeNsdReadReply(await this.#request(MessageType.nsdRead, body, attempt), sectorCount, true);
@@ -313,6 +319,7 @@ export class NsdClient implements NsdClientApi {
           detail: 'landed with another checksum than the server sent it with',
         });
     tellVersions(batch, states.versions);
+    this.#metByRead(batch.nsd, states);
   }
 
   async #writeRemote(batch: Batch, what: WriteStates, attempt: Attempt): Promise<void> {
@@ -364,6 +371,7 @@ export class NsdClient implements NsdClientApi {
     const states = batch.versions.length === 0 ? undefined : newSectorStates(batch.sectorCount);
     await settleAll(contiguous(batch).map(({ sector, memory, index }) => store.read(sector, memory, states, index)));
     if (states !== undefined) tellVersions(batch, states.versions);
+    this.#metByRead(batch.nsd, store.life);
   }
   async #writeLocal(batch: Batch, what: WriteStates, store: NsdStore): Promise<void> {
     this.counters.add('nsd.localWrites');

@@ -83,7 +83,7 @@ describe('messages between NSD clients and servers', () => {
     );
     fc.assert(
       fc.property(words(2), words(2), fc.uint8Array({ minLength: 8192, maxLength: 8192 }), (crcs, versions, data) => {
-        const reply = { crcs, versions, data };
+        const reply = { crcs, versions, data, life: 7, wholeSince: 5 };
         expect(messages.decodeNsdReadReply(messages.encodeNsdReadReply(reply), 2, true)).toEqual(reply);
         const bare = { ...reply, data: null };
         expect(messages.decodeNsdReadReply(messages.encodeNsdReadReply(bare), 2, false)).toEqual(bare);
@@ -128,7 +128,7 @@ describe('messages between NSD clients and servers', () => {
   });
 
   it('are refused when a reply is about another number of sectors than was asked for', () => {
-    const reply = { crcs: new Uint32Array(3), versions: new Uint32Array(3), data: null };
+    const reply = { crcs: new Uint32Array(3), versions: new Uint32Array(3), data: null, life: 2, wholeSince: 2 };
     const body = messages.encodeNsdReadReply(reply);
     expect(() => messages.decodeNsdReadReply(body, 2, false)).toThrow(/3 checksums for 2 sectors/);
     expect(() => messages.decodeNsdReadReply(body, 3, true)).toThrow(/another way/);

@@ -225,7 +225,7 @@ export class NsdServer {
     });
     this.counters.add('nsd.servedReadBytes', sectorCount * SECTOR_BYTES);
     if (data !== null) this.counters.add('nsd.servedInlineBytes', data.length);
-    return encodeNsdReadReply({ ...states, data });
+    return encodeNsdReadReply({ ...states, data, ...store.life });
   }
 
   async #serveWrite(message: IncomingMessage): Promise<Uint8Array> {

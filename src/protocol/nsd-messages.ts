@@ -38,7 +38,7 @@ export interface NsdReadRequest {
   /** Where the bytes go; null asks for them in the reply. */
   readonly window: Uint8Array | null;
 }
-export interface NsdReadReply {
+export interface NsdReadReply extends NsdLife {
   readonly crcs: Uint32Array;
   readonly versions: Uint32Array;
   /** The sectors' bytes, if the request named no window. */
@@ -207,12 +207,12 @@ export function decodeNsdRead(body: Uint8Array): NsdReadRequest {
 }
 
 export function encodeNsdReadReply(reply: NsdReadReply): Uint8Array {
-  const writer = new ByteWriter(32 + reply.crcs.length * 8 + (reply.data?.length ?? 0));
+  const writer = new ByteWriter(48 + reply.crcs.length * 8 + (reply.data?.length ?? 0));
   writeWords(writer, reply.crcs);
   writeWords(writer, reply.versions);
   if (reply.data === null) writer.u8(WINDOW);
   else writer.u8(INLINE).bytes(reply.data);
-  return writer.finish();
+  return writer.u64(reply.life).u64(reply.wholeSince).finish();
 }
 /** @param sectorCount what was asked for; anything else is refused. @returns views of the body where there are bytes. */
 export function decodeNsdReadReply(body: Uint8Array, sectorCount: number, inline: boolean): NsdReadReply {
@@ -221,8 +221,9 @@ export function decodeNsdReadReply(body: Uint8Array, sectorCount: number, inline
   const versions = readWords(reader, 'versions', sectorCount);
   if ((readPlace(reader) === 'inline') !== inline) throw reader.bad('bytes came another way than asked for');
   const data = inline ? readInline(reader, sectorCount) : null;
+  const life = readLife(reader);
   reader.end();
-  return { crcs, versions, data };
+  return { crcs, versions, data, ...life };
 }
 
 const WRITE_NAMES_VERSIONS = 1;

@@ -413,11 +413,15 @@ describe('sectors on their way', () => {
     expect(history.flush()).toEqual([9]);
     expect(history.sectors.isUndurable(9)).toBe(true);
     expect(history.sectors.dirty(9)).toBeUndefined();
+    expect(whole(history.sectors.newest(9, history.version - 1)!)).toEqual(withoutCrc(history.memory));
     expect(history.sectors.needed()).toBe(1);
     history.sectors.endWrite(write, true);
     expect(history.sectors.dirty(9)).toBeUndefined();
     expect(history.flush()).toEqual([]);
     expect(history.sectors.needed()).toBe(Number.POSITIVE_INFINITY);
+    // A read that began before that may end now.
+    expect(history.sectors.isPast(9, history.version - 1)).toBe(true);
+    expect(history.sectors.isPast(9, write.version)).toBe(false);
   });
 
   test('a loss that is noticed while what came later fails to be written leaves what came later', () => {

@@ -143,8 +143,15 @@ export class LoggedSectors {
     const unflushed = this.#unflushed.get(key);
     if (unflushed !== undefined && isVersionBefore(version, unflushed.version))
       return this.latest(key) ?? unflushed.dirty.image;
+    const writing = this.#writing.get(key);
+    if (writing?.dirty && isVersionBefore(version, writing.version)) return this.latest(key);
     const dirty = this.#dirty.get(key);
     return dirty?.byImage ? dirty.image : undefined;
+  }
+  /** Bytes of this version are of before what is in place by now: it was lost, and written again while they were read. */
+  isPast(key: SectorKey, version: number): boolean {
+    const known = this.#versions.get(key);
+    return known !== undefined && isVersionBefore(version, known) && this.isSettled(key);
   }
   /** Since when the one longest dirty is; infinite when nothing is. */
   oldestMs(): number {
