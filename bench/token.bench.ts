@@ -129,6 +129,7 @@ function fastPath(count: number): void {
     settings: TOKEN_CLIENT_DEFAULTS,
     fired: ignore,
     working: () => null,
+    writesConcurrently: () => true,
     onDrained: ignore,
   });
   client.step({ type: 'view', epoch: epoch(1), servers: [SERVER] }, 0);

@@ -325,6 +325,8 @@ export class TwinCacheMap implements CacheMap {
     if (entry === undefined) return Miss.stale;
     if (entry.status < TokenMode.shared) return Miss.status;
     const end = Math.min(offset + target.length, Math.max(entry.sizeBytes, offset));
+    // Others may have written behind what this node knows to be the end.
+    if (end < offset + target.length && entry.status === TokenMode.concurrentWrite) return Miss.status;
     if (end === offset) return 0;
     const pages = this.#pages(entry, offset, end, (slot) => !slot.exclusive);
     if (typeof pages === 'number') return pages;
@@ -344,7 +346,8 @@ export class TwinCacheMap implements CacheMap {
     if (!this.#leaseHolds()) return Miss.lease;
     const entry = this.#liveEntry(entryId);
     if (entry === undefined) return Miss.stale;
-    if (entry.status !== TokenMode.exclusive) return Miss.status;
+    // Where the end is, only who has the status exclusively knows.
+    if (entry.status < (offsetAsked === -1 ? TokenMode.exclusive : TokenMode.concurrentWrite)) return Miss.status;
     if (source.length === 0) return 0;
     if (source.length > HIT_PAGES_MAX * PAGE_BYTES) return Miss.limit;
     const offset = offsetAsked === -1 ? entry.sizeBytes : offsetAsked;

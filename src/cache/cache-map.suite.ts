@@ -209,12 +209,25 @@ export function cacheMapSuite(name: string, make: (slotCount: number, entryCount
         expect(map.entryState(entry)).toMatchObject({ mtimeNs: 0n, changes: 0 });
       });
 
-      it('needs the status token exclusive', () => {
+      it('needs the status token exclusive or shared for writing', () => {
         const entry = ready(100, 1);
-        for (const mode of [TokenMode.none, TokenMode.shared, TokenMode.sharedWrite]) {
+        for (const mode of [TokenMode.none, TokenMode.shared]) {
           map.setStatusMode(entry, mode);
           expect(map.write(entry, 0, new Uint8Array(10), 1n)).toBe(Miss.status);
         }
+      });
+
+      it('beside other writers: knows its own size as a lower bound only', () => {
+        const entry = ready(100, 1);
+        map.setStatusMode(entry, TokenMode.concurrentWrite);
+        expect(map.read(entry, 0, new Uint8Array(100))).toBe(100);
+        expect(map.read(entry, 0, new Uint8Array(101))).toBe(Miss.status);
+        expect(map.read(entry, 100, new Uint8Array(1))).toBe(Miss.status);
+        expect(map.write(entry, 90, new Uint8Array(20), 5n)).toBe(20);
+        expect(map.entryState(entry)).toMatchObject({ sizeBytes: 110, mtimeNs: 5n });
+        expect(map.read(entry, 0, new Uint8Array(110))).toBe(110);
+        // Where the end is, others may know better.
+        expect(map.write(entry, -1, new Uint8Array(10), 6n)).toBe(Miss.status);
       });
 
       it('needs data tokens in exclusive mode over the sectors that it touches (I2, T6)', () => {

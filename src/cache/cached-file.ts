@@ -47,6 +47,9 @@ export class CachedFileOps implements CachedFile {
   setStatusMode(mode: TokenMode): void {
     if (this.file.entry !== null) this.#core.map.setStatusMode(this.file.entry, mode);
   }
+  setSizeIsFloor(isFloor: boolean): void {
+    this.file.sizeIsFloor = isFloor;
+  }
   detach(): void {
     this.#core.files.detach(this.file);
   }

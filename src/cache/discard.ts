@@ -43,7 +43,7 @@ async function completeSplitRuns(core: CacheCore, file: FileCore, range: ByteRan
     return page.loaded && splitsPartial(core.slots.refresh(page), start, end);
   });
   if (split.length === 0) return;
-  const error = await core.fills.completePartials(file, split, core.files.stateOf(file).sizeBytes);
+  const error = await core.fills.completePartials(file, split, file.endOf(core.files.stateOf(file)));
   if (error !== null) throw error;
 }
 

@@ -21,6 +21,8 @@ export class FileCore {
   /** `changes` of the state before the entry was opened: it never seems to go back. */
   changesBefore = 0;
   attachCount = 0;
+  /** The size is a lower bound. */
+  sizeIsFloor = false;
   /** Out of the table; a later attach makes a new one. */
   forgotten = false;
   /** Pages in the map, those that are gone but still in a transfer among them. */
@@ -68,6 +70,11 @@ export class FileCore {
     }
     for (const page of this.pages.values()) if (page.index >= first && page.index < last) found.push(page);
     return found.sort((a, b) => a.index - b.index);
+  }
+
+  /** Where zeros begin that nobody has written, if the size says so. */
+  endOf({ sizeBytes }: { readonly sizeBytes: number }): number {
+    return this.sizeIsFloor ? Number.MAX_SAFE_INTEGER : sizeBytes;
   }
 
   noteUse(range: ByteRange, mode: TokenMode, nowMs: number): void {

@@ -43,6 +43,8 @@ export interface CachedFile {
   noteWrite(endBytes: number, wallNs: bigint): void;
   /** Status mode as hits may rely on it; lowering waits for running hits. Called by the owner of status tokens. */
   setStatusMode(mode: TokenMode): void;
+  /** Other nodes may be writing behind what `state` says is the end: nothing there is taken for zeros. */
+  setSizeIsFloor(isFloor: boolean): void;
   detach(): void;
 
   /** The data token request for an operation on the range: required is the range, desired what the access pattern foresees. */

@@ -243,6 +243,13 @@ export class FakeTokens implements TokenClientApi {
     return found;
   }
 
+  heldMode(tokenClass: TokenClass, object: number, offset: number): TokenMode {
+    if (tokenClass !== TokenClass.data) return TokenMode.none;
+    return (
+      (this.#held.get(object) ?? []).find((held) => held.start <= offset && offset < held.end)?.mode ?? TokenMode.none
+    );
+  }
+
   async release(_class: TokenClass, object: number, range: ByteRange): Promise<void> {
     await this.revoke(object, range, TokenMode.none);
   }

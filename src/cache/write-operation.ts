@@ -107,7 +107,7 @@ async function writeInPieces(
 
 /** Bytes behind the end of file are zeros, or they would appear when it grows. */
 async function clearBehindEnd(core: CacheCore, file: FileCore, copied: ByteRange, generation: number): Promise<void> {
-  const start = Math.max(copied.start, core.files.stateOf(file).sizeBytes);
+  const start = Math.max(copied.start, file.endOf(core.files.stateOf(file)));
   if (start >= copied.end) return;
   for (const piece of cutIntoPieces({ start, end: copied.end }, core.settings.pieceBytes)) {
     const zeros = new Uint8Array(piece.end - piece.start);

@@ -45,7 +45,7 @@ export class WriteOut {
     try {
       while (rest.length > 0) {
         rest = await this.#waitForOthers(rest, thorough);
-        const failed = await this.#core.fills.completePartials(file, rest, this.#core.files.stateOf(file).sizeBytes);
+        const failed = await this.#core.fills.completePartials(file, rest, file.endOf(this.#core.files.stateOf(file)));
         if (failed !== null) {
           first ??= FsError.from(failed, 'cache.writeOut', `inode ${file.ino}`);
           const stuck = new Set(rest.filter((page) => !page.gone && hasPartial(page)));

@@ -71,20 +71,46 @@ export function bringFile(
   );
 }
 
+type ReadPages = (file: CachedFile, lengthBytes: number) => Promise<void>;
+
 async function readInto(
   volume: Volume,
   handle: FileHandle,
   offsetBytes: number,
   lengthBytes: number,
   options: OpOptions | undefined,
-  read: (file: CachedFile, lengthBytes: number) => Promise<void>,
+  read: ReadPages,
 ): Promise<number> {
+  for (;;) {
+    const done = await readOnce(volume, handle, offsetBytes, lengthBytes, options, read);
+    if (done !== null) return done;
+  }
+}
+
+/** Null: it ends behind what this node knows of the file, and must begin anew for the rest of it. */
+async function readOnce(
+  volume: Volume,
+  handle: FileHandle,
+  offsetBytes: number,
+  lengthBytes: number,
+  options: OpOptions | undefined,
+  read: ReadPages,
+): Promise<number | null> {
   checkOffset('read', handle, offsetBytes);
   if (lengthBytes === 0 || offsetBytes >= RANGE_END) return 0;
   const wanted = { start: offsetBytes, end: Math.min(RANGE_END, offsetBytes + lengthBytes) };
-  const pins = await pinFile(volume, handle, TokenMode.shared, wanted, TokenMode.shared, options);
+  // Who writes to it beside others knows a part of the file, and shares that for reading without asking anybody for the rest.
+  const known = volume.inodes.get(handle.ino);
+  if (known?.concurrent) volume.inodes.refresh(known);
+  const isKnown = known?.concurrent === true && wanted.end <= known.sizeBytes;
+  const status = isKnown ? TokenMode.concurrentWrite : TokenMode.shared;
+  const pins = await pinFile(volume, handle, status, wanted, TokenMode.shared, options);
   try {
     const inode = await loadRef(volume, handle, 'read');
+    if (inode.concurrent) {
+      volume.inodes.refresh(inode);
+      if (wanted.end > inode.sizeBytes) return null;
+    }
     await inode.contents.share();
     try {
       for (;;) {
@@ -125,7 +151,7 @@ export async function writeFile(
   const end = offsetBytes + source.length;
   if (end > FILE_BYTES_MAX) throw new FsError('fileTooBig', { op: 'write', object: named(handle) });
   if (source.length === 0) return { offsetBytes, lengthBytes: 0 };
-  await onCertainTail(volume, handle, { start: offsetBytes, end }, 'write', options, async (inode) => {
+  await besideOthers(volume, handle, { start: offsetBytes, end }, options, async (inode) => {
     await inode.contents.share();
     try {
       await copyIn(volume, handle, inode, offsetBytes, source, options);
@@ -159,6 +185,34 @@ export async function onCertainTail(
     }
     await atEnd(volume, handle, op, options, () => Promise.resolve());
   }
+}
+
+/**
+ * A write within a file: with exclusive status when nobody else writes to it, else sharing it, if the write needs nothing that only an exclusive holder
+ * may do (concurrent-writing.ts). If it does, it is done exclusively, and prepares for those that follow it.
+ */
+async function besideOthers(
+  volume: Volume,
+  handle: FileHandle,
+  range: ByteRange,
+  options: OpOptions | undefined,
+  body: (inode: Inode) => Promise<void>,
+): Promise<void> {
+  const { concurrent } = volume.inodes;
+  const pins = await pinFile(volume, handle, TokenMode.concurrentWrite, range, TokenMode.exclusive, options);
+  try {
+    const inode = await loadRef(volume, handle, 'write');
+    const keepsMode = strippedByWrite(inode, handle.credentials) === inode.mode;
+    if (inode.concurrent ? keepsMode && (await concurrent.mayWrite(inode, range)) : !inode.tailDoubtful)
+      return await body(inode);
+  } finally {
+    publishStatus(volume, handle.ino);
+    pins.release();
+  }
+  await onCertainTail(volume, handle, range, 'write', options, async (inode) => {
+    await body(inode);
+    await concurrent.reserveAhead(inode, range.end);
+  });
 }
 
 async function appendFile(

@@ -17,9 +17,16 @@ import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
-import { INODES_PER_SEGMENT, type Revocation, TokenClass, type TokenItem, TokenMode } from '../token-manager/token.js';
+import {
+  INODES_PER_SEGMENT,
+  type Revocation,
+  type StatusNote,
+  TokenClass,
+  type TokenItem,
+  TokenMode,
+} from '../token-manager/token.js';
 import { allPointers } from './block-map.js';
-import { FileType } from './file-system-api.js';
+import { ConcurrentWriting, tailInDoubt } from './concurrent-writing.js';
 import { Inode } from './inode.js';
 import { InodeFile } from './inode-file.js';
 import { decodeInode, FREE_INODE, type InodeFields } from './inode-format.js';
@@ -35,10 +42,6 @@ export const READ_RUN = 16;
 /** Between attempts to write out what a revoke waits for; doubles. */
 const REVOKE_RETRY_MIN_MS = 20;
 const REVOKE_RETRY_MAX_MS = 2_000;
-
-/** Whether there is space behind its size that a node may have written to. */
-const mayHideBytes = (inode: Inode): boolean =>
-  inode.type === FileType.regular && !inode.isInline && inode.allocatedSubBlocks > 0;
 
 export const staleError = ({ ino }: Inode, op: string): FsError =>
   new FsError('staleHandle', { op, object: `inode ${ino}`, detail: 'has been removed' });
@@ -58,15 +61,22 @@ export class InodeTable {
   readonly #reads = new Set<RunRead>();
   readonly #file: InodeFile;
   readonly #writer: InodeWriter;
+  /** Files that other nodes write to side by side with this one. */
+  readonly concurrent: ConcurrentWriting;
   #round = 0;
 
   constructor(volume: Volume) {
     this.#volume = volume;
     this.#writer = new InodeWriter(volume, this);
+    this.concurrent = new ConcurrentWriting(volume);
     this.#file = new InodeFile(volume, this);
     volume.parts.tokens.setRevokeHandler(TokenClass.status, {
       revoke: (revocation) => this.#revoke(revocation),
       working: () => null,
+      writesConcurrently: (_object, range) =>
+        range.end - range.start === SECTOR_BYTES &&
+        this.concurrent.mayWriteConcurrently(inodeNumber(range.start / SECTOR_BYTES)),
+      gathered: (object, range, notes) => this.concurrent.gathered(object, range, notes),
     });
   }
 
@@ -87,6 +97,17 @@ export class InodeTable {
     if (!inode?.valid || inode.needsXattrBlock) return undefined;
     inode.usedRound = this.#round;
     return inode;
+  }
+
+  /** In memory, whether its fields may be believed or not. */
+  peek(ino: InodeNumber): Inode | undefined {
+    return this.#inodes.get(ino);
+  }
+
+  /** `get`, for who has its status pinned. */
+  getPinned(ino: InodeNumber): Inode | undefined {
+    const inode = this.get(ino);
+    return inode === undefined ? undefined : this.concurrent.settled(inode);
   }
 
   /**
@@ -118,7 +139,7 @@ export class InodeTable {
   /** With the status token pinned (shared at least). A free or never written inode has type FREE_INODE. */
   async load(ino: InodeNumber): Promise<Inode> {
     for (;;) {
-      const present = this.get(ino);
+      const present = this.getPinned(ino);
       if (present !== undefined) return present;
       const incomplete = this.#inodes.get(ino);
       if (incomplete?.valid) {
@@ -172,6 +193,12 @@ export class InodeTable {
   /** What hits did to an attached file, merged into its inode, and remembered as dirty. */
   refresh(inode: Inode): void {
     if (!inode.stateAhead) return;
+    if (inode.concurrent) {
+      if (inode.mergeState() === 'nothing' || inode.concurrentChanges) return;
+      inode.concurrentChanges = true;
+      inode.concurrentSinceMs = this.#volume.clock.nowMs();
+      return;
+    }
     holdBack(this.#volume, inode);
     const merged = inode.mergeState();
     if (merged !== 'nothing') this.markDirty(inode, merged === 'size');
@@ -184,6 +211,7 @@ export class InodeTable {
     const { sizeBytes, mtimeNs, ctimeNs } = inode;
     inode.file = this.#volume.cache.attach(inode.ino, { sizeBytes, mtimeNs, ctimeNs });
     inode.seenChanges = inode.file.state.changes;
+    inode.file.setSizeIsFloor(inode.valid && inode.concurrent);
     if (inode.valid) inode.pushState();
     return inode.file;
   }
@@ -271,7 +299,8 @@ export class InodeTable {
     if (excess <= 0) return;
     for (const inode of this.#inodes.values()) {
       if (excess <= 0) return;
-      if (inode.dirty || inode.openCount > 0 || inode.writing !== null || inode.structure.busy) continue;
+      if (inode.concurrent || inode.dirty || inode.openCount > 0 || inode.writing !== null || inode.structure.busy)
+        continue;
       if (this.#writer.isDue(inode)) continue;
       if (indirectHomes(inode).some((home) => this.#volume.sectors.isUndurable(keyOf(home)))) continue;
       if (this.#round - inode.usedRound < 3) continue;
@@ -373,9 +402,10 @@ export class InodeTable {
     else inode.assign(fields);
     inode.home = { nsd: nsdIndex(near.nsd), sector: near.sector + (ino - wanted) };
     this.#volume.sectors.learn(keyOf(inode.home), version);
-    inode.tailDoubtful = mayHideBytes(inode) && inode.tailEpoch !== this.#volume.parts.epoch();
+    inode.tailDoubtful = tailInDoubt(this.#volume, inode);
     inode.valid = true;
     inode.pushState();
+    this.concurrent.installed(inode);
   }
 
   /**
@@ -399,28 +429,68 @@ export class InodeTable {
 
   // Revokes
 
-  async #revoke({ object, range, keep }: Revocation): Promise<void> {
+  async #revoke(revocation: Revocation): Promise<readonly StatusNote[]> {
+    const { object, range } = revocation;
     const base = object * INODES_PER_SEGMENT;
     const first = Math.max(base, Math.floor(range.start / SECTOR_BYTES));
     const end = Math.min(base + INODES_PER_SEGMENT, Math.ceil(Math.min(range.end, RANGE_END) / SECTOR_BYTES));
+    const giving = this.concurrent.giving(first, end);
+    try {
+      return await this.#giveUp(revocation, first, end);
+    } finally {
+      giving.end();
+    }
+  }
+
+  async #giveUp(revocation: Revocation, first: number, end: number): Promise<readonly StatusNote[]> {
+    const { keep } = revocation;
     const concerned: Inode[] = [];
     for (const run of this.#reads) if (run.first < end && first < run.end) run.stale = true;
     for (let number = first; number < end; number++) {
       const inode = number === INODE_FILE ? this.#file.inode : this.#inodes.get(inodeNumber(number));
       if (inode?.valid) concerned.push(inode);
     }
-    for (const inode of concerned)
-      inode.file?.setStatusMode(keep < TokenMode.shared ? TokenMode.none : TokenMode.shared);
-    // Nothing new can become dirty now; what is dirty goes out, with its data first.
+    for (const inode of concerned) {
+      const stays = keep === TokenMode.shared && this.concurrent.stays(inode, keep);
+      inode.file?.setStatusMode(stays ? TokenMode.shared : TokenMode.none);
+    }
+    await this.#clean(revocation, first, end, concerned);
+    const leaving = concerned.filter((inode) => keep === TokenMode.none || !this.concurrent.stays(inode, keep));
+    // Read-ahead may still be using the pointers; it needs no token and ends by itself.
+    for (const inode of leaving) await inode.transfersEnded();
+    const notes = this.concurrent.notesOf(leaving, first, end, keep);
+    for (const inode of leaving) {
+      if (inode === this.#file.inode) inode.valid = false;
+      else this.drop(inode);
+    }
+    if (keep === TokenMode.concurrentWrite)
+      for (const inode of concerned) if (inode.valid) this.concurrent.cameDown(inode);
+    if (keep === TokenMode.none) this.#volume.counters.add('fs.statusRevokes');
+    return notes;
+  }
+
+  /** Nothing new can become dirty now; what is dirty goes out, with its data first. */
+  async #clean(revocation: Revocation, first: number, end: number, concerned: Inode[]): Promise<void> {
     let retryMs = REVOKE_RETRY_MIN_MS;
     for (;;) {
-      for (const inode of concerned) this.refresh(inode);
-      // Not valid any more: this node was fenced meanwhile, and what was dirty is lost.
-      const unclean = concerned.filter((inode) => inode.valid && (inode.writing !== null || this.#writer.isDue(inode)));
       try {
-        if (unclean.length > 0) await this.#writer.writeOut(unclean);
-        else if (!(await this.#makeDurable(first, end, concerned))) break;
+        if (revocation.keep !== TokenMode.none)
+          for (const ino of this.concurrent.untaken(first, end)) {
+            const inode = await this.load(ino);
+            if (!concerned.includes(inode)) concerned.push(inode);
+          }
+        for (const inode of concerned) this.refresh(inode);
+        // Not valid any more: this node was fenced meanwhile, and what was dirty is lost.
+        const unclean = concerned.filter(
+          (inode) => inode.valid && (inode.writing !== null || this.#writer.isDue(inode)),
+        );
+        if (unclean.length > 0) {
+          await Promise.all(unclean.filter((inode) => inode.concurrent).map((inode) => this.concurrent.flush(inode)));
+          await this.#writer.writeOut(unclean.filter((inode) => !inode.concurrent));
+        } else if (!(await this.#makeDurable(first, end, concerned))) return;
       } catch (error) {
+        if (this.#volume.fenced) return;
+        const { object, range } = revocation;
         // Without the writes the token can't leave: tried until they succeed, or this node is fenced and drops everything.
         this.#volume.parts.logger.warn(
           { object, range, error: String(error) },
@@ -430,14 +500,6 @@ export class InodeTable {
         retryMs = Math.min(2 * retryMs, REVOKE_RETRY_MAX_MS);
       }
     }
-    if (keep !== TokenMode.none) return;
-    // Read-ahead may still be using the pointers; it needs no token and ends by itself.
-    for (const inode of concerned) await inode.transfersEnded();
-    for (const inode of concerned) {
-      if (inode === this.#file.inode) inode.valid = false;
-      else this.drop(inode);
-    }
-    this.#volume.counters.add('fs.statusRevokes');
   }
 
   /**

@@ -89,7 +89,7 @@ export class InodeWriter {
     const held: Held[] = [];
     for (const inode of inodes) {
       this.#table.refresh(inode);
-      if (this.#table.hasDirtyData(inode)) holdBack(this.#volume, inode);
+      if (this.#table.hasDirtyData(inode) && !inode.concurrent) holdBack(this.#volume, inode);
       if (inode.unexposed) held.push(this.#take(inode));
     }
     try {

@@ -86,6 +86,18 @@ export class Inode implements InodeFields {
    * before anything here is written (file-tail.ts). Only regular files.
    */
   tailDoubtful = false;
+  /** Its status is held concurrent-write (concurrent-writing.ts): size is a lower bound, nothing of the inode is changed but by notes. */
+  concurrent = false;
+  /** Size or times have changed here since it began, and when they did first. */
+  concurrentChanges = false;
+  concurrentSinceMs = 0;
+  /** The size as the inode's sector says it. */
+  concurrentBytes = 0;
+  /** Handles of this node that may write to it. */
+  writers = 0;
+  /** How much was reserved in front of a writer beside others, and up to where. */
+  aheadBytes = 0;
+  aheadEnd = 0;
   /** Something must be written; `dirtyCore`: more than times (fdatasync asks). */
   dirty = false;
   dirtyCore = false;

@@ -63,6 +63,9 @@ export interface MountedFileSystem extends FileSystem {
   usage(): { inodes: number; dirtyInodes: number; regionsHeld: number; extentsToFree: number; openFiles: number };
 }
 
+/** Size and times of a file that several nodes write to are written down seldom: it ends their writing side by side for a moment. */
+const CONCURRENT_AGES = 6;
+
 export class MountedFs implements MountedFileSystem {
   readonly #volume: Volume;
   readonly #statistics: Statistics;
@@ -246,6 +249,7 @@ export class MountedFs implements MountedFileSystem {
     const { cache, inodes, log } = this.#volume;
     this.#volume.checkOpen('sync');
     await cache.flushAll();
+    await inodes.concurrent.settle(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY);
     await inodes.exposeAll();
     await log?.force();
   }
@@ -269,6 +273,7 @@ export class MountedFs implements MountedFileSystem {
     if (this.#working !== null) await this.#working;
     await volume.shipments.idle();
     await this.#resync.stop();
+    await volume.inodes.concurrent.settle(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY);
     // What those who left before us could not bring to an end.
     await volume.claim?.settleLeft();
     await volume.orphans.finish(volume.settings.regionTimeoutMs);
@@ -310,8 +315,9 @@ export class MountedFs implements MountedFileSystem {
     void this.#resync.stop();
     volume.claim?.abandon(new FsError('fenced', { op: 'log', detail: 'this node was fenced' }));
     const lost: InodeNumber[] = [];
+    for (const ino of volume.inodes.concurrent.lost()) lost.push(ino);
     for (const inode of volume.inodes.all()) {
-      if (inode.dirty) lost.push(inode.ino);
+      if (inode.dirty || (inode.concurrent && inode.concurrentChanges)) lost.push(inode.ino);
       inode.valid = false;
       inode.dirty = false;
     }
@@ -366,6 +372,7 @@ export class MountedFs implements MountedFileSystem {
       await log?.checkpoint(settings.inodeWriteBehindMs);
     inodes.trim();
     this.#resync.look();
+    await inodes.concurrent.settle(clock.nowMs() - CONCURRENT_AGES * settings.inodeWriteBehindMs);
     await accessTimes.settle(clock.nowMs() - settings.inodeWriteBehindMs);
   }
 }

@@ -76,6 +76,7 @@ export class FsOpenFile implements OpenFile {
     this.atimeDue = movesAtime && volume.accessTimes.isDue(inode);
     this.locks = new HandleLocks(volume.parts.locks, inode.ino, { readable: this.#readable, writable: this.#writable });
     inode.openCount++;
+    if (this.#writable) inode.writers++;
     volume.openFiles.add(this);
     if (this.#type === FileType.regular) volume.inodes.attach(inode);
     publishStatus(volume, inode.ino);
@@ -292,6 +293,7 @@ export class FsOpenFile implements OpenFile {
     if (this.locks.used) await this.locks.close();
     const wanted = isWantedAlone(this.#volume, this.ino);
     inode.openCount--;
+    if (this.#writable) inode.writers--;
     try {
       if (inode.openCount > 0) return;
       await this.#closeLast(inode);

@@ -3,7 +3,7 @@
  * status and open tokens are asked for in one message, and in runs of neighbours.
  *
  * In an inode's sector three bytes mean something: somebody reads it, somebody has it open at all, somebody writes it. Whoever has it open
- * keeps pins on the bytes concerned until the last close: shared on what it does, shared-write on what it denies: an open file is an operation that may last for hours. Whoever wants to be
+ * keeps pins on the bytes concerned until the last close: shared on what it does, concurrent-write on what it denies: an open file is an operation that may last for hours. Whoever wants to be
  * alone with an inode (the node that took its last name, before it frees it) takes the sector exclusively.
  * Handles of one node are compared among themselves (`checkShare`).
  * Rules: a request for open tokens is refused as soon as a node says that it has the file open (prompt requests in
@@ -42,7 +42,7 @@ export const deniesWrite = (deny: Deny | undefined): boolean => deny === 'write'
 /** Those who do it are together, those who deny it are together; who does both is alone with it. */
 function modeOf(does: boolean, denies: boolean): TokenMode {
   if (does && denies) return TokenMode.exclusive;
-  if (denies) return TokenMode.sharedWrite;
+  if (denies) return TokenMode.concurrentWrite;
   return does ? TokenMode.shared : TokenMode.none;
 }
 

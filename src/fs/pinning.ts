@@ -67,7 +67,7 @@ function mergeWanted(wanted: readonly Wanted[]): Wanted[] {
 
 /** With its status token pinned. @throws {FsError} staleHandle when the number has another life by now. */
 export async function loadRef(volume: Volume, ref: InodeRef, op: string): Promise<Inode> {
-  const inode = volume.inodes.get(ref.ino) ?? (await volume.inodes.load(ref.ino));
+  const inode = volume.inodes.getPinned(ref.ino) ?? (await volume.inodes.load(ref.ino));
   if (inode.type === 0 || inode.generation !== ref.generation)
     throw new FsError('staleHandle', { op, object: `inode ${ref.ino}`, detail: 'has been removed' });
   return inode;
@@ -75,7 +75,7 @@ export async function loadRef(volume: Volume, ref: InodeRef, op: string): Promis
 
 /** The same for a directory in which a name is looked up or changed: one that was removed has no names any more. */
 export async function loadDirectory(volume: Volume, ref: InodeRef, op: string, path: string): Promise<Inode> {
-  const inode = volume.inodes.get(ref.ino) ?? (await volume.inodes.load(ref.ino));
+  const inode = volume.inodes.getPinned(ref.ino) ?? (await volume.inodes.load(ref.ino));
   checkDirectory(inode, ref, op, path);
   return inode;
 }

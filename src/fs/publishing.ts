@@ -14,7 +14,7 @@ import type { Volume } from './volume.js';
 /** The mode in which the status token of an inode is held now. */
 function heldStatus(volume: Volume, ino: InodeNumber): TokenMode {
   const { tokens } = volume.parts;
-  for (const mode of [TokenMode.exclusive, TokenMode.shared] as const)
+  for (const mode of [TokenMode.exclusive, TokenMode.concurrentWrite, TokenMode.shared] as const)
     if (tokens.heldRange(TokenClass.status, segmentOf(ino), ino * SECTOR_BYTES, mode) !== null) return mode;
   return TokenMode.none;
 }
@@ -26,6 +26,9 @@ export function publishStatus(volume: Volume, ino: InodeNumber): void {
   let mode = heldStatus(volume, ino);
   const setId = (inode.mode & (S_ISUID | S_ISGID)) !== 0;
   if (mode === TokenMode.exclusive && (setId || inode.tailDoubtful || inode.settling > 0)) mode = TokenMode.shared;
+  // A lower bound of the size is not what readers of a shared file may go by.
+  if (inode.concurrent !== (mode === TokenMode.concurrentWrite)) mode = TokenMode.none;
+  if (inode.concurrent && (setId || inode.tailDoubtful || inode.settling > 0)) mode = TokenMode.none;
   inode.file.setStatusMode(mode);
 }
 

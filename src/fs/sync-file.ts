@@ -21,6 +21,7 @@ export async function syncFile(
 ): Promise<void> {
   if (inode.replaced) throw staleError(inode, 'fsync');
   volume.inodes.refresh(inode);
+  if (needsSettling(volume, inode, dataOnly)) await volume.inodes.concurrent.settleInode(inode.ino);
   // Errors of earlier write-behind come out here, dirty or not.
   const file = inode.file ?? volume.cache.get(inode.ino);
   inode.syncing++;
@@ -38,4 +39,14 @@ export async function syncFile(
   await volume.log?.force();
   // A fence meanwhile: what was not written looks clean, since nothing of it is valid any more.
   volume.checkNotFenced('fsync', inode.ino);
+}
+
+/**
+ * What was written beside others counts when size and times are in the inode: here, or durably in place by whoever had it since. That takes the
+ * status token. With the data alone a size that others have brought in already will do.
+ */
+function needsSettling(volume: Volume, inode: Inode, dataOnly: boolean): boolean {
+  if (volume.inodes.concurrent.isTold(inode.ino)) return true;
+  if (!inode.valid || !inode.concurrent || !inode.concurrentChanges) return false;
+  return !dataOnly || inode.sizeBytes > inode.concurrentBytes;
 }

@@ -5,9 +5,12 @@
 import { type ByteRange, intersect, overlaps, subtract } from '../common/byte-range.js';
 import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
-import { conflicts, covers, join, keepBeside } from '../token-manager/compatibility.js';
+import { conflicts, covers, join, keepBeside, meet } from '../token-manager/compatibility.js';
+import { objectKey } from '../token-manager/holder-table.js';
+import { StatusNotes } from '../token-manager/status-notes.js';
 import {
   type Revocation,
+  type StatusNote,
   TokenClass,
   type TokenItem,
   TokenMode,
@@ -38,6 +41,8 @@ const inUse = ([item]: readonly TokenItem[]): FsError =>
 export class TestArbiter {
   readonly clients: TestTokens[] = [];
   readonly #grants = new Set<Grant>();
+  /** Of status: what writers side by side have told (src/token-manager/status-notes.ts). */
+  readonly notes = new StatusNotes();
   messages = 0;
 
   /** All items of one object together, pinned in the turn in which they are granted (T3); see group-items.ts for why. */
@@ -70,7 +75,8 @@ export class TestArbiter {
       while (items.some((item) => this.#inTheWay(client, item).length > 0))
         for (const item of items) await this.#callBack(client, item);
       if (grant.aborted) throw new FsError('aborted', { op: 'token.acquire' });
-      for (const item of items) client.take(item, this.#free(client, item));
+      const granted = items.map((item) => ({ ...item, mode: this.#granted(client, item) }));
+      for (const item of granted) client.take(item, this.#free(client, item), this.#notesFor(item));
       return client.tryPin(items);
     } finally {
       this.#grants.delete(grant);
@@ -78,10 +84,40 @@ export class TestArbiter {
     }
   }
 
-  /** Shared and shared-write on one node are exclusive. */
+  /** Shared and concurrent-write on one node are exclusive. */
   #wanted(client: TestTokens, { class: tokenClass, object, required, mode }: TokenItem): TokenMode {
     const own = client.heldIn(tokenClass, object, required);
-    return own.reduce((joined, held) => (conflicts(mode, held.mode) ? join(joined, held.mode) : joined), mode);
+    const wanted = own.reduce((joined, held) => (conflicts(mode, held.mode) ? join(joined, held.mode) : joined), mode);
+    const isNoted = tokenClass === TokenClass.status && this.notes.any(objectKey(tokenClass, object), required);
+    return wanted === TokenMode.shared && isNoted ? TokenMode.exclusive : wanted;
+  }
+  /** Who wants to share status for writing and is alone with it has it exclusively. */
+  #granted(client: TestTokens, item: TokenItem): TokenMode {
+    const mode = this.#wanted(client, item);
+    if (item.class !== TokenClass.status || mode !== TokenMode.concurrentWrite) return mode;
+    const isHeld = this.clients.some(
+      (other) => other !== client && other.heldIn(item.class, item.object, item.required).length > 0,
+    );
+    const isWaitedFor = [...this.#grants].filter(
+      ({ key, items }) => key === keyOf(item) && items.some((other) => overlaps(other.required, item.required)),
+    );
+    return isHeld || isWaitedFor.length > 1 ? mode : TokenMode.exclusive;
+  }
+  #notesFor(item: TokenItem): StatusNote[] {
+    if (item.class !== TokenClass.status || item.mode !== TokenMode.exclusive) return [];
+    return this.notes.in(objectKey(item.class, item.object), item.required);
+  }
+
+  settleNotes(client: TestTokens, { object, range }: Revocation, told: readonly StatusNote[]): void {
+    const key = objectKey(TokenClass.status, object);
+    const by = this.clients.indexOf(client);
+    for (const note of told) this.notes.told(key, by, note);
+    this.notes.stated(
+      key,
+      by,
+      range,
+      (offset) => client.heldMode(TokenClass.status, object, offset) === TokenMode.exclusive,
+    );
   }
 
   /** What others hold of it that can't stay. */
@@ -106,6 +142,10 @@ export class TestArbiter {
   }
   /** What of the desired range nobody else holds, around the required one. */
   #free(client: TestTokens, item: TokenItem): ByteRange {
+    const key = objectKey(item.class, item.object);
+    // Here neighbours with notes are left alone, whatever the mode.
+    const isNoted = item.class === TokenClass.status && this.notes.any(key, item.desired);
+    if (isNoted || (item.class === TokenClass.status && item.mode === TokenMode.concurrentWrite)) return item.required;
     let free: ByteRange[] = [item.desired];
     for (const other of this.clients) {
       if (other === client) continue;
@@ -123,6 +163,7 @@ export class TestTokens implements TokenClientApi {
   readonly #handlers = new Map<TokenClass, RevokeHandler>();
   readonly #pins = new Set<{ items: readonly TokenItem[] }>();
   readonly #revoking: { key: string; range: ByteRange }[] = [];
+  readonly #gathered: { object: TokenObject; range: ByteRange; notes: readonly StatusNote[] }[] = [];
   #waiters: (() => void)[] = [];
   #dead = false;
   readonly #fallen = deferred<void>();
@@ -247,24 +288,34 @@ export class TestTokens implements TokenClientApi {
     }
     return { release: () => pins.forEach((pin) => void pin.release()) };
   }
-  take(item: TokenItem, granted: ByteRange): void {
+  take(item: TokenItem, granted: ByteRange, notes: readonly StatusNote[] = []): void {
     const key = `${item.class}/${item.object}`;
+    const wasShared = this.heldIn(item.class, item.object, granted).some(
+      ({ mode }) => mode === TokenMode.concurrentWrite,
+    );
+    const fresh = notes.filter(
+      ({ offsetBytes }) => this.heldMode(item.class, item.object, offsetBytes) !== TokenMode.exclusive,
+    );
+    if (item.class === TokenClass.status && item.mode === TokenMode.exclusive && (wasShared || fresh.length > 0))
+      this.#gathered.push({ object: item.object, range: granted, notes: fresh });
     const rest: Held[] = [];
-    let fresh: ByteRange[] = [granted];
+    let missing: ByteRange[] = [granted];
     for (const held of this.#held.get(key) ?? []) {
       if (covers(held.mode, item.mode)) {
         rest.push(held);
-        fresh = fresh.flatMap((range) => subtract(range, held.range));
+        missing = missing.flatMap((range) => subtract(range, held.range));
       } else {
         for (const range of subtract(held.range, granted)) rest.push({ range, mode: held.mode });
         if (!overlaps(held.range, granted)) continue;
         const both = intersect(held.range, granted);
         rest.push({ range: both, mode: join(held.mode, item.mode) });
-        fresh = fresh.flatMap((range) => subtract(range, both));
+        missing = missing.flatMap((range) => subtract(range, both));
       }
     }
-    for (const range of fresh) rest.push({ range, mode: item.mode });
+    for (const range of missing) rest.push({ range, mode: item.mode });
     this.#held.set(key, rest);
+    for (const { object, range, notes } of this.#gathered.splice(0))
+      this.#handlers.get(TokenClass.status)?.gathered?.(object, range, notes);
   }
 
   heldRange(tokenClass: TokenClass, object: TokenObject, offsetBytes: number, mode: TokenMode): ByteRange | null {
@@ -281,6 +332,11 @@ export class TestTokens implements TokenClientApi {
     return { start, end };
   }
 
+  heldMode(tokenClass: TokenClass, object: TokenObject, offsetBytes: number): TokenMode {
+    const at = { start: offsetBytes, end: offsetBytes + 1 };
+    return this.heldIn(tokenClass, object, at)[0]?.mode ?? TokenMode.none;
+  }
+
   async release(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Promise<void> {
     for (const held of this.heldIn(tokenClass, object, range))
       await this.revoke({ class: tokenClass, object, range: intersect(held.range, range), keep: TokenMode.none });
@@ -289,8 +345,13 @@ export class TestTokens implements TokenClientApi {
     this.#handlers.set(tokenClass, handler);
   }
 
-  async revoke(revocation: Revocation): Promise<void> {
-    const key = `${revocation.class}/${revocation.object}`;
+  async revoke(asked: Revocation): Promise<void> {
+    let revocation = asked;
+    const { class: tokenClass, object } = asked;
+    const key = `${tokenClass}/${object}`;
+    const comesDown = tokenClass === TokenClass.status && asked.keep === TokenMode.concurrentWrite;
+    if (comesDown && !(this.#handlers.get(tokenClass)?.writesConcurrently?.(object, asked.range) ?? false))
+      revocation = { ...asked, keep: TokenMode.none };
     const mark = { key, range: revocation.range };
     this.#revoking.push(mark);
     try {
@@ -298,17 +359,23 @@ export class TestTokens implements TokenClientApi {
         [...this.#pins].some(({ items }) =>
           items.some(
             (item) =>
-              keyOf(item) === key && overlaps(item.required, revocation.range) && !covers(revocation.keep, item.mode),
+              keyOf(item) === key &&
+              overlaps(item.required, revocation.range) &&
+              (comesDown || !covers(revocation.keep, item.mode)),
           ),
         );
       while (pinned() && !this.#dead) await this.#wait();
-      const handled = this.#dead ? undefined : this.#handlers.get(revocation.class)?.revoke(revocation);
+      const handled = this.#dead ? undefined : this.#handlers.get(tokenClass)?.revoke(revocation);
       await (this.#dead ? this.#fallen.promise : Promise.race([handled, this.#fallen.promise]));
+      // Of one that falls nobody hears anything.
+      if (tokenClass === TokenClass.status && !this.#dead)
+        this.#arbiter.settleNotes(this, revocation, (await handled) ?? []);
       const rest: Held[] = [];
       for (const held of this.#held.get(key) ?? []) {
         for (const range of subtract(held.range, revocation.range)) rest.push({ range, mode: held.mode });
-        if (revocation.keep !== TokenMode.none && overlaps(held.range, revocation.range))
-          rest.push({ range: intersect(held.range, revocation.range), mode: revocation.keep });
+        const left = meet(held.mode, revocation.keep);
+        if (left !== TokenMode.none && overlaps(held.range, revocation.range))
+          rest.push({ range: intersect(held.range, revocation.range), mode: left });
       }
       this.#held.set(key, rest);
     } finally {

@@ -179,8 +179,10 @@ async function rescue(volume: Volume, inode: Inode, written: Written): Promise<b
     again ||= gone.reduce((sum, { start, end }) => sum + end - start, 0) < range.end - range.start;
   }
   if (again) {
-    holdBack(volume, inode);
-    volume.inodes.markDirty(inode, true);
+    if (!inode.concurrent) {
+      holdBack(volume, inode);
+      volume.inodes.markDirty(inode, true);
+    }
     volume.counters.add('fs.lossesRewritten');
   }
   // What lies behind the end is nobody's: it was reserved, or has been cut off.

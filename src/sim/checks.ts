@@ -182,9 +182,10 @@ export class Checks {
     }
   }
 
-  holdsStatusExclusively(life: SimNode, ino: number): boolean {
+  /** Exclusively, or shared for writing. */
+  mayWrite(life: SimNode, ino: number): boolean {
     const own = held(life.node.tokens.machine.holdings(), TokenClass.status, Math.floor(ino / INODES_PER_SEGMENT));
-    return covered(own, ino * SECTOR_BYTES, (ino + 1) * SECTOR_BYTES, TokenMode.exclusive);
+    return covered(own, ino * SECTOR_BYTES, (ino + 1) * SECTOR_BYTES, TokenMode.concurrentWrite);
   }
 
   /** At the end nothing may be in use any more. */

@@ -13,6 +13,7 @@ import {
   geometryOfDevice,
   isLost,
   readsAsZeros,
+  versionOf,
 } from '../nsd/nsd-layout.js';
 import { uuidToBytes } from '../protocol/nsd-messages.js';
 import type { SimDisk } from './sim-disk.js';
@@ -27,12 +28,28 @@ export class DiskReader {
     private readonly checksums: Checksums,
   ) {}
 
-  /** The file's bytes, or null when there is no such inode. */
-  file(ino: number): Uint8Array | null {
+  /** What the inode's sector says, and which version it is; null when there is no such inode. */
+  inode(ino: number): { readonly sizeBytes: number; readonly version: number } | null {
     const superblock = decodeSuperblock(this.#sector(0, 0), this.checksums);
     const inode = this.#inode(superblock, ino);
     if (inode === null || inode.type === FREE_INODE) return null;
-    const bytes = new Uint8Array(inode.sizeBytes);
+    return { sizeBytes: inode.sizeBytes, version: this.#version(superblock, ino) };
+  }
+
+  #version(superblock: Superblock, ino: number): number {
+    const { inodeFile } = superblock;
+    const file = this.#decode(superblock, INODE_FILE, inodeFile.nsd, inodeFile.sector + INODE_FILE);
+    invariant(file !== null, 'the inode file has an inode');
+    const place = this.#place(file, ino * SECTOR_BYTES);
+    return place === null ? 0 : versionOf(this.#word(place.nsd, place.sector));
+  }
+
+  /** The file's bytes, as many as its size says or more; or null when there is no such inode. */
+  file(ino: number, leastBytes = 0): Uint8Array | null {
+    const superblock = decodeSuperblock(this.#sector(0, 0), this.checksums);
+    const inode = this.#inode(superblock, ino);
+    if (inode === null || inode.type === FREE_INODE) return null;
+    const bytes = new Uint8Array(Math.max(inode.sizeBytes, leastBytes));
     if ((inode.flags & InodeFlag.inline) !== 0) {
       bytes.set(inode.area);
       return bytes;
@@ -46,19 +63,16 @@ export class DiskReader {
   }
 
   #inode(superblock: Superblock, ino: number): InodeFields | null {
-    const { inodeFile, geometry } = superblock;
-    const decode = (number: number, nsd: number, sector: number): InodeFields | null =>
-      decodeInode(
-        number as typeof INODE_FILE,
-        this.#sector(nsd, sector),
-        fsIdOf(superblock.fsUuid),
-        geometry,
-        this.checksums,
-      );
-    const file = decode(INODE_FILE, inodeFile.nsd, inodeFile.sector + INODE_FILE);
+    const { inodeFile } = superblock;
+    const file = this.#decode(superblock, INODE_FILE, inodeFile.nsd, inodeFile.sector + INODE_FILE);
     invariant(file !== null, 'the inode file has an inode');
     const place = this.#place(file, ino * SECTOR_BYTES);
-    return place === null ? null : decode(ino, place.nsd, place.sector);
+    return place === null ? null : this.#decode(superblock, ino, place.nsd, place.sector);
+  }
+
+  #decode({ fsUuid, geometry }: Superblock, number: number, nsd: number, sector: number): InodeFields | null {
+    const bytes = this.#sector(nsd, sector);
+    return decodeInode(number as typeof INODE_FILE, bytes, fsIdOf(fsUuid), geometry, this.checksums);
   }
 
   #place(inode: InodeFields, offsetBytes: number): { nsd: number; sector: number } | null {
@@ -68,6 +82,15 @@ export class DiskReader {
     const pointer = readPointer(inode.area, block * 16);
     const sector = (offsetBytes - block * BLOCK_BYTES) / SECTOR_BYTES;
     return pointer === null || sector >= pointer.count ? null : { nsd: pointer.nsd, sector: pointer.sector + sector };
+  }
+
+  #word(home: number, sector: number): number {
+    const nsd = firstCopy(nsdIndex(home));
+    const { disk, uuid } = this.disks[nsd]!;
+    const group = Math.floor(sector / ENTRIES_PER_CHECKSUM_SECTOR);
+    const place = { nsd: uuidToBytes(uuid), index: group };
+    const sums = decodeChecksumSector(place, this.checksums, disk.peek((1 + group) * SECTOR_BYTES), 0);
+    return sums.entries[(sector - group * ENTRIES_PER_CHECKSUM_SECTOR) * 2 + 1]!;
   }
 
   /** @throws InvariantError when the bytes are not what their writer said they are. */

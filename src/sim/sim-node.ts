@@ -16,6 +16,7 @@ import type { FileSystem, OpenFile } from '../fs/file-system-api.js';
 import { heapPagePool, type PagePool } from '../native/page-pool.js';
 import { checksumsJs } from '../nsd/checksum-js.js';
 import { NsdStore } from '../nsd/nsd-store.js';
+import { INODES_PER_SEGMENT, TokenClass, TokenMode } from '../token-manager/token.js';
 import { GatedStore } from './gated-store.js';
 import { GatedTransport } from './gated-transport.js';
 import { lateShipments } from './late-shipments.js';
@@ -52,7 +53,7 @@ export class SimNode {
   suspended = false;
   joinedEpoch = 0;
   /** Inodes whose status token it held exclusively when it was fenced, or null while it hasn't been. */
-  exclusiveWhenFenced: number[] | null = null;
+  writableWhenFenced: number[] | null = null;
   readonly #world: World;
   readonly #store: GatedStore;
   #memoryTransport: MemoryTransport | null = null;
@@ -265,7 +266,7 @@ export class SimNode {
     const world = this.#world;
     world.trace.add(this.id, 0, `life ${this.name} learns that it was expelled`);
     if (this.node !== undefined) {
-      this.exclusiveWhenFenced = this.exclusiveInodes();
+      this.writableWhenFenced = this.writableInodes();
       this.node.fence();
       this.node.stop();
     }
@@ -274,11 +275,18 @@ export class SimNode {
     world.lifeEnded(this);
   }
 
-  /** Hot files whose status token is held exclusively: only of those anything can be lost. */
-  exclusiveInodes(): number[] {
-    if (this.exclusiveWhenFenced !== null) return this.exclusiveWhenFenced;
+  /** What this node's writes beside others have made of a file's size. */
+  readonly shared = (ino: number): number => {
+    const segment = Math.floor(ino / INODES_PER_SEGMENT);
+    const mode = this.node.tokens.machine.heldMode(TokenClass.status, segment, ino * SECTOR_BYTES);
+    return mode === TokenMode.concurrentWrite ? (this.cached(ino)?.state.sizeBytes ?? 0) : 0;
+  };
+
+  /** Hot files whose status token is held exclusively or shared for writing: only of those anything can be lost. */
+  writableInodes(): number[] {
+    if (this.writableWhenFenced !== null) return this.writableWhenFenced;
     const world = this.#world;
-    return world.hotInodes().filter((ino) => world.checks.holdsStatusExclusively(this, ino));
+    return world.hotInodes().filter((ino) => world.checks.mayWrite(this, ino));
   }
 
   /** Between two events: no memory, no word. */

@@ -76,6 +76,8 @@ function textOf(item: ToClientItem | ToServerItem): string {
       return `answer ${item.revokeId} ${object} as of #${item.asOfSeq} keeps ${item.mode} of ${item.ranges.map((r) => place(r.start, r.end)).join(' ')}`;
     case 'release':
       return `release ${object} as of #${item.asOfSeq} ${item.ranges.map((r) => place(r.start, r.end)).join(' ')}`;
+    case 'note':
+      return `note ${item.object} sector ${item.note.offsetBytes / SECTOR_BYTES} version ${item.note.version} size ${item.note.sizeBytes}`;
     case 'claim':
       return `claim ${object} ${item.mode}${place(item.range.start, item.range.end)} #${item.seq}`;
     case 'refusal':

@@ -35,6 +35,7 @@ import type { FabricTap } from './tapped-fabric.js';
 import { TokenTraffic } from './token-traffic.js';
 import { Trace } from './trace.js';
 import { type Violation, ViolationError } from './violation.js';
+import { overlay, sizeLeft } from './what-is-left.js';
 import { Workload } from './workload.js';
 
 /**
@@ -396,9 +397,9 @@ export class World {
       }
       return;
     }
-    const exclusive = life.exclusiveInodes();
+    const written = life.writableInodes();
     for (const file of this.hot) {
-      if (exclusive.includes(file.ino)) {
+      if (written.includes(file.ino)) {
         const cells = this.#onDisk(file);
         const lost = file.lostOf(life.name, cells);
         if (lost !== null) this.report({ check: 'I8', ino: file.ino, text: lost });
@@ -411,8 +412,13 @@ export class World {
   }
 
   #onDisk(file: HotFile): number[] {
-    const bytes = new DiskReader(this.disks, checksumsJs).file(file.ino);
-    return bytes === null ? [-1] : file.cellsOf(bytes);
+    const disks = new DiskReader(this.disks, checksumsJs);
+    const inode = disks.inode(file.ino);
+    if (inode === null) return [-1];
+    const others = this.up.filter((one) => !one.outOfTheWay);
+    const bytes = disks.file(file.ino, sizeLeft(file.ino, inode, others))!;
+    overlay(file.ino, bytes, others);
+    return file.cellsOf(bytes);
   }
 
   // ---- the end

@@ -8,11 +8,12 @@ import { type ByteRange, contains, range } from '../common/byte-range.js';
 import type { ObjectState } from './client-object.js';
 import { ClientOperations } from './client-operations.js';
 import type { Link } from './client-state.js';
-import { join } from './compatibility.js';
+import { covers, join } from './compatibility.js';
 import { sameServer, serverOf } from './placement.js';
 import { type FlatPieces, NEVER_SETTLED, STRIDE } from './range-map.js';
-import { TokenMode } from './token.js';
-import { type GrantItem, type RefusalItem, STATEMENT_RANGES_MAX } from './token-messages.js';
+import { joinNotes } from './status-notes.js';
+import { type StatusNote, TokenClass, TokenMode } from './token.js';
+import { type GrantedRange, type GrantItem, type RefusalItem, STATEMENT_RANGES_MAX } from './token-messages.js';
 
 export abstract class ClientGrants extends ClientOperations {
   protected receiveGrant(link: Link, item: GrantItem): void {
@@ -21,10 +22,12 @@ export abstract class ClientGrants extends ClientOperations {
       return;
     }
     link.seenSeq = item.seq;
+    const notes = link.notes.filter(({ object }) => item.class === TokenClass.status && item.object === object);
+    link.notes = [];
     this.highestSeq = Math.max(this.highestSeq, item.seq);
     const request = this.requests.get(item.requestId);
     if (request === undefined || !sameServer(request.object.server, link.identity)) {
-      this.refuseGrant(link, item);
+      this.refuseGrant(link, item, notes);
       return;
     }
     const { group, object: state } = request;
@@ -34,17 +37,22 @@ export abstract class ClientGrants extends ClientOperations {
       item.parts.length === group.parts.length &&
       group.parts.every((p, i) => {
         const granted = item.parts[i]!;
-        return granted.mode === p.mode && contains(granted.range, p.required) && contains(p.desired, granted.range);
+        return (
+          covers(granted.mode, p.mode) && contains(granted.range, p.required) && contains(p.desired, granted.range)
+        );
       });
     this.endRequest(request);
     if (!asAsked) {
       this.fired('grantInvalid');
-      this.refuseGrant(link, item);
+      this.refuseGrant(link, item, notes);
       if (request.waiter !== null) this.fail(request.waiter, 'internal', []);
       this.reconsider(state);
       return;
     }
-    for (const part of item.parts) this.hold(state, part.range, part.mode, item.seq);
+    for (const part of item.parts) {
+      if (state.tokenClass === TokenClass.status) this.seen(state, part, notes);
+      this.hold(state, part.range, part.mode, item.seq);
+    }
     state.grantedAtMs = this.nowMs;
     const waiting = request.waiter;
     if (waiting === null) this.fired('grantForNobody');
@@ -62,6 +70,43 @@ export abstract class ClientGrants extends ClientOperations {
       this.fired(waiting.behindRevoke ? 'pinnedBehindRevoke' : 'pinnedAtGrant');
     }
     this.reconsider(state);
+  }
+
+  /**
+   * Whoever is granted more than concurrent-write has what we told of the sector with the grant, or it is in the inode. Who had concurrent-write and is alone
+   * now takes what others told into the inode before anybody uses it.
+   */
+  private seen(state: ObjectState, { mode, range: at }: GrantedRange, notes: readonly { note: StatusNote }[]): void {
+    const told = this.told.get(state.object);
+    const isIn = (offset: number): boolean => at.start <= offset && offset < at.end;
+    const due = new Map<number, StatusNote>();
+    // What was exclusive before has been taken in, and may have changed since.
+    const isNew = (offset: number): boolean => {
+      const own: FlatPieces = [];
+      state.held.collect(offset, offset + 1, own);
+      return own[2] !== TokenMode.exclusive;
+    };
+    for (const { note } of notes)
+      if (isIn(note.offsetBytes) && isNew(note.offsetBytes)) due.set(note.offsetBytes, note);
+    if (mode !== TokenMode.concurrentWrite && told !== undefined) {
+      for (const [offset, note] of told) {
+        if (!isIn(offset)) continue;
+        told.delete(offset);
+        // It may have crossed the grant.
+        const other = due.get(offset);
+        if (mode === TokenMode.exclusive) due.set(offset, other === undefined ? note : joinNotes(other, note));
+      }
+      if (told.size === 0) this.told.delete(state.object);
+    }
+    if (mode !== TokenMode.exclusive) return;
+    const theirs = [...due.values()];
+    const own: FlatPieces = [];
+    state.held.collect(at.start, at.end, own);
+    let raised = false;
+    for (let i = 0; i < own.length; i += STRIDE) raised ||= own[i + 2] === TokenMode.concurrentWrite;
+    if (!raised && theirs.length === 0) return;
+    this.fired('gathered');
+    this.effects.push({ type: 'gathered', object: state.object, range: at, notes: theirs });
   }
 
   protected hold(state: ObjectState, at: ByteRange, mode: TokenMode, seq: number): void {
@@ -82,7 +127,9 @@ export abstract class ClientGrants extends ClientOperations {
   }
 
   /** Of a request that we no longer know (voided when the object moved): what it gives is given back at once. */
-  protected refuseGrant(link: Link, item: GrantItem): void {
+  protected refuseGrant(link: Link, item: GrantItem, notes: readonly { note: StatusNote }[]): void {
+    // Nobody has taken them in: whatever we state of the sectors next doesn't mean that they are in the inodes.
+    for (const { note } of notes) this.tell(link, { kind: 'note', object: item.object, note });
     const state = this.objects[item.class]!.get(item.object);
     const server = state === undefined ? serverOf(this.servers, item.class, item.object) : state.server;
     if (!sameServer(server, link.identity)) {

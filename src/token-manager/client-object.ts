@@ -6,10 +6,10 @@
  */
 import { type ByteRange, overlaps, range } from '../common/byte-range.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import { covers, modeMask } from './compatibility.js';
+import { covers, meet, modeMask } from './compatibility.js';
 import type { ServerIdentity } from './placement.js';
 import { type FlatPieces, RangeMap, STRIDE } from './range-map.js';
-import { type TokenClass, TokenMode, type TokenObject, type TokenPins } from './token.js';
+import { TokenClass, TokenMode, type TokenObject, type TokenPins } from './token.js';
 import type { AcquireOp, TokenGroup } from './token-client-events.js';
 import type { RequestPart } from './token-messages.js';
 
@@ -17,7 +17,7 @@ import type { RequestPart } from './token-messages.js';
 export const COVER_MASK: readonly number[] = [
   TokenMode.none,
   TokenMode.shared,
-  TokenMode.sharedWrite,
+  TokenMode.concurrentWrite,
   TokenMode.exclusive,
 ].map((mode) => modeMask(mode) | modeMask(TokenMode.exclusive));
 
@@ -79,7 +79,8 @@ export interface Revoking {
   readonly desired: ByteRange;
   /** What is given up: at least `required`. Decided when it begins. */
   give: ByteRange;
-  readonly keep: TokenMode;
+  /** Less than was asked for, if this node doesn't share writing there. Decided when it begins. */
+  keep: TokenMode;
   /** Not waited for with: what is pinned is kept, and that is the answer. */
   readonly prompt: boolean;
   /** Pieces of newer grants are not meant. */
@@ -88,6 +89,13 @@ export interface Revoking {
   phase: 'held' | 'draining' | 'running';
   readonly beginsAtMs: number;
 }
+
+/**
+ * Whether a revocation takes something from who has it pinned in this mode. Coming down from exclusive to concurrent-write status: from everybody,
+ * since who pins the one may have found the other.
+ */
+export const takesFrom = ({ keep, object }: Revoking, mode: TokenMode): boolean =>
+  !covers(keep, mode) || (keep === TokenMode.concurrentWrite && object.tokenClass === TokenClass.status);
 
 export class ObjectState {
   readonly held = new RangeMap();
@@ -139,7 +147,7 @@ export class ObjectState {
   beingRevoked(start: number, end: number, mode: TokenMode, beforeSerial = Number.POSITIVE_INFINITY): boolean {
     for (const r of this.revokes) {
       if (r.phase === 'held' || r.handle >= beforeSerial) continue;
-      if (r.give.start < end && start < r.give.end && !covers(r.keep, mode)) return true;
+      if (r.give.start < end && start < r.give.end && takesFrom(r, mode)) return true;
     }
     return false;
   }
@@ -147,7 +155,7 @@ export class ObjectState {
   /** Pins that the revocation waits for. */
   pinnedAgainst(revoking: Revoking): boolean {
     for (const pin of this.pins) {
-      if (pin.serial < revoking.handle && overlaps(pin, revoking.give) && !covers(revoking.keep, pin.mode)) return true;
+      if (pin.serial < revoking.handle && overlaps(pin, revoking.give) && takesFrom(revoking, pin.mode)) return true;
     }
     return false;
   }
@@ -187,7 +195,8 @@ export class ObjectState {
       const mode = pieces[i + 2]! as TokenMode;
       if (covers(keep, mode)) rest.push(pieces[i]!, pieces[i + 1]!, mode, pieces[i + 3]!);
       else if (pieces[i + 3]! <= upToSeq) {
-        if (keep !== TokenMode.none) rest.push(pieces[i]!, pieces[i + 1]!, keep, pieces[i + 3]!);
+        const left = meet(mode, keep);
+        if (left !== TokenMode.none) rest.push(pieces[i]!, pieces[i + 1]!, left, pieces[i + 3]!);
       } else {
         rest.push(pieces[i]!, pieces[i + 1]!, mode, pieces[i + 3]!);
         if (from < pieces[i]!) stated.push(range(from, pieces[i]!));

@@ -7,12 +7,12 @@
  */
 import { type ByteRange, contains, overlaps } from '../common/byte-range.js';
 import { ClientGrants } from './client-grants.js';
-import { giveWay, type ObjectState, type Revoking } from './client-object.js';
+import { giveWay, type ObjectState, type Revoking, takesFrom } from './client-object.js';
 import type { Link } from './client-state.js';
-import { covers } from './compatibility.js';
 import { sameServer, serverOf } from './placement.js';
 import { NEVER_SETTLED } from './range-map.js';
-import { TokenMode } from './token.js';
+import { joinNotes } from './status-notes.js';
+import { type StatusNote, TokenClass, TokenMode, type TokenObject } from './token.js';
 import { type RevokeItem, STATEMENT_RANGES_MAX } from './token-messages.js';
 
 export abstract class ClientRevocations extends ClientGrants {
@@ -62,9 +62,18 @@ export abstract class ClientRevocations extends ClientGrants {
     this.revokes.delete(revoking.handle);
     revoking.handle = ++this.serial;
     this.revokes.set(revoking.handle, revoking);
-    const inTheWay = state.pins.filter((pin) => !covers(revoking.keep, pin.mode));
-    const working = this.working(state.tokenClass, state.object);
-    revoking.give = giveWay(revoking.required, revoking.desired, working, inTheWay);
+    const { required } = revoking;
+    const { tokenClass, object } = state;
+    let sharing = revoking.keep === TokenMode.concurrentWrite && tokenClass === TokenClass.status;
+    if (sharing && !this.writesConcurrently(object, required)) {
+      revoking.keep = TokenMode.none;
+      sharing = false;
+    }
+    const inTheWay = state.pins.filter((pin) => takesFrom(revoking, pin.mode));
+    const working = this.working(tokenClass, object);
+    // Its neighbours are nobody's to write to with others.
+    const desired = sharing ? required : revoking.desired;
+    revoking.give = giveWay(required, desired, working, inTheWay);
     if (!contains(revoking.required, revoking.give)) this.fired('revokeGivesMore');
     revoking.phase = 'draining';
     state.revokes = [...state.revokes.filter((r) => r !== revoking), revoking];
@@ -127,7 +136,7 @@ export abstract class ClientRevocations extends ClientGrants {
     this.reconsider(state);
   }
 
-  protected finishRevoke(revoking: Revoking): void {
+  protected finishRevoke(revoking: Revoking, notes: readonly StatusNote[] = []): void {
     const { object: state, keep } = revoking;
     if (revoking.phase === 'running') {
       this.fired(state.affected(revoking) === null ? 'revokeCrossedByGrant' : 'revokeHandled');
@@ -139,6 +148,7 @@ export abstract class ClientRevocations extends ClientGrants {
     state.revokes = state.revokes.filter((r) => r !== revoking);
     const stated = state.giveUp(revoking, state.revokes.length === 0 ? (link?.seenSeq ?? 0) : NEVER_SETTLED);
     this.pieces += state.held.size - before;
+    for (const note of notes) this.tellNote(link, state.object, note);
     if (link !== undefined) {
       // A statement that leaves something out is still true; the server asks again for what it needs.
       const ranges = stated.slice(0, STATEMENT_RANGES_MAX);
@@ -151,6 +161,15 @@ export abstract class ClientRevocations extends ClientGrants {
     if (revoking.releaseId !== null) this.endRelease(revoking.releaseId);
     this.reconsider(state);
     this.runRevokes(state);
+  }
+
+  /** Remembered until it is seen to be in the inode: if the server goes before that, its successor is told (T8). */
+  private tellNote(link: Link | undefined, object: TokenObject, note: StatusNote): void {
+    const told = this.told.get(object) ?? new Map<number, StatusNote>();
+    this.told.set(object, told);
+    const before = told.get(note.offsetBytes);
+    told.set(note.offsetBytes, before === undefined ? note : joinNotes(before, note));
+    if (link !== undefined) this.tell(link, { kind: 'note', object, note });
   }
 
   protected releaseRange(releaseId: number | null, state: ObjectState | undefined, within: ByteRange): void {

@@ -14,11 +14,11 @@ import {
   PinSet,
   type Revoking,
   type SentRequest,
+  takesFrom,
   type WaitingOp,
 } from './client-object.js';
-import { covers } from './compatibility.js';
 import { type ServerIdentity, serverOf } from './placement.js';
-import { TokenClass, type TokenItem, type TokenMode, type TokenObject, type TokenPins } from './token.js';
+import { type StatusNote, TokenClass, type TokenItem, TokenMode, type TokenObject, type TokenPins } from './token.js';
 import type { ClientEffect, ClientTransition, TokenClientSettings } from './token-client-events.js';
 import type { ToServerItem } from './token-messages.js';
 
@@ -28,6 +28,8 @@ export interface TokenClientMachineOptions {
   readonly fired: (transition: ClientTransition) => void;
   /** Where the object is in use now, or null: RevokeHandler.working. */
   readonly working: (tokenClass: TokenClass, object: TokenObject) => ByteRange | null;
+  /** RevokeHandler.writesConcurrently. */
+  readonly writesConcurrently: (object: TokenObject, range: ByteRange) => boolean;
   /** A pin was released that a revocation waits for: a `drained` event is due. May be called inside `step`. */
   readonly onDrained: () => void;
 }
@@ -39,6 +41,8 @@ export interface Link {
   /** An ask for an epoch that we have not reached. */
   askedEpoch: Epoch | null;
   outbox: ToServerItem[] | null;
+  /** That came before the grant that they belong to. */
+  notes: { readonly object: TokenObject; readonly note: StatusNote }[];
 }
 
 export const NEVER = Number.POSITIVE_INFINITY;
@@ -48,6 +52,7 @@ export abstract class ClientState {
   protected readonly settings: TokenClientSettings;
   protected readonly fired: (transition: ClientTransition) => void;
   protected readonly working: TokenClientMachineOptions['working'];
+  protected readonly writesConcurrently: TokenClientMachineOptions['writesConcurrently'];
   protected readonly onDrained: () => void;
   protected epoch = toEpoch(0);
   protected servers: readonly ServerIdentity[] = [];
@@ -59,6 +64,8 @@ export abstract class ClientState {
   protected readonly revokes = new Map<number, Revoking>();
   /** Revocations that are left of each of our own releases. */
   protected readonly releases = new Map<number, number>();
+  /** By object and sector: what we have told of inodes that we wrote to with others, until we see that it is in the inode. */
+  protected readonly told = new Map<TokenObject, Map<number, StatusNote>>();
   protected drained = new Set<ObjectState>();
   protected lastRequestId = 0;
   /** Seen from any server in any life. */
@@ -78,6 +85,7 @@ export abstract class ClientState {
     this.settings = options.settings;
     this.fired = options.fired;
     this.working = options.working;
+    this.writesConcurrently = options.writesConcurrently;
     this.onDrained = options.onDrained;
   }
 
@@ -125,12 +133,19 @@ export abstract class ClientState {
     if (state === undefined || span === null || span === undefined) return null;
     let { start, end } = span;
     for (const r of state.revokes) {
-      if (r.phase === 'held' || covers(r.keep, mode)) continue;
+      if (r.phase === 'held' || !takesFrom(r, mode)) continue;
       if (r.give.end <= offsetBytes) start = Math.max(start, r.give.end);
       else if (r.give.start > offsetBytes) end = Math.min(end, r.give.start);
       else return null;
     }
     return range(start, end);
+  }
+
+  /** See TokenClientApi. */
+  heldMode(tokenClass: TokenClass, object: TokenObject, offsetBytes: number): TokenMode {
+    const held: number[] = [];
+    this.objects[tokenClass]!.get(object)?.held.collect(offsetBytes, offsetBytes + 1, held);
+    return (held[2] ?? TokenMode.none) as TokenMode;
   }
 
   /** When a `tick` is due, in milliseconds of the caller's clock; Infinity if never. */
@@ -196,7 +211,7 @@ export abstract class ClientState {
       return known.identity.incarnation === identity.incarnation ? known : undefined;
     }
     const { nodeId, incarnation } = identity;
-    const link: Link = { identity: { nodeId, incarnation }, seenSeq: 0, askedEpoch: null, outbox: null };
+    const link: Link = { identity: { nodeId, incarnation }, seenSeq: 0, askedEpoch: null, outbox: null, notes: [] };
     this.links.set(nodeId, link);
     return link;
   }

@@ -9,20 +9,20 @@ import type { ToServerItem } from './token-messages.js';
 import { type ServerEffect, TOKEN_SERVER_DEFAULTS } from './token-server-events.js';
 import { TokenServerMachine } from './token-server-machine.js';
 
-const { none, shared, sharedWrite, exclusive } = TokenMode;
+const { none, shared, concurrentWrite, exclusive } = TokenMode;
 
 /** docs/token-protocol.md, Compatibility. */
 const MATRIX: [TokenMode, TokenMode, 'together' | 'conflict', TokenMode][] = [
   [none, exclusive, 'together', exclusive],
   [shared, none, 'together', none],
   [shared, shared, 'together', shared],
-  [shared, sharedWrite, 'conflict', shared],
+  [shared, concurrentWrite, 'conflict', shared],
   [shared, exclusive, 'conflict', shared],
-  [sharedWrite, shared, 'conflict', none],
-  [sharedWrite, sharedWrite, 'together', sharedWrite],
-  [sharedWrite, exclusive, 'conflict', sharedWrite],
+  [concurrentWrite, shared, 'conflict', none],
+  [concurrentWrite, concurrentWrite, 'together', concurrentWrite],
+  [concurrentWrite, exclusive, 'conflict', concurrentWrite],
   [exclusive, shared, 'conflict', none],
-  [exclusive, sharedWrite, 'conflict', none],
+  [exclusive, concurrentWrite, 'conflict', none],
   [exclusive, exclusive, 'conflict', none],
 ];
 
@@ -36,19 +36,19 @@ describe('modes', () => {
     expect(keepBeside(shared, exclusive)).toBe(shared);
     expect(keepBeside(exclusive, shared)).toBe(none);
     // Nor what it doesn't hold.
-    expect(keepBeside(shared, sharedWrite)).toBe(none);
-    expect(keepBeside(sharedWrite, exclusive)).toBe(sharedWrite);
+    expect(keepBeside(shared, concurrentWrite)).toBe(none);
+    expect(keepBeside(concurrentWrite, exclusive)).toBe(concurrentWrite);
   });
   it('exclusive covers every mode, others only themselves; two modes on one node join to one that covers both', () => {
-    for (const a of [none, shared, sharedWrite, exclusive]) {
-      for (const b of [none, shared, sharedWrite, exclusive]) {
+    for (const a of [none, shared, concurrentWrite, exclusive]) {
+      for (const b of [none, shared, concurrentWrite, exclusive]) {
         expect(covers(join(a, b), a) && covers(join(a, b), b)).toBe(true);
       }
     }
-    expect(join(shared, sharedWrite)).toBe(exclusive);
+    expect(join(shared, concurrentWrite)).toBe(exclusive);
   });
-  it('shared-write exists for status and open only', () => {
-    const has = Object.values(TokenClass).filter((c) => modeExists(c, sharedWrite));
+  it('concurrent-write exists for status and open only', () => {
+    const has = Object.values(TokenClass).filter((c) => modeExists(c, concurrentWrite));
     expect(has).toEqual([TokenClass.status, TokenClass.open]);
   });
 });
@@ -118,12 +118,12 @@ describe('class x mode x overlap, as the server grants it', () => {
     }
   }
 
-  it('shared-write: refused until there is a metanode, invalid for classes that have none', () => {
+  it('concurrent-write exists for status and open tokens only', () => {
     const server = settled();
     const ask = (tokenClass: TokenClass): string => {
-      const items = [request(tokenClass, sharedWrite, 0, 1)];
+      const items = [request(tokenClass, concurrentWrite, 0, 1)];
       return outcome(server.step({ type: 'message', from: A!, message: message(items) }, 0));
     };
-    expect([ask(TokenClass.status), ask(TokenClass.data)]).toEqual(['notSupported', 'invalidArgument']);
+    expect([ask(TokenClass.status), ask(TokenClass.data)]).toEqual(['grant', 'invalidArgument']);
   });
 });

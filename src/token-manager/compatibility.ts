@@ -12,9 +12,9 @@ const bit = (mode: TokenMode): ModeMask => 1 << mode;
 /** For each mode, the modes on other nodes that it can't stand beside. Symmetric; `none` conflicts with nothing. */
 const CONFLICTS: readonly ModeMask[] = [
   0,
-  bit(TokenMode.sharedWrite) | bit(TokenMode.exclusive),
+  bit(TokenMode.concurrentWrite) | bit(TokenMode.exclusive),
   bit(TokenMode.shared) | bit(TokenMode.exclusive),
-  bit(TokenMode.shared) | bit(TokenMode.sharedWrite) | bit(TokenMode.exclusive),
+  bit(TokenMode.shared) | bit(TokenMode.concurrentWrite) | bit(TokenMode.exclusive),
 ];
 
 export const modeMask = bit;
@@ -33,12 +33,18 @@ export function keepBeside(wanted: TokenMode, held: TokenMode): TokenMode {
 export const covers = (held: TokenMode, wanted: TokenMode): boolean =>
   held === wanted || held === TokenMode.exclusive || wanted === TokenMode.none;
 
-/** The weakest mode that allows what both do: shared and sharedWrite on one node make exclusive. */
+/** The weakest mode that allows what both do: shared and concurrentWrite on one node make exclusive. */
 export function join(a: TokenMode, b: TokenMode): TokenMode {
   if (covers(a, b)) return a;
   return covers(b, a) ? b : TokenMode.exclusive;
 }
 
-/** Modes that exist for a class. Of open tokens `sharedWrite` is for those who deny what the others, with `shared`, do. */
+/** What is left of a mode when at most the other may be kept: of shared and concurrent-write, neither. */
+export function meet(a: TokenMode, b: TokenMode): TokenMode {
+  if (covers(a, b)) return b;
+  return covers(b, a) ? a : TokenMode.none;
+}
+
+/** Modes that exist for a class. Of open tokens `concurrentWrite` is for those who deny what the others, with `shared`, do. */
 export const modeExists = (tokenClass: TokenClass, mode: TokenMode): boolean =>
-  mode !== TokenMode.none && (mode !== TokenMode.sharedWrite || isBySegment(tokenClass));
+  mode !== TokenMode.none && (mode !== TokenMode.concurrentWrite || isBySegment(tokenClass));

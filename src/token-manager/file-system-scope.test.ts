@@ -37,6 +37,10 @@ class Asked implements TokenClientApi {
     this.objects.push(object);
     return null;
   }
+  heldMode(_class: TokenClass, object: number): TokenMode {
+    this.objects.push(object);
+    return TokenMode.none;
+  }
   async release(_class: TokenClass, object: number): Promise<void> {
     this.objects.push(object);
   }

@@ -70,6 +70,9 @@ class FileSystemTokens implements TokenClientApi {
   heldRange(tokenClass: TokenClass, object: TokenObject, offsetBytes: number, mode: TokenMode): ByteRange | null {
     return this.#tokens.heldRange(tokenClass, this.#object(tokenClass, object), offsetBytes, mode);
   }
+  heldMode(tokenClass: TokenClass, object: TokenObject, offsetBytes: number): TokenMode {
+    return this.#tokens.heldMode(tokenClass, this.#object(tokenClass, object), offsetBytes);
+  }
   release(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Promise<void> {
     return this.#tokens.release(tokenClass, this.#object(tokenClass, object), range);
   }
@@ -78,11 +81,20 @@ class FileSystemTokens implements TokenClientApi {
     this.#tokens.setRevokeHandler(tokenClass, {
       revoke: async (revocation: Revocation) => {
         const { fileSystem, id } = placeOf(tokenClass, revocation.object);
-        if (fileSystem === this.#number) await handler.revoke({ ...revocation, object: id });
+        if (fileSystem !== this.#number) return;
+        return handler.revoke({ ...revocation, object: id });
       },
       working: (object) => {
         const { fileSystem, id } = placeOf(tokenClass, object);
         return fileSystem === this.#number ? handler.working(id) : null;
+      },
+      writesConcurrently: (object, range) => {
+        const { fileSystem, id } = placeOf(tokenClass, object);
+        return fileSystem === this.#number && (handler.writesConcurrently?.(id, range) ?? false);
+      },
+      gathered: (object, range, notes) => {
+        const { fileSystem, id } = placeOf(tokenClass, object);
+        if (fileSystem === this.#number) handler.gathered?.(id, range, notes);
       },
     });
   }

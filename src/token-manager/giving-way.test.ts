@@ -69,7 +69,7 @@ describe('T4: groups', () => {
   });
   it('an empty range, or a mode that the class has not, is an invalid argument', () => {
     expect(() => groupItems([item(TokenClass.data, 1, shared, range(5, 5))])).toThrow('EINVAL');
-    expect(() => groupItems([item(TokenClass.data, 1, TokenMode.sharedWrite, sectors(0, 1))])).toThrow('EINVAL');
+    expect(() => groupItems([item(TokenClass.data, 1, TokenMode.concurrentWrite, sectors(0, 1))])).toThrow('EINVAL');
   });
 });
 
@@ -114,6 +114,7 @@ class Cluster {
         settings: TOKEN_CLIENT_DEFAULTS,
         fired: () => undefined,
         working: () => this.working[i] ?? null,
+        writesConcurrently: () => true,
         onDrained: () => this.#queue.push(() => this.#client(i, { type: 'drained' })),
       });
       this.clients.push(client);

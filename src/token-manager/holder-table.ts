@@ -9,7 +9,7 @@
  * other member's (the caller asks `collect` before it assigns). Fault model: none; callers have checked the arguments.
  */
 import { invariant } from '../common/assert.js';
-import { covers, join } from './compatibility.js';
+import { covers, join, meet } from './compatibility.js';
 import { type FlatPieces, merged, RangeMap, STRIDE } from './range-map.js';
 import { type TokenClass, TokenMode, type TokenObject } from './token.js';
 
@@ -31,7 +31,7 @@ const NIL = -1;
 
 interface LargeObject {
   readonly exclusive: RangeMap;
-  /** Shared and shared-write pieces, by member. */
+  /** Shared and concurrent-write pieces, by member. */
   readonly others: Map<MemberIndex, RangeMap>;
 }
 
@@ -147,7 +147,8 @@ export class HolderTable {
         list.push(own[i]!, own[i + 1]!, mode, seq);
       } else {
         result.changed = true;
-        if (keep !== TokenMode.none) list.push(own[i]!, own[i + 1]!, keep, seq);
+        const left = meet(mode, keep);
+        if (left !== TokenMode.none) list.push(own[i]!, own[i + 1]!, left, seq);
       }
     }
     if (result.changed) this.#replaceOwn(key, member, own, start, end, list, settledSeq);

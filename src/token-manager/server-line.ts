@@ -114,7 +114,10 @@ export abstract class ServerLine extends ServerState {
     return bounds;
   }
 
-  /** Shared and shared-write on one node are exclusive: whoever holds one and asks for the other asks for that. */
+  /**
+   * Shared and concurrent-write on one node are exclusive: whoever holds one and asks for the other asks for that. So does whoever asks for status
+   * shared while there are notes of it: they are to be brought into the inode first.
+   */
   protected wantedMode({ key, member }: QueuedRequest, { mode, required }: RequestPart): TokenMode {
     if (mode === TokenMode.exclusive || !isBySegment(classOfKey(key))) return mode;
     const hits: number[] = [];
@@ -123,12 +126,36 @@ export abstract class ServerLine extends ServerState {
       const held = hits[i + 1]! as TokenMode;
       if (hits[i] === member.index && held !== TokenMode.exclusive && conflicts(mode, held)) return TokenMode.exclusive;
     }
-    return mode;
+    if (mode !== TokenMode.shared || classOfKey(key) !== TokenClass.status) return mode;
+    return this.notes.any(key, required) ? TokenMode.exclusive : mode;
+  }
+
+  /**
+   * What a part is granted in, when nobody stands against it. Whoever wants to share status for writing and is alone with it gets it exclusively.
+   */
+  protected grantedMode(request: QueuedRequest, part: RequestPart, queue: ObjectQueue | undefined): TokenMode {
+    const { key, member } = request;
+    const { required } = part;
+    const mode = this.wantedMode(request, part);
+    if (mode !== TokenMode.concurrentWrite || classOfKey(key) !== TokenClass.status) return mode;
+    const hits: number[] = [];
+    this.table.collect(key, required.start, required.end, hits);
+    for (let i = 0; i < hits.length; i += HIT_STRIDE) if (hits[i] !== member.index) return mode;
+    const others = queue?.requests.some(
+      (r) => r !== request && r.member !== member && r.parts.some((p) => overlaps(p.required, required)),
+    );
+    return others ? mode : TokenMode.exclusive;
   }
 
   protected boundsOfPart(request: QueuedRequest, part: RequestPart, queue: ObjectQueue | undefined): ByteRange | null {
-    const { required, desired } = part;
-    const mode = this.wantedMode(request, part);
+    const { required } = part;
+    const mode = this.grantedMode(request, part, queue);
+    // Neighbours are neither shared for writing by the way, nor shared as long as there are notes of them.
+    const isStatus = classOfKey(request.key) === TokenClass.status;
+    const narrow =
+      isStatus && (mode === TokenMode.concurrentWrite || (mode !== part.mode && part.mode === TokenMode.shared));
+    let desired = narrow ? required : part.desired;
+    if (isStatus && mode === TokenMode.shared) desired = this.notes.clip(request.key, required, desired);
     let left = desired.start;
     let right = desired.end;
     const hits = this.hits;
@@ -175,15 +202,23 @@ export abstract class ServerLine extends ServerState {
   protected grant(request: QueuedRequest, bounds: readonly ByteRange[]): void {
     const { member, key } = request;
     const seq = ++this.seq;
+    const [tokenClass, object] = [classOfKey(key), objectOfKey(key)];
+    const queue = this.queues.get(key);
+    // All of them first: what one part brings makes no other one stronger.
+    const modes = request.parts.map((part) =>
+      tokenClass === TokenClass.status ? this.grantedMode(request, part, queue) : part.mode,
+    );
     const parts: GrantedRange[] = [];
     for (let i = 0; i < request.parts.length; i++) {
       const part = request.parts[i]!;
       const within = bounds[i]!;
+      const mode = modes[i]!;
       if (within.start > part.desired.start || within.end < part.desired.end) this.fired('grantNarrowed');
-      this.table.assign(key, member.index, within.start, within.end, part.mode, seq, member.seenSeq);
-      parts.push({ mode: part.mode, range: within });
+      this.table.assign(key, member.index, within.start, within.end, mode, seq, member.seenSeq);
+      parts.push({ mode, range: within });
+      if (tokenClass === TokenClass.status && mode === TokenMode.exclusive)
+        for (const note of this.notes.in(key, within)) this.tell(member, { kind: 'note', object, note });
     }
-    const [tokenClass, object] = [classOfKey(key), objectOfKey(key)];
     this.tell(member, { kind: 'grant', requestId: request.requestId, seq, class: tokenClass, object, parts });
   }
 

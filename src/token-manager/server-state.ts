@@ -11,6 +11,7 @@ import { classOfKey, HolderTable, type MemberIndex, type ObjectKey, objectOfKey 
 import { type Member, Members, Ownership } from './members.js';
 import type { ServerIdentity } from './placement.js';
 import { DeadlineHeap, type ObjectQueue, type QueuedRequest, type SentRevoke } from './request-queue.js';
+import { StatusNotes } from './status-notes.js';
 import type { TokenMode } from './token.js';
 import type { Blocker, RequestItem, ToClientItem } from './token-messages.js';
 import type { MemberIdentity, ServerEffect, ServerTransition, TokenServerSettings } from './token-server-events.js';
@@ -25,6 +26,7 @@ export abstract class ServerState {
   protected readonly settings: TokenServerSettings;
   protected readonly fired: (transition: ServerTransition) => void;
   protected readonly table = new HolderTable();
+  protected readonly notes = new StatusNotes();
   protected readonly members = new Members();
   protected readonly ownership: Ownership;
   protected readonly queues = new Map<ObjectKey, ObjectQueue>();

@@ -133,6 +133,7 @@ export abstract class ServerTakeover extends ServerLine {
       if (queue.requests.length === 0) this.queues.delete(key);
     }
     for (const key of [...this.table.keys()]) if (!this.ownership.trusts(key)) this.table.dropObject(key);
+    this.notes.dropUnless((key) => this.ownership.trusts(key));
     this.ownership.waitFor.clear();
     if (!this.ownership.serves) return;
     for (const member of this.members.standing()) {

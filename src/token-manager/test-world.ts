@@ -12,7 +12,8 @@ import { below, chance, pick, type Random, SeededRandom } from '../common/random
 import { SECTOR_BYTES } from '../common/units.js';
 import { conflicts } from './compatibility.js';
 import { groupItems } from './group-items.js';
-import { TokenClass, type TokenItem, TokenMode, type TokenPins } from './token.js';
+import { StatusDisk, StatusNode } from './test-status.js';
+import { type Revocation, TokenClass, type TokenItem, TokenMode, type TokenPins } from './token.js';
 import {
   CLIENT_FAULT_TRANSITIONS,
   type ClientEffect,
@@ -69,9 +70,10 @@ interface Node {
   readonly views: TokenView[];
   /** Fates of other nodes that this server has yet to hear. */
   readonly fates: ServerEvent[];
-  readonly running: number[];
+  readonly running: { readonly handle: number; readonly revocation: Revocation }[];
   readonly pins: TokenPins[];
-  readonly ops: Map<number, { endless: boolean }>;
+  readonly ops: Map<number, { endless: boolean; items: readonly TokenItem[] }>;
+  readonly status: StatusNode;
   working: ByteRange | null;
   drained: boolean;
   /** Requests at this server, in order of arrival: the shadow that T3 is judged by. */
@@ -84,6 +86,7 @@ const SECTORS = 8;
 
 export class World {
   readonly fired = new Map<string, number>();
+  readonly #disk = new StatusDisk();
   readonly #random: Random;
   readonly #options: WorldOptions;
   readonly #nodes: Node[] = [];
@@ -126,6 +129,7 @@ export class World {
       },
       fired,
       working: () => node!.working,
+      writesConcurrently: () => chance(this.#random, 0.8),
       onDrained: () => {
         node!.drained = true;
       },
@@ -148,6 +152,9 @@ export class World {
       running: [],
       pins: [],
       ops: new Map(),
+      status: new StatusNode(this.#disk, SECTORS, (object, offset) =>
+        node!.client.heldMode(TokenClass.status, object, offset),
+      ),
       working: null,
       drained: false,
       line: [],
@@ -208,6 +215,7 @@ export class World {
     // F1: evidence, new epoch, fence; then, at each server in its own time, the fall.
     victim.alive = false;
     this.#stepClient(victim, { type: 'fence' });
+    victim.status.die();
     if (victim.ops.size > 0) throw new WorldError('F3: an operation outlives its node');
     this.#publish();
     const withLog = chance(this.#random, 0.3);
@@ -227,12 +235,13 @@ export class World {
     const pins = chance(random, 0.8) ? node.client.tryPin(items) : null;
     if (pins !== null) {
       node.pins.push(pins);
+      this.#used(node, items);
       return;
     }
     const opId = ++this.#lastOpId;
     const endless = chance(random, 0.7);
     const deadlineAtMs = endless ? Number.POSITIVE_INFINITY : this.#nowMs + below(random, 60);
-    node.ops.set(opId, { endless });
+    node.ops.set(opId, { endless, items });
     const op = { opId, groups: groupItems(items), deadlineAtMs, nowait: chance(random, 0.05) };
     this.#stepClient(node, { type: 'acquire', ops: [op] });
   }
@@ -248,7 +257,12 @@ export class World {
       class: status ? TokenClass.status : TokenClass.data,
       // Three segments, so that several servers have their share.
       object: status ? below(random, 3) : below(random, 3) * 4096,
-      mode: chance(random, 0.5) ? TokenMode.shared : TokenMode.exclusive,
+      mode:
+        status && chance(random, 0.4)
+          ? TokenMode.concurrentWrite
+          : chance(random, 0.5)
+            ? TokenMode.shared
+            : TokenMode.exclusive,
       required,
       desired: wide
         ? range(below(random, at + 1) * SECTOR_BYTES, (to + below(random, SECTORS - to + 1)) * SECTOR_BYTES)
@@ -267,8 +281,22 @@ export class World {
   #finishRevoke(): void {
     const node = pick(this.#random, this.#alive);
     if (node.running.length === 0) return;
-    const [handle] = node.running.splice(below(this.#random, node.running.length), 1);
-    this.#stepClient(node, { type: 'revokeDone', handle: handle! });
+    const [running] = node.running.splice(below(this.#random, node.running.length), 1);
+    this.#endRevoke(node, running!);
+  }
+
+  #endRevoke(node: Node, { handle, revocation }: Node['running'][number]): void {
+    const { class: tokenClass, object, range: given, keep } = revocation;
+    const notes = tokenClass === TokenClass.status ? node.status.ends(object, given, keep) : [];
+    this.#stepClient(node, { type: 'revokeDone', handle, notes });
+  }
+
+  /** An operation has what it wanted. */
+  #used(node: Node, items: readonly TokenItem[]): void {
+    for (const item of items) {
+      const wrong = item.class === TokenClass.status ? node.status.pinned(item) : null;
+      if (wrong !== null) throw new WorldError(`I13: node ${node.identity.nodeId}: ${wrong}`);
+    }
   }
 
   #control(): void {
@@ -377,13 +405,22 @@ export class World {
       case 'send':
         this.#send(node, effect.to, true, effect.message);
         return;
-      case 'revoke':
-        node.running.push(effect.handle);
+      case 'revoke': {
+        const { class: tokenClass, object, range: given } = effect.revocation;
+        if (tokenClass === TokenClass.status) node.status.begins(object, given);
+        node.running.push(effect);
         return;
-      case 'pinned':
+      }
+      case 'gathered':
+        node.status.gathered(effect.object, effect.range, effect.notes);
+        return;
+      case 'pinned': {
+        const { items } = node.ops.get(effect.opId)!;
         node.ops.delete(effect.opId);
         node.pins.push(effect.pins);
+        this.#used(node, items);
         return;
+      }
       case 'failed':
         node.ops.delete(effect.opId);
         return;
@@ -483,7 +520,7 @@ export class World {
           node.pins.pop()!.release();
           if (node.drained) this.#stepClient(node, { type: 'drained' });
         }
-        if (node.running.length > 0) this.#stepClient(node, { type: 'revokeDone', handle: node.running.shift()! });
+        if (node.running.length > 0) this.#endRevoke(node, node.running.shift()!);
         if (node.views.length > 0) this.#enterView(node, node.views.shift()!);
         if (node.server !== null && node.fates.length > 0) this.#stepServer(node, node.fates.shift()!);
       }

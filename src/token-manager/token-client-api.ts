@@ -1,5 +1,5 @@
 import type { ByteRange } from '../common/byte-range.js';
-import type { Revocation, TokenClass, TokenItem, TokenMode, TokenObject, TokenPins } from './token.js';
+import type { Revocation, StatusNote, TokenClass, TokenItem, TokenMode, TokenObject, TokenPins } from './token.js';
 
 export interface AcquireOptions {
   readonly timeoutMs?: number | undefined;
@@ -24,6 +24,8 @@ export interface TokenClientApi {
   ask(items: readonly TokenItem[]): void;
   /** The longest held range around `offset` with at least this mode and not being revoked, or null. */
   heldRange(tokenClass: TokenClass, object: TokenObject, offsetBytes: number, mode: TokenMode): ByteRange | null;
+  /** What is held at the offset, being revoked or not: for whoever has it pinned. */
+  heldMode(tokenClass: TokenClass, object: TokenObject, offsetBytes: number): TokenMode;
   /** Gives up what is held and unpinned in the range, after the revoke handler has run for it. */
   release(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Promise<void>;
   /**
@@ -35,7 +37,15 @@ export interface TokenClientApi {
 }
 
 export interface RevokeHandler {
-  revoke(revocation: Revocation): Promise<void>;
+  /** What comes of it is told to the token server with the answer: of status only. */
+  revoke(revocation: Revocation): Promise<readonly StatusNote[] | void>;
   /** The range from the object's present working position to where it expects to go, or null when it is idle. */
   working(object: TokenObject): ByteRange | null;
+  /** Of status, which another node wants to share for writing: whether this one writes there too, and keeps it so; else all is given up. */
+  writesConcurrently?(object: TokenObject, range: ByteRange): boolean;
+  /**
+   * Of status: concurrent-write has become exclusive, or notes came with the grant. Called before anybody can rely on it; what is not taken into the
+   * inode is returned by the `revoke` that takes the token away; one that leaves something takes it in first.
+   */
+  gathered?(object: TokenObject, range: ByteRange, notes: readonly StatusNote[]): void;
 }

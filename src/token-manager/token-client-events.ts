@@ -5,7 +5,7 @@ import type { ByteRange } from '../common/byte-range.js';
 import type { Reason } from '../common/errors.js';
 import type { Epoch } from '../common/ids.js';
 import type { ServerIdentity } from './placement.js';
-import type { Revocation, TokenClass, TokenObject, TokenPins } from './token.js';
+import type { Revocation, StatusNote, TokenClass, TokenObject, TokenPins } from './token.js';
 import type { Blocker, RequestPart, ToClientMessage, ToServerMessage } from './token-messages.js';
 
 /** The tokens of one object that an operation needs: asked for, granted and pinned together. Parts ascend and are disjoint. */
@@ -39,6 +39,8 @@ export type ClientEvent =
   | {
       readonly type: 'revokeDone';
       readonly handle: number;
+      /** Of status: see RevokeHandler. */
+      readonly notes?: readonly StatusNote[] | undefined;
       /** Another one follows at once: what there is to send waits for it and travels with it. */
       readonly more?: boolean;
     }
@@ -66,6 +68,13 @@ export type ClientEffect =
   | { readonly type: 'send'; readonly to: ServerIdentity; readonly message: ToServerMessage }
   /** Flush, invalidate, then `revokeDone`. No pin of an older operation is left in the range, and no new one gets in. */
   | { readonly type: 'revoke'; readonly handle: number; readonly revocation: Revocation }
+  /** Before `pinned`: see RevokeHandler.gathered. */
+  | {
+      readonly type: 'gathered';
+      readonly object: TokenObject;
+      readonly range: ByteRange;
+      readonly notes: readonly StatusNote[];
+    }
   | { readonly type: 'pinned'; readonly opId: number; readonly pins: TokenPins }
   | {
       readonly type: 'failed';
@@ -133,8 +142,8 @@ export const CLIENT_TRANSITIONS = [
   'resumed',
   'fenced',
 ] as const;
-/** Need a file that is open while somebody else wants to be alone with it. */
-export const CLIENT_RARE_TRANSITIONS = ['revokeOfOpenFile', 'refusedInUse'] as const;
+/** Need a file that is open while somebody else wants to be alone with it, or several writers of a file. */
+export const CLIENT_RARE_TRANSITIONS = ['revokeOfOpenFile', 'refusedInUse', 'gathered'] as const;
 /** Fire only when a server breaks the protocol. */
 export const CLIENT_FAULT_TRANSITIONS = [
   'grantInvalid',

@@ -19,7 +19,7 @@ import { type Link, NEVER } from './client-state.js';
 import { objectText } from './file-system-scope.js';
 import { listFingerprint, type ServerIdentity, sameServer, serverOf } from './placement.js';
 import { STRIDE } from './range-map.js';
-import type { TokenClass, TokenMode, TokenObject } from './token.js';
+import { type StatusNote, TokenClass, type TokenMode, type TokenObject } from './token.js';
 import type { ClientEffect, ClientEvent } from './token-client-events.js';
 import type { ToClientItem, ToClientMessage } from './token-messages.js';
 
@@ -59,7 +59,7 @@ export class TokenClientMachine extends ClientRevocations {
       }
       case 'revokeDone': {
         const revoking = this.revokes.get(event.handle);
-        if (revoking?.phase === 'running') this.finishRevoke(revoking);
+        if (revoking?.phase === 'running') this.finishRevoke(revoking, event.notes);
         break;
       }
       case 'release':
@@ -109,6 +109,9 @@ export class TokenClientMachine extends ClientRevocations {
         return;
       case 'refusal':
         this.receiveRefusal(link, item);
+        return;
+      case 'note':
+        link.notes.push({ object: item.object, note: item.note });
         return;
       case 'ask':
         link.askedEpoch = item.epoch;
@@ -176,6 +179,10 @@ export class TokenClientMachine extends ClientRevocations {
         });
       }
     }
+    for (const [object, told] of this.told) {
+      if (!sameServer(serverOf(this.servers, TokenClass.status, object), link.identity)) continue;
+      for (const note of told.values()) this.tell(link, { kind: 'note', object, note });
+    }
     const fingerprint = listFingerprint(this.servers);
     this.tell(link, { kind: 'claimEnd', epoch: this.epoch, askedEpoch, listFingerprint: fingerprint });
   }
@@ -218,12 +225,18 @@ export class TokenClientMachine extends ClientRevocations {
     this.requests.clear();
     this.revokes.clear();
     this.drained.clear();
+    this.told.clear();
     this.objects = this.objects.map(() => new Map());
     this.pieces = 0;
     // The messages that failing operations would send are pointless: the servers have dropped us.
     for (const link of this.touched) link.outbox = null;
     this.touched = [];
     this.wakeDueMs = NEVER;
+  }
+
+  /** What this node has told of sizes, and not seen in the inodes yet. */
+  notes(): { readonly object: TokenObject; readonly note: StatusNote }[] {
+    return [...this.told].flatMap(([object, notes]) => [...notes.values()].map((note) => ({ object, note })));
   }
 
   /** Everything held, with what is being used right now. */

@@ -26,7 +26,14 @@ import { modeName, objectText } from './file-system-scope.js';
 import { groupItems } from './group-items.js';
 import { OrderedSender } from './ordered-sender.js';
 import { segmentOf } from './placement.js';
-import { TokenClass, type TokenItem, type TokenMode, type TokenObject, type TokenPins } from './token.js';
+import {
+  type StatusNote,
+  TokenClass,
+  type TokenItem,
+  type TokenMode,
+  type TokenObject,
+  type TokenPins,
+} from './token.js';
 import type { AcquireOptions, RevokeHandler, TokenClientApi } from './token-client-api.js';
 import {
   type AcquireOp,
@@ -77,6 +84,11 @@ const HEADLINES: Partial<Record<ClientTransition, string>> = {
   refusedInvalid: 'tokens.refused',
 };
 
+interface Served {
+  readonly handle: number;
+  readonly notes: readonly StatusNote[];
+}
+
 type RevokeEffect = ClientEffect & { type: 'revoke' };
 
 /** While the lease is out and the membership hasn't noticed. */
@@ -97,7 +109,7 @@ export class TokenClient implements TokenClientApi {
   /** Operations of the present turn, not yet handed to the machine. */
   #fresh: AcquireOp[] = [];
   /** Revocations whose handlers are done, not yet answered. */
-  #served: number[] = [];
+  #served: Served[] = [];
   #lastId = 0;
   /** As the membership says. */
   #suspended = false;
@@ -129,6 +141,8 @@ export class TokenClient implements TokenClientApi {
         if (headline !== undefined) counters.add(headline);
       },
       working: (tokenClass, object) => this.#handlers.get(tokenClass)?.working(object) ?? null,
+      writesConcurrently: (object, range) =>
+        this.#handlers.get(TokenClass.status)?.writesConcurrently?.(object, range) ?? false,
       onDrained: () => this.#dispatch({ type: 'drained' }),
     });
     fabric.handleMessages(MessageType.tokenToClient, (message) => this.#receive(message));
@@ -186,6 +200,10 @@ export class TokenClient implements TokenClientApi {
 
   heldRange(tokenClass: TokenClass, object: TokenObject, offsetBytes: number, mode: TokenMode): ByteRange | null {
     return this.machine.heldRange(tokenClass, object, offsetBytes, mode);
+  }
+
+  heldMode(tokenClass: TokenClass, object: TokenObject, offsetBytes: number): TokenMode {
+    return this.machine.heldMode(tokenClass, object, offsetBytes);
   }
 
   release(tokenClass: TokenClass, object: TokenObject, range: ByteRange): Promise<void> {
@@ -308,6 +326,9 @@ export class TokenClient implements TokenClientApi {
       case 'send':
         this.#sender.send(effect.to.nodeId, encodeToServer(effect.message));
         return;
+      case 'gathered':
+        this.#handlers.get(TokenClass.status)?.gathered?.(effect.object, effect.range, effect.notes);
+        return;
       case 'pinned': {
         const waiting = this.#waiting.get(effect.opId);
         this.#waiting.delete(effect.opId);
@@ -340,7 +361,8 @@ export class TokenClient implements TokenClientApi {
   async #revoke(group: readonly RevokeEffect[]): Promise<void> {
     const served = await Promise.all(group.map((effect) => this.#serve(effect)));
     group.forEach(({ handle }, index) => {
-      if (served[index] && this.#served.push(handle) === 1) queueMicrotask(() => this.#answer());
+      const notes = served[index];
+      if (notes != null && this.#served.push({ handle, notes }) === 1) queueMicrotask(() => this.#answer());
     });
   }
 
@@ -350,20 +372,20 @@ export class TokenClient implements TokenClientApi {
     this.#served = [];
     const last = handles.pop()!;
     // Nothing can come between these: #dispatch takes events in their order.
-    for (const handle of handles) this.#events.push({ type: 'revokeDone', handle, more: true });
-    this.#dispatch({ type: 'revokeDone', handle: last });
+    for (const served of handles) this.#events.push({ type: 'revokeDone', ...served, more: true });
+    this.#dispatch({ type: 'revokeDone', ...last });
   }
 
-  async #serve({ revocation }: RevokeEffect): Promise<boolean> {
+  /** Null: it failed, and nothing is given up. */
+  async #serve({ revocation }: RevokeEffect): Promise<readonly StatusNote[] | null> {
     try {
-      await this.#handlers.get(revocation.class)?.revoke(revocation);
-      return true;
+      return (await this.#handlers.get(revocation.class)?.revoke(revocation)) ?? [];
     } catch (error) {
       // What can't be made safe is not given up; the node can only be fenced.
       this.#wiring.logger.error({ revocation, error }, 'revoke handler failed');
       this.#wiring.counters.add('tokens.revokesBroken');
       this.#wiring.onBroken?.(error);
-      return false;
+      return null;
     }
   }
 

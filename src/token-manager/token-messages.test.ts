@@ -26,7 +26,7 @@ import {
 const id = fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER });
 const object = fc.integer({ min: 0, max: 2 ** 51 - 1 });
 const tokenClass = fc.constantFrom(...Object.values(TokenClass));
-const mode = fc.constantFrom(TokenMode.shared, TokenMode.sharedWrite, TokenMode.exclusive);
+const mode = fc.constantFrom(TokenMode.shared, TokenMode.concurrentWrite, TokenMode.exclusive);
 const keep = fc.constantFrom(...Object.values(TokenMode));
 const bytes: fc.Arbitrary<ByteRange> = fc
   .tuple(fc.integer({ min: 0, max: RANGE_END - 1 }), fc.integer({ min: 1, max: 2 ** 40 }))
@@ -52,6 +52,18 @@ const statement = { class: tokenClass, object, asOfSeq: id, mode: keep, ranges: 
 const anEpoch = id.map(epoch);
 const u32 = fc.nat(0xffffffff);
 
+const time = fc.bigInt({ min: -(2n ** 63n), max: 2n ** 63n - 1n });
+const note = fc.record({
+  kind: fc.constant('note' as const),
+  object,
+  note: fc.record({
+    offsetBytes: fc.nat(4095).map((index) => index * 4096),
+    version: fc.nat(2 ** 31 - 2),
+    sizeBytes: fc.integer({ min: 0, max: RANGE_END }),
+    mtimeNs: time,
+    ctimeNs: time,
+  }),
+});
 const toServer = fc.oneof(
   fc.record({
     kind: fc.constant('request' as const),
@@ -68,6 +80,7 @@ const toServer = fc.oneof(
   fc.record({ kind: fc.constant('answer' as const), revokeId: id, ...statement }),
   fc.record({ kind: fc.constant('claim' as const), class: tokenClass, object, mode, range: bytes, seq: id }),
   fc.record({ kind: fc.constant('claimEnd' as const), epoch: anEpoch, askedEpoch: anEpoch, listFingerprint: u32 }),
+  note,
 ) as fc.Arbitrary<ToServerItem>;
 
 const blocker = fc.record({ node: fc.nat(65535).map(nodeId), mode: keep, range: bytes, sinceMs: u32 });
@@ -110,6 +123,7 @@ const toClient = fc.oneof(
     range: bytes,
     other: fc.nat(65535).map(nodeId),
   }),
+  note,
 ) as fc.Arbitrary<ToClientItem>;
 const header = { epoch: epoch(3), toIncarnation: incarnation(9) };
 

@@ -8,18 +8,19 @@
 import { type ByteRange, contains } from '../common/byte-range.js';
 import { type Reason, reasonFromNumber, reasonNumber } from '../common/errors.js';
 import { type Epoch, epoch, type Incarnation, incarnation, type NodeId, nodeId } from '../common/ids.js';
-import { RANGE_END } from '../common/units.js';
+import { SECTOR_VERSION_MAX } from '../common/sector-version.js';
+import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { MESSAGE_BODY_BYTES_MAX } from '../fabric/fabric.js';
 import { ByteReader, ByteWriter } from '../protocol/codec.js';
 import { OBJECT_MAX } from './holder-table.js';
-import { TokenClass, TokenMode, type TokenObject } from './token.js';
+import { type StatusNote, TokenClass, TokenMode, type TokenObject } from './token.js';
 
 /** Ranges of one object that one request asks for together, and ranges in one statement. */
 export const REQUEST_PARTS_MAX = 32;
 export const STATEMENT_RANGES_MAX = 64;
 export const BLOCKERS_MAX = 16;
 export const LIST_ENTRIES_MAX = 4096;
-const TOKEN_MESSAGE_VERSION = 2;
+const TOKEN_MESSAGE_VERSION = 3;
 
 export interface MessageHeader {
   /** Of the sender's view of the cluster. */
@@ -82,7 +83,14 @@ export interface ClaimEndItem {
   readonly askedEpoch: Epoch;
   readonly listFingerprint: number;
 }
-export type ToServerItem = RequestItem | CancelItem | ReleaseItem | AnswerItem | ClaimItem | ClaimEndItem;
+/** Just before the answer, release or claims that it belongs to; to a client, just before the grant. */
+export interface NoteItem {
+  readonly kind: 'note';
+  /** Of status. */
+  readonly object: TokenObject;
+  readonly note: StatusNote;
+}
+export type ToServerItem = RequestItem | CancelItem | ReleaseItem | AnswerItem | ClaimItem | ClaimEndItem | NoteItem;
 
 export interface ToServerMessage extends MessageHeader {
   /** The highest grant sequence received from this server before the message was made. */
@@ -149,14 +157,14 @@ export interface ContradictionItem {
   readonly range: ByteRange;
   readonly other: NodeId;
 }
-export type ToClientItem = GrantItem | RevokeItem | RefusalItem | AskItem | ContradictionItem;
+export type ToClientItem = GrantItem | RevokeItem | RefusalItem | AskItem | ContradictionItem | NoteItem;
 
 export interface ToClientMessage extends MessageHeader {
   readonly items: readonly ToClientItem[];
 }
 
-const ToServerKind = { request: 1, cancel: 2, release: 3, answer: 4, claim: 5, claimEnd: 6 } as const;
-const ToClientKind = { grant: 1, revoke: 2, refusal: 3, ask: 4, contradiction: 5 } as const;
+const ToServerKind = { request: 1, cancel: 2, release: 3, answer: 4, claim: 5, claimEnd: 6, note: 7 } as const;
+const ToClientKind = { grant: 1, revoke: 2, refusal: 3, ask: 4, contradiction: 5, note: 6 } as const;
 /** No item is longer than this; a body is closed while another one still fits. */
 const ITEM_BYTES_MAX = 2048;
 
@@ -215,7 +223,14 @@ function putToServer(w: ByteWriter, item: ToServerItem): void {
     case 'claimEnd':
       w.u64(item.epoch).u64(item.askedEpoch).u32(item.listFingerprint);
       return;
+    case 'note':
+      putNote(w, item);
+      return;
   }
+}
+
+function putNote(w: ByteWriter, { object, note }: NoteItem): void {
+  w.u64(object).u64(note.offsetBytes).u32(note.version).u64(note.sizeBytes).i64(note.mtimeNs).i64(note.ctimeNs);
 }
 
 function putStatement(w: ByteWriter, item: Statement): void {
@@ -253,6 +268,9 @@ function putToClient(w: ByteWriter, item: ToClientItem): void {
       return;
     case 'contradiction':
       putRange(putObject(w, item).u8(item.mode), item.range).u16(item.other);
+      return;
+    case 'note':
+      putNote(w, item);
       return;
   }
 }
@@ -330,9 +348,22 @@ function getToServer(r: ByteReader): ToServerItem {
     }
     case ToServerKind.claimEnd:
       return { kind: 'claimEnd', epoch: epoch(r.u64()), askedEpoch: epoch(r.u64()), listFingerprint: r.u32() };
+    case ToServerKind.note:
+      return getNote(r);
     default:
       throw r.bad(`item of kind ${kind}`);
   }
+}
+
+function getNote(r: ByteReader): NoteItem {
+  const object = getObject(r);
+  const offsetBytes = r.u64();
+  if (offsetBytes % SECTOR_BYTES !== 0) throw r.bad(`a note of offset ${offsetBytes}`);
+  const version = r.u32();
+  const sizeBytes = r.u64();
+  if (offsetBytes >= RANGE_END || sizeBytes > RANGE_END || version > SECTOR_VERSION_MAX)
+    throw r.bad(`a note of offset ${offsetBytes}, version ${version}, size ${sizeBytes}`);
+  return { kind: 'note', object, note: { offsetBytes, version, sizeBytes, mtimeNs: r.i64(), ctimeNs: r.i64() } };
 }
 
 function getRequest(r: ByteReader): RequestItem {
@@ -440,6 +471,8 @@ function getToClient(r: ByteReader): ToClientItem {
       const range = getRange(r);
       return { kind: 'contradiction', class: tokenClass, object, mode, range, other: nodeId(r.u16()) };
     }
+    case ToClientKind.note:
+      return getNote(r);
     default:
       throw r.bad(`item of kind ${kind}`);
   }

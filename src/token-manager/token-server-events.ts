@@ -88,7 +88,7 @@ export const SERVER_TRANSITIONS = [
   'ownershipLost',
 ] as const;
 /** Needs a node to die between two servers' hearing of a third thing: scenarios show it, random runs seldom do. */
-export const SERVER_RARE_TRANSITIONS = ['claimsWaitForFall', 'requestRefusedInUse'] as const;
+export const SERVER_RARE_TRANSITIONS = ['claimsWaitForFall', 'requestRefusedInUse', 'noteTaken'] as const;
 /** Fire only when a peer breaks the protocol. */
 export const SERVER_FAULT_TRANSITIONS = ['requestInvalid', 'claimConflict', 'sequenceFromFuture'] as const;
 export type ServerTransition =

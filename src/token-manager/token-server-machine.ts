@@ -17,10 +17,11 @@ import { classOfKey, HIT_STRIDE, type ObjectKey, objectKey, objectOfKey } from '
 import type { Member } from './members.js';
 import type { QueuedRequest } from './request-queue.js';
 import { ServerTakeover } from './server-takeover.js';
-import { TokenClass, TokenMode } from './token.js';
+import { type StatusNote, TokenClass, TokenMode } from './token.js';
 import type {
   AnswerItem,
   Blocker,
+  NoteItem,
   RequestItem,
   RequestPart,
   Statement,
@@ -99,10 +100,21 @@ export class TokenServerMachine extends ServerTakeover {
       case 'claim':
         member.claims.push(item);
         return;
+      case 'note':
+        this.receiveNote(member, item);
+        return;
       case 'claimEnd':
         this.receiveClaims(member, this.ownership.accepts(item));
         return;
     }
+  }
+
+  /** Whose object it is may have changed since: then it is told again, to the one who asks for claims. */
+  protected receiveNote(member: Member, { object, note }: NoteItem): void {
+    const key = objectKey(TokenClass.status, object);
+    if (!this.ownership.owns(key)) return;
+    this.fired('noteTaken');
+    this.notes.told(key, member.index, note);
   }
 
   /** T2: only what was granted up to the sequence that the statement names is changed. Returns whether some was newer. */
@@ -111,10 +123,22 @@ export class TokenServerMachine extends ServerTakeover {
     const asOf = this.asOfSeq(statement);
     let stale = false;
     for (const r of statement.ranges) {
+      if (statement.class === TokenClass.status && statement.mode !== TokenMode.exclusive)
+        this.settleNotes(member, key, r, asOf);
       const result = this.table.lower(key, member.index, r.start, r.end, statement.mode, asOf, member.seenSeq);
       stale ||= result.stale;
     }
     return stale;
+  }
+
+  private settleNotes(member: Member, key: ObjectKey, stated: ByteRange, asOf: number): void {
+    this.notes.stated(key, member.index, stated, (offset) => {
+      const hits: number[] = [];
+      this.table.collect(key, offset, offset + 1, hits);
+      for (let i = 0; i < hits.length; i += HIT_STRIDE)
+        if (hits[i] === member.index && hits[i + 1] === TokenMode.exclusive && hits[i + 4]! <= asOf) return true;
+      return false;
+    });
   }
 
   /** Overridden by a mutation in the tests. */
@@ -155,11 +179,6 @@ export class TokenServerMachine extends ServerTakeover {
     if (member.requests.has(item.requestId) || item.parts.some((p) => !modeExists(item.class, p.mode))) {
       this.fired('requestInvalid');
       this.refuse(member, item.requestId, 'invalidArgument', []);
-      return;
-    }
-    // Many writers need a metanode that gathers; until one does, the mode is known and refused.
-    if (item.class === TokenClass.status && item.parts.some((p) => p.mode === TokenMode.sharedWrite)) {
-      this.refuse(member, item.requestId, 'notSupported', []);
       return;
     }
     this.enqueue(member, key, item);
@@ -264,6 +283,11 @@ export class TokenServerMachine extends ServerTakeover {
         range: range(hits[i + 2]!, hits[i + 3]!),
       });
     return held;
+  }
+
+  /** What has been told of sizes and is in no inode yet, as far as this server knows. */
+  gathered(): { readonly object: number; readonly note: StatusNote }[] {
+    return this.notes.all().map(({ key, note }) => ({ object: objectOfKey(key), note }));
   }
 
   /** Every range held, as (node, incarnation, class, object, mode, range); at most `limit` of them from `skip` on. */

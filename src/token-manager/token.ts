@@ -11,8 +11,8 @@ import type { ByteRange } from '../common/byte-range.js';
 export const TokenClass = { status: 0, open: 1, lock: 2, data: 3 } as const;
 export type TokenClass = (typeof TokenClass)[keyof typeof TokenClass];
 
-/** Ordered by strength. `sharedWrite` exists for status only: many writers, a metanode gathers (not granted before it does). */
-export const TokenMode = { none: 0, shared: 1, sharedWrite: 2, exclusive: 3 } as const;
+/** Ordered by strength. `concurrentWrite` of status: nodes that write one file side by side, see StatusNote. */
+export const TokenMode = { none: 0, shared: 1, concurrentWrite: 2, exclusive: 3 } as const;
 export type TokenMode = (typeof TokenMode)[keyof typeof TokenMode];
 
 /** An inode number (data, lock) or a segment number (status, open), with the file system's number before it: see file-system-scope.ts. */
@@ -47,6 +47,20 @@ export interface Revocation {
   readonly range: ByteRange;
   /** What is kept of the range: shared (flush what is dirty, keep it clean) or none (flush, then drop). */
   readonly keep: TokenMode;
+}
+
+/**
+ * What a node that gives up concurrent-write status says of an inode that it has written to meanwhile: nobody else knows it. The token server gathers
+ * these (greatest size, latest times) and hands them to whoever is granted the status exclusively next. They count only as long as the inode's
+ * sector has the version that the writers began with: any later version has them in it.
+ */
+export interface StatusNote {
+  /** The inode's sector, in the status object. */
+  readonly offsetBytes: number;
+  readonly version: number;
+  readonly sizeBytes: number;
+  readonly mtimeNs: bigint;
+  readonly ctimeNs: bigint;
 }
 
 /** Classes whose objects are segments of the inode file. */

@@ -56,6 +56,7 @@ enum Miss : int32_t {
 constexpr uint32_t kMissReasons = 8;
 constexpr uint32_t kModeNone = 0;
 constexpr uint32_t kModeShared = 1;
+constexpr uint32_t kModeConcurrentWrite = 2;
 constexpr uint32_t kModeExclusive = 3;
 constexpr uint32_t kHitPagesMax = 80;
 constexpr uint32_t kCoverageRangesMax = 8;

@@ -236,6 +236,11 @@ int32_t CacheMap::tryRead(Entry& entry, uint32_t index, uint64_t offset, uint8_t
     return std::min(offset + lengthBytes, std::max(size, offset));
   };
   const uint64_t endForeseen = clip();
+  // Others may have written behind what this node knows to be the end.
+  const auto endIsKnown = [&entry, offset, lengthBytes](uint64_t end) {
+    return end == offset + lengthBytes || entry.status.load(std::memory_order_acquire) != kModeConcurrentWrite;
+  };
+  if (!endIsKnown(endForeseen)) return kMissStatus;
   if (endForeseen == offset) return 0;
   const uint64_t firstPage = offset / kPageBytes;
   const uint64_t pageCount = (endForeseen - 1) / kPageBytes - firstPage + 1;
@@ -247,6 +252,7 @@ int32_t CacheMap::tryRead(Entry& entry, uint32_t index, uint64_t offset, uint8_t
     return miss;
 
   const uint64_t end = clip();
+  if (!endIsKnown(end)) return kMissStatus;
   if (end == offset) return 0;
   if ((end - 1) / kPageBytes - firstPage + 1 > pageCount) {
     *again = true;  // the file grew into pages that are not pinned
@@ -284,7 +290,7 @@ int32_t CacheMap::tryRead(Entry& entry, uint32_t index, uint64_t offset, uint8_t
 
 int32_t CacheMap::write(uint64_t entryId, int64_t offset, const uint8_t* source, uint64_t lengthBytes, int64_t wallNs) {
   if (!leaseHolds()) return missed(kMissLease);
-  const EntryPin pin(*this, entryId, kWriterPin, kModeExclusive);
+  const EntryPin pin(*this, entryId, kWriterPin, kModeConcurrentWrite);
   if (pin.get() == nullptr) return missed(pin.miss());
   const auto index = static_cast<uint32_t>(pin.get() - entries_);
   for (uint32_t attempt = 0; attempt < kAttempts; attempt++) {
@@ -302,7 +308,9 @@ int32_t CacheMap::write(uint64_t entryId, int64_t offset, const uint8_t* source,
 
 int32_t CacheMap::tryWrite(Entry& entry, uint32_t index, int64_t offsetAsked, const uint8_t* source,
                            uint64_t lengthBytes, int64_t wallNs, bool* again) {
-  if (entry.status.load(std::memory_order_seq_cst) != kModeExclusive) return kMissStatus;
+  // Where the end is, only who has the status exclusively knows.
+  const uint32_t modeNeeded = offsetAsked < 0 ? kModeExclusive : kModeConcurrentWrite;
+  if (entry.status.load(std::memory_order_seq_cst) < modeNeeded) return kMissStatus;
   if (lengthBytes == 0) return 0;
   if (lengthBytes > uint64_t{kHitPagesMax} * kPageBytes) return kMissLimit;
 
@@ -331,7 +339,7 @@ int32_t CacheMap::tryWrite(Entry& entry, uint32_t index, int64_t offsetAsked, co
     return 0;
   }
   if (!leaseHolds()) return kMissLease;
-  if (entry.status.load(std::memory_order_acquire) != kModeExclusive) return kMissStatus;
+  if (entry.status.load(std::memory_order_acquire) < modeNeeded) return kMissStatus;
   const auto coverStart = static_cast<uint64_t>(offset) / kPageSectorBytes * kPageSectorBytes;
   const auto coverEnd = (static_cast<uint64_t>(end) + kPageSectorBytes - 1) / kPageSectorBytes * kPageSectorBytes;
   if (!covers(entry, coverStart, coverEnd, kModeExclusive)) return kMissCoverage;

@@ -106,6 +106,10 @@ export class LoggedSectors {
     const known = this.#versions.get(key);
     if (known === undefined || isVersionBefore(known, version)) this.#versions.set(key, version);
   }
+  /** Of its last write, as far as this node knows. */
+  version(key: SectorKey): number {
+    return this.#versions.get(key) ?? 0;
+  }
   knows(key: SectorKey): boolean {
     return this.#versions.has(key);
   }

@@ -1,6 +1,12 @@
 import { chance } from '../../common/random.js';
 import type { SectorIo } from '../../nsd/nsd-api.js';
-import { INODES_PER_SEGMENT, type Revocation, TokenClass, TokenMode } from '../../token-manager/token.js';
+import {
+  INODES_PER_SEGMENT,
+  type Revocation,
+  type StatusNote,
+  TokenClass,
+  TokenMode,
+} from '../../token-manager/token.js';
 import type { RevokeHandler } from '../../token-manager/token-client-api.js';
 import type { SimNode } from '../sim-node.js';
 import type { World } from '../world.js';
@@ -17,8 +23,16 @@ function wrapHandler(world: World, life: SimNode, tokenClass: TokenClass, serve:
     if (handled !== tokenClass) return setRevokeHandler(handled, handler);
     const wrapped: RevokeHandler = {
       working: (object) => handler.working(object),
-      revoke: (revocation) =>
-        isHot(world, revocation) ? serve(revocation, (real) => handler.revoke(real)) : handler.revoke(revocation),
+      writesConcurrently: (object, range) => handler.writesConcurrently?.(object, range) ?? false,
+      gathered: (object, range, notes) => handler.gathered?.(object, range, notes),
+      revoke: async (revocation) => {
+        if (!isHot(world, revocation)) return handler.revoke(revocation);
+        let notes: readonly StatusNote[] = [];
+        await serve(revocation, async (real) => {
+          notes = (await handler.revoke(real)) ?? [];
+        });
+        return notes;
+      },
     };
     return setRevokeHandler(handled, wrapped);
   };

@@ -7,6 +7,7 @@
  *     A tryPin two: data 7 shared 0-1
  *     A unpin one | A abort one | A flushed (the oldest running revocation) | A giveback data 7 0-end
  *     A working 4-end | A working nowhere
+ *     A shares no | A wrote 0 500      whether it keeps concurrent-write status; a note (sector, size) for the next `flushed`
  *     A > S | S > A                    delivers the next message;  `deliver` delivers everything
  *     time 100 | kill A | expel A at S | close A at S | released A at S | reboot A
  *     view S T: A B                    a new epoch with these servers and clients, published;  `A sees` takes the next view
@@ -21,7 +22,7 @@ import type {
   ToServerMessage,
 } from '../../token-manager/token-messages.js';
 import { groupItems } from '../group-items.js';
-import { TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token.js';
+import { type StatusNote, TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token.js';
 import { type ClientEffect, type ClientEvent, TOKEN_CLIENT_DEFAULTS } from '../token-client-events.js';
 import { TokenClientMachine } from '../token-client-machine.js';
 import { type ServerEffect, type ServerEvent, TOKEN_SERVER_DEFAULTS, type TokenView } from '../token-server-events.js';
@@ -37,6 +38,10 @@ interface Actor {
   readonly running: number[];
   readonly pins: Map<string, TokenPins>;
   working: ByteRange | null;
+  /** Keeps status as concurrent-write when somebody wants to write beside it. */
+  shares: boolean;
+  /** For the next revocation that ends: what it says of status. */
+  notes: StatusNote[];
   drained: boolean;
 }
 
@@ -92,6 +97,8 @@ export class Player {
       running: [],
       pins: new Map(),
       working: null,
+      shares: true,
+      notes: [],
       drained: false,
     };
     this.#actors.set(name, actor);
@@ -106,6 +113,7 @@ export class Player {
       settings: TOKEN_CLIENT_DEFAULTS,
       fired,
       working: () => actor.working,
+      writesConcurrently: () => actor.shares,
       onDrained: () => {
         actor.drained = true;
       },
@@ -200,8 +208,17 @@ export class Player {
         return;
       }
       case 'flushed':
-        this.#stepClient(actor, { type: 'revokeDone', handle: actor.running.shift()! });
+        this.#stepClient(actor, { type: 'revokeDone', handle: actor.running.shift()!, notes: actor.notes.splice(0) });
         return;
+      case 'shares':
+        actor.shares = text === 'yes';
+        return;
+      case 'wrote': {
+        const [sector, sizeBytes] = rest.map(Number) as [number, number];
+        const note = { offsetBytes: sector * SECTOR_BYTES, version: 1, sizeBytes, mtimeNs: 0n, ctimeNs: 0n };
+        actor.notes.push(note);
+        return;
+      }
       case 'giveback': {
         const tokenClass = TokenClass[rest[0] as keyof typeof TokenClass];
         const where = { class: tokenClass, object: Number(rest[1]), range: parseRange(rest[2]!) };
@@ -276,6 +293,9 @@ export class Player {
         this.#out.push(`${name}: ${this.#opNames.get(effect.opId)} fails: ${effect.reason}${why}`);
         return;
       }
+      case 'gathered':
+        this.#out.push(`${name}: takes in ${effect.notes.map(showNote).join(', ') || 'its own'}`);
+        return;
       case 'released':
         this.#out.push(`${name}: given back`);
         return;
@@ -332,8 +352,11 @@ function parseItems(text: string): {
 const show = (r: ByteRange): string =>
   `${r.start / SECTOR_BYTES}-${r.end === RANGE_END ? 'end' : r.end / SECTOR_BYTES}`;
 
+const showNote = ({ offsetBytes, sizeBytes }: StatusNote): string =>
+  `${offsetBytes / SECTOR_BYTES}: ${sizeBytes} bytes`;
+
 function describe(item: ToServerItem | ToClientItem): string {
-  const what = 'object' in item ? `${CLASS_NAMES[item.class]} ${item.object}` : '';
+  const what = 'class' in item ? `${CLASS_NAMES[item.class]} ${item.object}` : '';
   switch (item.kind) {
     case 'request': {
       const parts = item.parts.map((p) => `${MODE_NAMES[p.mode]} ${show(p.required)} want ${show(p.desired)}`);
@@ -348,6 +371,8 @@ function describe(item: ToServerItem | ToClientItem): string {
       const id = item.kind === 'answer' ? ` ${item.revokeId}` : '';
       return `${item.kind}${id} ${what} ${ranges}${kept} (seen ${item.asOfSeq})`;
     }
+    case 'note':
+      return `note of status ${item.object} ${showNote(item.note)}`;
     case 'claim':
       return `claim ${what} ${MODE_NAMES[item.mode]} ${show(item.range)}`;
     case 'claimEnd':
