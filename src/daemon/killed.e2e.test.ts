@@ -1,10 +1,13 @@
 import { afterEach, expect, test } from 'vitest';
+import { deferred } from '../common/deferred.js';
 import { below, SeededRandom } from '../common/random.js';
 import { startDaemonCluster } from './testing/daemon-cluster.js';
 import { killLoad, type Promised } from './testing/kill-load.js';
 
 const full = process.env.HOLDFAST_TEST_FULL === '1';
 const ROUNDS = full ? 200 : 20;
+/** Operations of the load before its daemon may be killed. */
+const STEPS_MIN = 4;
 
 const cleanups: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -33,8 +36,15 @@ test(
       await before();
       const client = await victim.connect();
       let over = false;
-      const working = killLoad(client, `/work/${round % 4}/${round}`, random.fork(), promised, () => over);
-      await new Promise((resolve) => setTimeout(resolve, 30 + below(random, 400)));
+      let steps = 0;
+      const begun = deferred<void>();
+      const working = killLoad(client, `/work/${round % 4}/${round}`, random.fork(), promised, () => {
+        if (++steps > STEPS_MIN) begun.resolve();
+        return over;
+      });
+      // However slow the machine is: there is something to lose.
+      await Promise.race([begun.promise, working]);
+      await new Promise((resolve) => setTimeout(resolve, below(random, 400)));
       over = true;
       await victim.kill();
       before = async () => {
