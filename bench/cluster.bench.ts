@@ -3,8 +3,9 @@
  *   1. a token granted without conflict, and with one clean holder, in round trips of a 64-byte message at p50;
  *   2. one file written and read cold over three NSDs, against the least of bulk over TCP and the devices under it;
  *   3. the import of a tree of small files, in files per second;
- *   4. conflicting reads while the holder's application computes, p99.
- * Run: npm run build && npm run bench -- cluster, or only some of it: cluster:sequential (also tokens, computing, import). Ratios are the
+ *   4. conflicting reads while the holder's application computes, p99;
+ *   5. four nodes writing one file, against four files, and the sizes that a fifth sees.
+ * Run: npm run build && npm run bench -- cluster, or only some of it: cluster:sequential (also tokens, computing, import, one-file). Ratios are the
  * result; absolute figures are the machine's.
  */
 import { type ChildProcess, fork } from 'node:child_process';
@@ -26,6 +27,7 @@ import { MessageType } from '../src/protocol/message-types.js';
 import { serverOf } from '../src/token-manager/placement.js';
 import { INODES_PER_SEGMENT, TokenClass, type TokenItem, TokenMode } from '../src/token-manager/token.js';
 import { tokenViewOf } from '../src/token-manager/token-view.js';
+import { oneFile } from './one-file.js';
 import { sequential } from './sequential.js';
 
 const MIB = 2 ** 20;
@@ -251,6 +253,7 @@ async function main(parts: readonly string[]): Promise<void> {
       await computing(reader, library);
       await reader.close();
     }
+    if (wanted('one-file')) await oneFile({ library, row });
     if (wanted('import')) {
       const proxied = await connectSocket(state.nodes[0]!.socket);
       await importTree(proxied);
