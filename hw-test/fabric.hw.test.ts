@@ -1,4 +1,5 @@
-import { fork } from 'node:child_process';
+import { type ChildProcess, fork } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdirSync } from 'node:fs';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
@@ -25,6 +26,8 @@ const timeoutMs = 60_000;
 const MIB = 1 << 20;
 const addresses = new Map<number, TransportAddress>();
 let one: HardwareNode;
+/** Node 2, where there is one guest. */
+let two: ChildProcess | null = null;
 
 beforeAll(async () => {
   mkdirSync(path.dirname(addressFile(1)), { recursive: true });
@@ -32,13 +35,14 @@ beforeAll(async () => {
   publish(1, one.address);
   if (!twoGuests) {
     const project = process.env['HOLDFAST_HW_PROJECT'] ?? process.cwd();
-    fork(path.join(project, 'dist/hw-test/fabric-peer.js'), { execArgv: [] });
+    two = fork(path.join(project, 'dist/hw-test/fabric-peer.js'), { execArgv: [] });
   }
   addresses.set(2, await published(2, performance.now() + 100_000));
 });
 afterAll(async () => {
   await one.close();
-  // For the files after this one.
+  // It may not have been told to stop. Whoever lives on holds what the files after this one need.
+  if (two !== null && two.exitCode === null && two.kill('SIGKILL')) await once(two, 'exit');
   await device.restore();
 });
 
