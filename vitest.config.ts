@@ -10,6 +10,8 @@ export default defineConfig({
     // For what hangs; a machine busy with other things takes its time.
     testTimeout: 120_000,
     hookTimeout: 120_000,
+    // As long as `eventually`: what is awaited has no deadline of its own.
+    expect: { poll: { timeout: 60_000 } },
     maxWorkers: 2,
   },
 });

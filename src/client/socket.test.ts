@@ -3,7 +3,7 @@ import { mkdtemp, rm, stat } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it } from 'vitest';
 import { deferred } from '../common/deferred.js';
 import { connectSocket } from './connect-socket.js';
 import { encodeFrame, FrameDecoder, FrameKind } from './frames.js';
@@ -196,7 +196,7 @@ describe('the client socket', () => {
     });
     gate.release();
     await rig.client.stat('/');
-    await vi.waitFor(() => expect(rig.fs.openFiles).toBe(0));
+    await expect.poll(() => rig.fs.openFiles).toBe(0);
   });
 });
 
@@ -221,7 +221,7 @@ describe('a durable handle', () => {
     const writing = h.write('line\n');
     await gate.entered;
     cutter.cut();
-    await vi.waitFor(() => expect(rig.counters.get('socket.sessionsResumed')).toBe(1));
+    await expect.poll(() => rig.counters.get('socket.sessionsResumed')).toBe(1);
     gate.release();
     expect((await writing).bytesWritten).toBe(5);
     await h.close();
@@ -237,7 +237,7 @@ describe('a durable handle', () => {
     cutter.refusing = true;
     cutter.cut();
     gate.release();
-    await vi.waitFor(() => expect(rig.fs.tree.root.entries.has('d')).toBe(true));
+    await expect.poll(() => rig.fs.tree.root.entries.has('d')).toBe(true);
     cutter.refusing = false;
     await expect(making).resolves.toBeUndefined();
     expect(rig.fs.calls.get('mkdir')).toBe(1);
@@ -359,7 +359,7 @@ describe('a durable handle', () => {
     cutter.cut();
     await expect(h.write('x')).rejects.toMatchObject({ code: 'ECONNRESET', syscall: 'write' });
     await expect(client.stat('/')).rejects.toThrow(/no connection to the daemon any more/);
-    await vi.waitFor(() => expect(rig.fs.openFiles).toBe(0));
+    await expect.poll(() => rig.fs.openFiles).toBe(0);
     await h.close();
     await client.close();
   });

@@ -88,7 +88,7 @@ describe('a node that does not belong', () => {
     return made;
   }
   const call = (stranger: TestNode): Promise<unknown> =>
-    stranger.fabric.peer(nodeId(1)).request(MessageType.tokenList, new Uint8Array(12), { timeoutMs: 2000 });
+    stranger.fabric.peer(nodeId(1)).request(MessageType.tokenList, new Uint8Array(12), { timeoutMs: 60_000 });
 });
 
 describe('an NSD', () => {

@@ -92,7 +92,7 @@ test('the tools see who holds and who waits, libraries included, and share modes
     return locks;
   };
   const ofFile = async () => (await listed()).filter((lock) => lock.inode === ino);
-  await expect.poll(async () => (await ofFile()).length, { timeout: 20_000 }).toBe(3);
+  await expect.poll(async () => (await ofFile()).length).toBe(3);
   const locks = await listed();
   const own = { fileSystem: 'test', inode: ino, pid: process.pid };
   for (const line of [
