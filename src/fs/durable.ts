@@ -7,7 +7,7 @@
  * (the write verifier of NFSv4, RFC 7530 section 16.36). What was lost is written again.
  */
 import type { NsdIndex } from '../common/ids.js';
-import type { NsdClientApi } from '../nsd/nsd-api.js';
+import type { NsdClientApi, SectorIo } from '../nsd/nsd-api.js';
 
 export const FLUSHES = [
   /** A group of the log, before those who wait for it go on. */
@@ -79,6 +79,22 @@ export async function durably(
     const mark = new LossMark(nsds, which);
     await write();
     if (which.length > 0) await nsds.flush(which, { why });
+    if (!mark.lost) return;
+  }
+}
+
+/** The same of one write, whose flush goes with it: one request to each NSD, and where that is possible one operation of its device. */
+export async function writeDurably(
+  nsds: Nsds & Pick<NsdClientApi, 'write'>,
+  ios: readonly SectorIo[],
+  why: Flush,
+): Promise<void> {
+  for (;;) {
+    const mark = new LossMark(
+      nsds,
+      ios.map(({ nsd }) => nsd),
+    );
+    await nsds.write(ios, { flush: why });
     if (!mark.lost) return;
   }
 }

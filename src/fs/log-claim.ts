@@ -11,7 +11,14 @@ import { FsError } from '../common/errors.js';
 import type { TokenPins } from '../token-manager/token.js';
 import { durably } from './durable.js';
 import { ALLOCATION_MAP, type Extent, LOG_TABLE } from './layout.js';
-import { findLogTable, type LogVolume, readDescriptor, readDescriptors, writeDescriptor } from './log/log-reader.js';
+import {
+  clearLog,
+  findLogTable,
+  type LogVolume,
+  readDescriptor,
+  readDescriptors,
+  writeDescriptor,
+} from './log/log-reader.js';
 import { LogSpace } from './log/log-space.js';
 import { LOG_SLOTS, type LogDescriptor, LogState, logBytesFor, logPieces, slotRange } from './log/log-table.js';
 import { NodeLog } from './log/node-log.js';
@@ -65,6 +72,7 @@ export class LogClaim {
     const { parts } = this.#volume;
     if (this.#descriptor.pieces.length === 0) await this.#create();
     else if (this.#descriptor.state === LogState.creating) await this.#markUsed();
+    if (this.#descriptor.generation === 0) await this.#clear();
     // What was left unfinished in it by an earlier owner is still to be read: the new log begins behind it.
     await this.#say({ state: LogState.open, owner: this.#self(), generation: this.#descriptor.generation + 1 });
     const { pieceSectors, pieces, slot, generation, tail } = this.#descriptor;
@@ -127,6 +135,13 @@ export class LogClaim {
       for (const extent of this.#descriptor.pieces) await volume.allocator.markUsed(extent);
       await volume.mapFile(ALLOCATION_MAP).flush();
     });
+  }
+
+  /** Nobody has used it yet. */
+  async #clear(): Promise<void> {
+    const { pieces } = this.#descriptor;
+    const nsds = [...new Set(pieces.map(({ nsd }) => nsd))];
+    await durably(this.#volume.parts.nsds, nsds, 'logSpace', () => clearLog(this.#logs, pieces));
   }
 
   /** What was left unfinished in logs that have been redone. */

@@ -174,7 +174,7 @@ export class Resync {
           if (FsError.is(error) && error.reason === 'checksumMismatch') return;
           throw error;
         }
-        await nsds.write([{ nsd: this.#nsd, sector: sector + at, memory, logged: true }]);
+        await nsds.write([{ nsd: this.#nsd, sector: sector + at, memory, selfChecking: true }]);
       });
   }
 

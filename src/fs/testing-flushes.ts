@@ -332,6 +332,8 @@ export const SCENARIOS: Readonly<Record<ShownFlush, Scenario>> = {
     const it = await VolatileVolume.create({}, prepare);
     await earlierFiles(it, 150_000);
     const one = await it.mount(1);
+    // Before: a log that is used for the first time is cleared, and flushed.
+    const two = await it.mount(2);
     const files = sixFiles(50);
     for (const [path, bytes] of files) {
       const file = await one.fs.open(path, O_RDWR, 0, ROOT);
@@ -339,7 +341,6 @@ export const SCENARIOS: Readonly<Record<ShownFlush, Scenario>> = {
       await writeBehind(one, file.ino);
     }
     await it.volume.bury(one);
-    const two = await it.mount(2);
     for (const [path, bytes] of files) {
       const file = await two.fs.open(path, O_RDWR, 0, ROOT);
       const seen = Buffer.alloc(bytes.length);

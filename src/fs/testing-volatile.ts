@@ -8,7 +8,7 @@ import type { NsdIndex } from '../common/ids.js';
 import { chance, type Random } from '../common/random.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
-import type { NsdExtent, NsdFlushOptions, SectorIo } from '../nsd/nsd-api.js';
+import type { NsdExtent, NsdFlushOptions, NsdWriteOptions, SectorIo } from '../nsd/nsd-api.js';
 import { readsAsZeros } from '../nsd/nsd-layout.js';
 import { FLUSHES, type Flush } from './durable.js';
 import { keyOf } from './log/logged-sectors.js';
@@ -130,32 +130,48 @@ export class VolatileNsds extends RamNsds {
         throw new FsError('checksumMismatch', { op: 'nsd.read', object: `nsd ${nsd} sector ${sector + at}` });
       }
   }
-  override async write(ios: readonly SectorIo[]): Promise<void> {
+  override async write(ios: readonly SectorIo[], options: NsdWriteOptions = {}): Promise<void> {
     const logged = ios
-      .filter((io) => io.logged)
+      .filter((io) => io.logged === true || io.selfChecking === true)
       .flatMap(({ nsd, sector, memory }) => sectors(memory).map((at) => keyOf({ nsd, sector: sector + at })));
     for (const key of logged) this.#logged.add(key);
     await super.write(ios);
     for (const key of logged) this.#logged.delete(key);
     for (const { nsd } of ios) this.#meet(nsd);
+    if (options.flush === undefined) return;
+    const written = new Set(
+      ios.flatMap(({ nsd, sector, memory }) => sectors(memory).map((at) => keyOf({ nsd, sector: sector + at }))),
+    );
+    await this.#flush(new Set(ios.map(({ nsd }) => nsd)), options.flush, (nsd, sector) =>
+      written.has(keyOf({ nsd, sector })),
+    );
   }
   override async discard(extents: readonly NsdExtent[]): Promise<void> {
     await super.discard(extents);
     for (const { nsd } of extents) this.#meet(nsd);
   }
-  override async flush(nsds: readonly NsdIndex[], options?: NsdFlushOptions): Promise<void> {
-    const why = [...FLUSHES, 'resync' as const].find((name) => name === options?.why);
-    if (why === undefined) throw new Error(`a flush without a name: ${options?.why}`);
+  override flush(nsds: readonly NsdIndex[], options?: NsdFlushOptions): Promise<void> {
+    return this.#flush(new Set(nsds), options?.why, () => true);
+  }
+
+  async #flush(
+    nsds: ReadonlySet<NsdIndex>,
+    reason: string | undefined,
+    covers: (nsd: NsdIndex, sector: number) => boolean,
+  ): Promise<void> {
+    const why = [...FLUSHES, 'resync' as const].find((name) => name === reason);
+    if (why === undefined) throw new Error(`a flush without a name: ${reason}`);
     const { seen, pending, leftOut, before } = this.#caches;
     seen.set(why, (seen.get(why) ?? 0) + 1);
     before(why);
     const began = this.#caches.at;
     const life = [...this.#caches.lives];
-    await super.flush(nsds);
+    await super.flush([...nsds]);
     for (const nsd of nsds) {
       this.#meet(nsd);
       if (why === leftOut || life[nsd] !== this.#caches.lives[nsd]) continue;
       for (const [sector, entry] of pending[nsd]!) {
+        if (!covers(nsd, sector)) continue;
         const covered = entry.changes.filter(({ at }) => at <= began);
         entry.base = covered.at(-1) ?? entry.base;
         entry.changes = entry.changes.slice(covered.length);

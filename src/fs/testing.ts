@@ -19,7 +19,14 @@ import { heapPagePool, type PagePool } from '../native/page-pool.js';
 import { checksumsJs } from '../nsd/checksum-js.js';
 import type { CopyState, CopyStates } from '../nsd/copy-states.js';
 import { withCopies } from '../nsd/mirrored-nsds.js';
-import type { NsdClientApi, NsdExtent, NsdFlushOptions, SectorIo, SectorVersions } from '../nsd/nsd-api.js';
+import type {
+  NsdClientApi,
+  NsdExtent,
+  NsdFlushOptions,
+  NsdWriteOptions,
+  SectorIo,
+  SectorVersions,
+} from '../nsd/nsd-api.js';
 import { holeWord, nextVersion, readsAsZeros, takesVersion, versionOf } from '../nsd/nsd-layout.js';
 import { FileBacking } from './backing.js';
 import { type CheckParts, type CheckReport, checkFileSystem } from './check/check.js';
@@ -193,8 +200,9 @@ export class RamNsds implements NsdClientApi {
   #word(nsd: NsdIndex, sector: number): number {
     return this.#shared.words[nsd]!.get(sector) ?? 0;
   }
-  async write(ios: readonly SectorIo[]): Promise<void> {
+  async write(ios: readonly SectorIo[], options?: NsdWriteOptions): Promise<void> {
     this.#shared.writes++;
+    if (options?.flush !== undefined) this.flushes.push([...new Set(ios.map(({ nsd }) => nsd))]);
     const before = ios.flatMap((io) => {
       if (this.#deaf?.(io)) return [];
       this.#check('nsd.write', io);
@@ -231,7 +239,7 @@ export class RamNsds implements NsdClientApi {
       zeros: Uint8Array.from(words, (word) => +readsAsZeros(word)),
     };
   }
-  /** Of this node, each call's. */
+  /** Of this node, each call's; those that go with a write, too. */
   readonly flushes: (readonly NsdIndex[])[] = [];
   async flush(nsds: readonly NsdIndex[], _options?: NsdFlushOptions): Promise<void> {
     this.flushes.push(nsds);

@@ -69,9 +69,9 @@ export class BlockEngineDevice implements BlockDevice {
       throw asFsError(error, 'device.read', this.handle.path);
     }
   }
-  async write(offsetBytes: number, memory: PoolSegment): Promise<void> {
+  async write(offsetBytes: number, memory: PoolSegment, durable = false): Promise<void> {
     try {
-      await this.handle.write(offsetBytes, this.buffer, memory.offsetBytes, memory.lengthBytes);
+      await this.handle.write(offsetBytes, this.buffer, memory.offsetBytes, memory.lengthBytes, durable);
     } catch (error) {
       throw asFsError(error, 'device.write', this.handle.path);
     }

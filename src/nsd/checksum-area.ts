@@ -12,6 +12,7 @@ import {
   encodeChecksumSector,
   isLost,
   newEntries,
+  readsAsZeros,
 } from './nsd-layout.js';
 
 /**
@@ -276,4 +277,13 @@ function locate(groups: readonly ChecksumGroup[], sector: number): [ChecksumEntr
   const group = groups[index - groups[0]!.index];
   invariant(group !== undefined && group.index === index, 'checksum group is not held');
   return [group.entries, (sector - index * ENTRIES_PER_CHECKSUM_SECTOR) * 2];
+}
+
+/** How many of the sectors [start, end) read as zeros. */
+export function zerosAmong(groups: readonly ChecksumGroup[], start: number, end: number): number {
+  let zeros = 0;
+  forEachRun(groups, start, end, (entries, at, count) => {
+    for (let i = 0; i < count; i++) if (readsAsZeros(entries[at + 2 * i + 1]!)) zeros++;
+  });
+  return zeros;
 }

@@ -35,6 +35,20 @@ it('a flush covers what had ended before it began, once it has ended, and nothin
   expect(at(record, record.events, 'present', 8192)).toEqual(eight(3));
 });
 
+it('a durable write is covered once it has ended, and what is written after it is not', () => {
+  const record = new DeviceRecord();
+  done(record, write(0, 1));
+  const begun = record.begin({ ...write(0, 2), durable: true } as DeviceOp);
+  expect(at(record, record.events, 'absent')).toEqual(eight(0));
+  record.end(begun);
+  expect(record.pending()).toHaveLength(1);
+  expect(at(record, record.events, 'absent')).toEqual(eight(2));
+  expect(at(record, record.events, 'present')).toEqual(eight(2));
+  done(record, write(0, 3));
+  record.compact();
+  expect(at(record, record.events, 'absent')).toEqual(eight(2));
+});
+
 it('a torn op has whole blocks of 512 bytes, a discard too', () => {
   const record = new DeviceRecord(new Map([[0, new Uint8Array(4096).fill(9)]]));
   const even: Fate = (block) => block % 2 === 0;

@@ -5,7 +5,8 @@ import { chance, type Random } from '../common/random.js';
  * What was done to a device, op by op, and what may be on it after a power cut at any moment: all that a completed flush has covered, and of
  * the rest each op wholly, in part (whole blocks of 512 bytes), or not at all, each for itself (S1, I8).
  *
- * Invariant: an op is covered by a flush that began after the op had ended, once that flush has ended. Moments are counted in events: each op's
+ * Invariant: an op is covered by a flush that began after the op had ended, once that flush has ended; a durable write once
+ * it has ended itself. Moments are counted in events: each op's
  * beginning is one and each op's end is one. An op that fails just never ends.
  */
 
@@ -15,7 +16,13 @@ export const IMAGE_CHUNK_BYTES = 4096;
 export const TORN_BLOCK_BYTES = 512;
 
 export type DeviceOp =
-  | { readonly kind: 'write'; readonly offsetBytes: number; readonly bytes: Uint8Array }
+  | {
+      readonly kind: 'write';
+      readonly offsetBytes: number;
+      readonly bytes: Uint8Array;
+      /** Covered as soon as it has ended. */
+      readonly durable?: boolean;
+    }
   | { readonly kind: 'discard'; readonly offsetBytes: number; readonly lengthBytes: number }
   | { readonly kind: 'flush' };
 
@@ -67,7 +74,7 @@ export class DeviceRecord {
   /** Writes and discards of the first `events` events that no flush has covered, in order. */
   pending(events = this.#events): DeviceOp[] {
     const coveredUpTo = this.#coveredUpTo(events);
-    return this.#changes(events).flatMap((one) => (one.endedAt < coveredUpTo ? [] : [one.op]));
+    return this.#changes(events).flatMap((one) => (isCovered(one, coveredUpTo, events) ? [] : [one.op]));
   }
 
   /** The device after a power cut after so many events; `fate` is asked for each pending op, in order. */
@@ -75,8 +82,8 @@ export class DeviceRecord {
     const coveredUpTo = this.#coveredUpTo(events);
     const image = new Map(this.#base);
     let index = 0;
-    for (const { op, endedAt } of this.#changes(events))
-      apply(image, op, endedAt < coveredUpTo ? 'present' : fate(op, index++));
+    for (const one of this.#changes(events))
+      apply(image, one.op, isCovered(one, coveredUpTo, events) ? 'present' : fate(one.op, index++));
     return image;
   }
 
@@ -118,6 +125,9 @@ export class DeviceRecord {
     return this.#ops.filter(({ op, begunAt }) => op.kind !== 'flush' && begunAt <= events);
   }
 }
+
+const isCovered = ({ op, endedAt }: Recorded, coveredUpTo: number, events: number): boolean =>
+  endedAt < coveredUpTo || (op.kind === 'write' && op.durable === true && endedAt <= events);
 
 function apply(image: DeviceImage, op: DeviceOp, fate: Fate): void {
   if (op.kind === 'flush' || fate === 'absent') return;

@@ -112,18 +112,19 @@ export class FaultDevice implements BlockDevice {
     }
   }
 
-  async write(offsetBytes: number, memory: PoolSegment): Promise<void> {
+  async write(offsetBytes: number, memory: PoolSegment, durable = false): Promise<void> {
     this.operations.write++;
     const kind = await this.#strike('write', offsetBytes, memory.lengthBytes);
     if (kind === null && !this.#holdBack) {
-      await this.inner.write(offsetBytes, memory);
+      await this.inner.write(offsetBytes, memory, durable);
       return;
     }
     const lengthBytes = kind === 'short' ? memory.lengthBytes >> 1 : memory.lengthBytes;
     const bytes = this.pool.bytes.slice(memory.offsetBytes, memory.offsetBytes + lengthBytes);
     if (kind === 'flip') bytes[lengthBytes >> 1]! ^= 0x10;
     this.#held.push({ offsetBytes, bytes });
-    if (!this.#holdBack) await this.#carryDown();
+    // With all before it: what is held back of the same place must not come after it.
+    if (!this.#holdBack || durable) await this.#carryDown();
     if (kind === 'short') throw shortIo('write', offsetBytes, lengthBytes, memory.lengthBytes);
   }
 

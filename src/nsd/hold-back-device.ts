@@ -6,7 +6,8 @@ import type { BlockDevice } from './nsd-api.js';
 
 /**
  * The fault port of an NSD engine that is going to be killed, for tests only: a volatile write cache in this process, in front of a device. Unflushed writes
- * are held in memory; reads see them; a flush puts them on the device and flushes that. At moments that the random source picks, some held
+ * are held in memory; reads see them; a flush puts them on the device and flushes that, and a durable write
+ * does so with its own. At moments that the random source picks, some held
  * sector goes out early, wholly, or torn between its blocks of 512 bytes, in no order. So kill -9, which costs a bare device nothing
  * (the kernel keeps its pages), loses or tears a random part of what was not flushed, as a power cut does.
  *
@@ -70,13 +71,21 @@ export class HoldBackDevice implements BlockDevice {
     await this.#perhapsEarly();
   }
 
-  async write(offsetBytes: number, memory: PoolSegment): Promise<void> {
+  async write(offsetBytes: number, memory: PoolSegment, durable = false): Promise<void> {
+    const written: [number, Held][] = [];
     for (const [i, sector] of sectorsOf(offsetBytes, memory.lengthBytes).entries()) {
       const at = memory.offsetBytes + i * SECTOR_BYTES;
+      const bytes = this.pool.bytes.slice(at, at + SECTOR_BYTES);
       this.#held.delete(sector);
-      this.#held.set(sector, this.pool.bytes.slice(at, at + SECTOR_BYTES));
+      this.#held.set(sector, bytes);
+      written.push([sector, bytes]);
     }
     await this.#perhapsEarly();
+    if (durable) {
+      await this.#alone(() => this.#out(written));
+      await this.inner.flush();
+      return;
+    }
     if (this.#held.size > this.#heldMax)
       await this.#alone(() => this.#out([...this.#held].slice(0, this.#heldMax / 2)));
   }

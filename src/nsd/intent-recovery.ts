@@ -6,7 +6,14 @@ import type { Checksums } from './checksums.js';
 import type { IntentArea } from './intent-area.js';
 import type { Intent } from './intent-layout.js';
 import type { BlockDevice } from './nsd-api.js';
-import { ENTRIES_PER_CHECKSUM_SECTOR, isLost, type NsdGeometry, readsAsZeros, takesVersion } from './nsd-layout.js';
+import {
+  ENTRIES_PER_CHECKSUM_SECTOR,
+  isLost,
+  isSelfChecking,
+  type NsdGeometry,
+  readsAsZeros,
+  takesVersion,
+} from './nsd-layout.js';
 import { settleAll } from './settle-all.js';
 
 /**
@@ -34,6 +41,7 @@ export function decide(intent: Intent, entry: Entry, found: number): { entry: En
   if (readsAsZeros(intent.oldWord)) return { entry: { crc: 0, word: intent.oldWord }, torn: false };
   if (found === intent.oldCrc) return { entry: { crc: intent.oldCrc, word: intent.oldWord }, torn: false };
   if (readsAsZeros(entry.word)) return { entry: now, torn: true };
+  if (isSelfChecking(entry.word)) return { entry: null, torn: true };
   return isLost(entry.word) || found !== entry.crc ? { entry: null, torn: true } : keep;
 }
 

@@ -5,8 +5,8 @@
  * - A write, flush or discard resolves when every copy that is not marked stale has it. A copy that can't be reached is marked first, for everyone
  *   and durably (S5); one that is marked is passed over.
  * - A copy that is marked is never read.
- * - Both copies of a sector are written with the same version, so that equal versions mean equal bytes. (Sectors of logs check themselves; each copy
- *   counts theirs alone.)
+ * - Both copies of a sector are written with the same version, so that equal versions mean equal bytes. (Sectors of logs check themselves, and
+ *   have none.)
  * - A sector of which one copy is damaged is read from the other, and made good with the version that this one had: a write that has come since is not
  *   undone (L2).
  *
@@ -20,7 +20,15 @@ import { isVersionBefore, nextSectorVersion } from '../common/sector-version.js'
 import { SECTOR_BYTES } from '../common/units.js';
 import { copiesOf, isMirrored } from './copies.js';
 import { ALWAYS_UP, type CopyStates } from './copy-states.js';
-import type { NsdClientApi, NsdExtent, NsdFlushOptions, NsdIoOptions, SectorIo, SectorVersions } from './nsd-api.js';
+import type {
+  NsdClientApi,
+  NsdExtent,
+  NsdFlushOptions,
+  NsdIoOptions,
+  NsdWriteOptions,
+  SectorIo,
+  SectorVersions,
+} from './nsd-api.js';
 import { settleAll } from './settle-all.js';
 
 export interface MirrorParts {
@@ -201,7 +209,7 @@ export class MirroredNsds implements NsdClientApi {
 
   // Changing
 
-  write(ios: readonly SectorIo[], options?: NsdIoOptions): Promise<void> {
+  write(ios: readonly SectorIo[], options?: NsdWriteOptions): Promise<void> {
     if (!ios.some(({ nsd }) => isMirrored(nsd))) return this.#nsds.write(ios, options);
     return this.#change(async () => {
       const named = await this.#named(ios);
@@ -214,7 +222,7 @@ export class MirroredNsds implements NsdClientApi {
   /** Copies that count their versions themselves would not stay the same. */
   async #named(ios: readonly SectorIo[]): Promise<readonly SectorIo[]> {
     const needed = ios.filter(
-      ({ nsd, versions, logged }) => isMirrored(nsd) && versions === undefined && logged !== true,
+      ({ nsd, versions, selfChecking }) => isMirrored(nsd) && versions === undefined && selfChecking !== true,
     );
     if (needed.length === 0) return ios;
     const { versions } = await this.versions(

@@ -19,6 +19,8 @@ export interface SectorIo {
    * crash the sector may be torn (checksumMismatch) until the log's redo has written it again.
    */
   readonly logged?: true;
+  /** Of a write: the sectors check themselves, as a log's do. The NSD keeps neither checksum nor version for them, and makes no intent. */
+  readonly selfChecking?: true;
 }
 
 export interface NsdExtent {
@@ -40,7 +42,7 @@ export interface NsdClientApi {
   /** Grouped by server, one request per server (split at WINDOW_BYTES_MAX); every sector's checksum verified as it landed. */
   read(ios: readonly SectorIo[], options?: NsdIoOptions): Promise<void>;
   /** Pages must stay stable until it resolves (S2). Resolves when every server has the bytes on its device, not flushed. */
-  write(ios: readonly SectorIo[], options?: NsdIoOptions): Promise<void>;
+  write(ios: readonly SectorIo[], options?: NsdWriteOptions): Promise<void>;
   /** The devices' own flush, of the NSDs named. */
   flush(nsds: readonly NsdIndex[], options?: NsdFlushOptions): Promise<void>;
   /** Contents become undefined-or-zero, checksums forgotten: reads give zeros. */
@@ -58,6 +60,13 @@ export interface NsdIoOptions {
   readonly timeoutMs?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
+export interface NsdWriteOptions extends NsdIoOptions {
+  /**
+   * With a flush in the same request, for this, in a word (counted): what is written is durable when it resolves. It is a flush of these sectors
+   * only; whoever needs others to be durable flushes.
+   */
+  readonly flush?: string | undefined;
+}
 export interface NsdFlushOptions extends NsdIoOptions {
   /** What for, in a word: counted. */
   readonly why?: string;
@@ -74,7 +83,8 @@ export interface BlockDevice {
   readonly logicalBlockBytes: number;
   /** @throws {FsError} deviceError (errno and offset in the detail), shortIo. */
   read(offsetBytes: number, memory: PoolSegment): Promise<void>;
-  write(offsetBytes: number, memory: PoolSegment): Promise<void>;
+  /** `durable`: these bytes are on the medium when it resolves, whatever becomes of other writes. */
+  write(offsetBytes: number, memory: PoolSegment, durable?: boolean): Promise<void>;
   flush(): Promise<void>;
   discard(offsetBytes: number, lengthBytes: number): Promise<void>;
   close(): Promise<void>;

@@ -26,7 +26,15 @@ import {
   type SectorExtent,
 } from '../protocol/nsd-messages.js';
 import type { Checksums } from './checksums.js';
-import type { NsdClientApi, NsdExtent, NsdFlushOptions, NsdIoOptions, SectorIo, SectorVersions } from './nsd-api.js';
+import type {
+  NsdClientApi,
+  NsdExtent,
+  NsdFlushOptions,
+  NsdIoOptions,
+  NsdWriteOptions,
+  SectorIo,
+  SectorVersions,
+} from './nsd-api.js';
 import { isLost, readsAsZeros, versionOf } from './nsd-layout.js';
 import { type NsdStore, newSectorStates } from './nsd-store.js';
 import {
@@ -102,6 +110,8 @@ interface WriteStates {
   readonly crcs: Uint32Array;
   readonly versions: Uint32Array | undefined;
   readonly logged: boolean;
+  readonly selfChecking: boolean;
+  readonly durable: boolean;
 }
 
 interface Attempt {
@@ -133,7 +143,8 @@ export class NsdClient implements NsdClientApi {
     );
   }
 
-  async write(ios: readonly SectorIo[], options: NsdIoOptions = {}): Promise<void> {
+  async write(ios: readonly SectorIo[], options: NsdWriteOptions = {}): Promise<void> {
+    if (options.flush !== undefined) this.counters.add(`nsd.flushes.${options.flush}`);
     const batches = batchesOf('nsd.write', ios, this.parts.pool);
     await settleAll(
       batches.map((batch) => {
@@ -141,6 +152,8 @@ export class NsdClient implements NsdClientApi {
           crcs: this.#checksumsOf(batch),
           versions: versionsNamed(batch),
           logged: batch.logged,
+          selfChecking: batch.selfChecking,
+          durable: options.flush !== undefined,
         };
         return this.#persist('nsd.write', batch.nsd, options, (attempt, store) =>
           store === undefined ? this.#writeRemote(batch, what, attempt) : this.#writeLocal(batch, what, store),

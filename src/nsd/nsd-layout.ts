@@ -52,6 +52,8 @@ import type { Checksums } from './checksums.js';
  * the version up by 1 (2^31-2 is followed by 1), so that a version once named in a log record doesn't come again after a block was
  * freed and reused (L2); a write may also set it, to the present one or a later one (common/sector-version.ts). The word 0xffffffff = lost:
  * the piece was found unreadable, the entry went with it; the sector reads as checksumMismatch until it is written (then from VERSION_AFTER_LOSS on) or discarded.
+ * The word 0x7fffffff = the sector checks itself (a log's): no checksum and no version is kept, its CRC field is 0, reads give whatever bytes there
+ * are, and writing it anew changes nothing here. Written in another way it goes on from VERSION_AFTER_LOSS.
  *
  * The two headers are written one after the other with a flush between; of two valid ones the higher generation counts.
  * A header or piece that is intact but carries another UUID or number is as bad as a broken one: it was misdirected.
@@ -77,16 +79,20 @@ const WORDS_PER_PIECE = PIECE_CRC_AT / 4;
 export const HOLE_FLAG = 0x80000000;
 export const VERSION_MASK = 0x7fffffff;
 export const LOST_WORD = 0xffffffff;
+export const SELF_CHECKING_WORD = 0x7fffffff;
 /** Later, as serial numbers go, than any version of the first half; see the version word. */
 export const VERSION_AFTER_LOSS = 2 ** 30 - 1;
 
 /** What a version word says. */
 export const isLost = (word: number): boolean => word === LOST_WORD;
+/** Its bytes say themselves whether they are whole. */
+export const isSelfChecking = (word: number): boolean => word === SELF_CHECKING_WORD;
 /** Never written or discarded: reads as zeros. */
 export const readsAsZeros = (word: number): boolean => word === 0 || (word >= HOLE_FLAG && word !== LOST_WORD);
-export const versionOf = (word: number): number => word & VERSION_MASK;
+/** What checks itself has none, which is before all. */
+export const versionOf = (word: number): number => (isSelfChecking(word) ? 0 : word & VERSION_MASK);
 export function nextVersion(word: number): number {
-  if (isLost(word)) return VERSION_AFTER_LOSS;
+  if (isLost(word) || isSelfChecking(word)) return VERSION_AFTER_LOSS;
   // 2^31-1 is left out as well: as a hole it would be the lost word.
   return nextSectorVersion(versionOf(word));
 }
@@ -95,7 +101,7 @@ export function nextVersion(word: number): number {
  * same write repeated; that of a hole was taken by the discard. What is lost knows nothing of before, and any write heals it.
  */
 export function takesVersion(word: number, version: number): boolean {
-  if (isLost(word)) return true;
+  if (isLost(word) || isSelfChecking(word)) return true;
   const present = versionOf(word);
   return readsAsZeros(word) ? isVersionBefore(present, version) : !isVersionBefore(version, present);
 }

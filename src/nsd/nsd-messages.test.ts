@@ -32,8 +32,10 @@ const writeRequest: fc.Arbitrary<messages.NsdWriteRequest> = extents(8, 16).chai
     : fc.constant(null);
   const parts = { nsd: uuid, extents: fc.constant(list), crcs: words(count), name: windowName, data };
   const versions = fc.option(fc.uint32Array({ minLength: count, maxLength: count, min: 1, max: SECTOR_VERSION_MAX }));
-  return fc.record({ ...parts, versions, logged: fc.boolean() }).map(({ name, ...r }) => ({
+  const said = { logged: fc.boolean(), selfChecking: fc.boolean(), durable: fc.boolean() };
+  return fc.record({ ...parts, versions, ...said }).map(({ name, ...r }) => ({
     ...r,
+    versions: r.selfChecking ? null : r.versions,
     window: r.data === null ? name : null,
   }));
 });
@@ -151,6 +153,8 @@ describe('messages between NSD clients and servers', () => {
         crcs: new Uint32Array(2),
         versions,
         logged: true,
+        selfChecking: false,
+        durable: false,
         window: new Uint8Array([1]),
         data: null,
       });
@@ -161,8 +165,11 @@ describe('messages between NSD clients and servers', () => {
     const flagsAt = 16 + 4 + 16 + 4 + 8;
     const body = write(Uint32Array.of(1, 2)).slice();
     expect(body[flagsAt]).toBe(3);
-    body[flagsAt] = 7;
-    expect(() => messages.decodeNsdWrite(body)).toThrow(/flags 7/);
+    // Versions of what checks itself, and a flag that there isn't.
+    for (const flags of [7, 19]) {
+      body[flagsAt] = flags;
+      expect(() => messages.decodeNsdWrite(body)).toThrow(new RegExp(`flags ${flags}`));
+    }
   });
 
   it('ask for the versions of no more sectors than a reply may name', () => {

@@ -237,6 +237,8 @@ export class NsdServer {
     const write = {
       crcs: request.crcs,
       logged: request.logged,
+      selfChecking: request.selfChecking,
+      durable: request.durable,
       versions: request.versions ?? undefined,
       versionsOut: new Uint32Array(sectorCount),
     };

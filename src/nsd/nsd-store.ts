@@ -5,7 +5,7 @@ import { isSectorVersion } from '../common/sector-version.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { type NsdLife, type SectorExtent, uuidToBytes } from '../protocol/nsd-messages.js';
-import { ChecksumArea, type ChecksumGroup, forEachRun, setEntry, wordOf } from './checksum-area.js';
+import { ChecksumArea, type ChecksumGroup, forEachRun, setEntry, wordOf, zerosAmong } from './checksum-area.js';
 import type { Checksums } from './checksums.js';
 import { FlushLine } from './flush-line.js';
 import { FreshHoles } from './fresh-holes.js';
@@ -20,13 +20,16 @@ import {
   geometryOf,
   holeWord,
   isLost,
+  isSelfChecking,
   type NsdGeometry,
   type NsdHeader,
   nextVersion,
   readsAsZeros,
+  SELF_CHECKING_WORD,
   takesVersion,
   versionOf,
 } from './nsd-layout.js';
+import { checkMemory, checkStaging, NSD_STAGING_BYTES_MIN } from './pool-memory.js';
 import { SectorLocks } from './sector-locks.js';
 import { settleAll } from './settle-all.js';
 
@@ -37,7 +40,8 @@ import { settleAll } from './settle-all.js';
  * - A write resolves when its data and the checksum sectors that speak of it are on the device (not flushed).
  * - Two writes (or discards) of one sector follow each other; a read sees a sector before or after a write, with the checksum that
  *   belongs to it, never between.
- * - What a read returns has the checksum that was given when it was written, or is the zeros of a sector never written.
+ * - What a read returns has the checksum that was given when it was written, or is the zeros of a sector never written; of sectors that check
+ *   themselves it is what the device has.
  *
  * Fault model: the device may fail, fall short, return other bytes than were written, and at a power cut lose or tear whatever
  * was not flushed. A write over what was there then leaves the sector as before or as after it, thanks to its intent (S1); only what is
@@ -57,7 +61,7 @@ export interface NsdStoreParts {
   /** Checksum sectors kept in memory; each covers 504 data sectors (about 2 MiB). */
   readonly cachedChecksumSectorsMax?: number;
 }
-export const NSD_STAGING_BYTES_MIN = 4 * SECTOR_BYTES;
+export { NSD_STAGING_BYTES_MIN };
 export const CACHED_CHECKSUM_SECTORS_DEFAULT = 4096;
 
 export interface NsdOpenOptions {
@@ -90,6 +94,10 @@ export interface SectorWrite {
   readonly index?: number;
   /** A durable log record holds the same bytes, and is the intent. */
   readonly logged?: boolean;
+  /** The sectors check themselves, as a log's do: no checksum and no version is kept for them, none is named. */
+  readonly selfChecking?: boolean;
+  /** These sectors are on the medium when it resolves, as after a flush; of other writes that says nothing. */
+  readonly durable?: boolean;
 }
 
 /** An operation that also an NSD that was only looked at can do. */
@@ -115,6 +123,8 @@ export class NsdStore {
   #recovery: Promise<void> | null = null;
   #recovered = false;
   readonly #freshHoles = new FreshHoles();
+  /** Sectors that check themselves, though no flush has covered yet that they do. */
+  readonly #freshSelfChecking = new FreshHoles();
 
   private constructor(
     private readonly parts: NsdStoreParts,
@@ -160,13 +170,13 @@ export class NsdStore {
    * corrupt ones), headers last, so that a device half formatted is not an NSD.
    */
   static format(parts: NsdStoreParts, options: NsdFormatOptions): Promise<NsdHeader> {
-    checkedStaging(parts);
+    checkStaging(parts);
     return formatNsd(parts, options);
   }
 
   /** @throws {FsError} wrongNsd (no NSD, or another one, or another file system's), wrongFormat, deviceError. */
   static async open(parts: NsdStoreParts, options: NsdOpenOptions = {}): Promise<NsdStore> {
-    checkedStaging(parts);
+    checkStaging(parts);
     const header = await readHeaders(parts);
     const refuse = (detail: string): FsError =>
       new FsError('wrongNsd', { op: 'nsd.open', object: `nsd ${header.uuid}`, detail });
@@ -304,7 +314,8 @@ export class NsdStore {
         const word = entries[at + 2 * i + 1]!;
         const place = outIndex + before + i;
         versions[place] = versionOf(word);
-        if (readsAsZeros(word) || (!isLost(word) && crcs[place] === entries[at + 2 * i])) continue;
+        if (readsAsZeros(word) || isSelfChecking(word)) continue;
+        if (!isLost(word) && crcs[place] === entries[at + 2 * i]) continue;
         mismatches++;
         if (bad < 0) bad = before + i;
       }
@@ -323,6 +334,7 @@ export class NsdStore {
    */
   write(sector: number, memory: PoolSegment, what: SectorWrite): Promise<void> {
     return this.#counted(async () => {
+      if (what.selfChecking === true) return this.#writeSelfChecking(sector, memory, what);
       const sectorCount = this.#checkRange('nsd.write', sector, memory);
       const { crcs, versions, index = 0 } = what;
       this.#checkStates(sector, index + sectorCount, crcs, versions);
@@ -351,7 +363,41 @@ export class NsdStore {
       } finally {
         this.#locks.release(lock);
       }
+      if (what.durable === true) await this.#line.flush();
     });
+  }
+
+  /** Once the NSD knows of them, a write of such sectors is one write of the device, durable in itself where that is asked for. */
+  async #writeSelfChecking(sector: number, memory: PoolSegment, what: SectorWrite): Promise<void> {
+    const sectorCount = this.#checkRange('nsd.write', sector, memory);
+    const end = sector + sectorCount;
+    const durable = what.durable === true;
+    let known = true;
+    const lock = await this.#locks.acquire(sector, end, true);
+    try {
+      const groups = await this.#area.hold(sector, end);
+      try {
+        forEachRun(groups, sector, end, (entries, at, count) => {
+          for (let i = 0; i < count; i++) known &&= isSelfChecking(entries[at + 2 * i + 1]!);
+        });
+        const write = (): Promise<void> => this.parts.device.write(this.#deviceOffset(sector), memory, durable);
+        if (known) await write();
+        else
+          await this.#change(groups, write, () => {
+            for (let at = sector; at < end; at++) setEntry(groups, at, 0, SELF_CHECKING_WORD);
+            return groups;
+          });
+      } finally {
+        this.#area.drop(groups);
+      }
+      this.counters.add('nsd.writtenSectors', sectorCount);
+      if (!known) this.#freshSelfChecking.add(sector, end, this.#line.begun);
+      // After a power cut they would not be known, and read as what they were before.
+      else if (durable) known = !this.#freshSelfChecking.overlaps(sector, end);
+    } finally {
+      this.#locks.release(lock);
+    }
+    if (!known && (durable || this.#freshSelfChecking.size > FRESH_HOLES_MAX)) await this.#line.flush();
   }
 
   /** Intents, if any are needed, then data, then entries. */
@@ -551,6 +597,7 @@ export class NsdStore {
 
   #flushed(number: number): void {
     this.#intents.flushed(number);
+    this.#freshSelfChecking.takeCovered(number);
     // The last flush of all gives nothing back.
     if (this.#closed) return;
     for (const { start, end } of this.#freshHoles.takeCovered(number))
@@ -643,32 +690,4 @@ export class NsdStore {
       if (this.#underWay === 0) this.#idle?.();
     }
   }
-}
-
-/** Whole sectors of the pool, at a sector's boundary. @throws {FsError} invalidArgument */
-export function checkMemory(op: string, memory: PoolSegment, pool: PagePool): void {
-  const { offsetBytes, lengthBytes } = memory;
-  const whole = Number.isSafeInteger(offsetBytes) && Number.isSafeInteger(lengthBytes);
-  const aligned = offsetBytes % SECTOR_BYTES === 0 && lengthBytes % SECTOR_BYTES === 0;
-  if (!whole || !aligned || offsetBytes < 0 || lengthBytes <= 0 || offsetBytes + lengthBytes > pool.lengthBytes)
-    throw new FsError('invalidArgument', {
-      op,
-      detail: `memory of ${lengthBytes} bytes at ${offsetBytes} is not whole sectors of the page pool`,
-    });
-}
-
-function checkedStaging(parts: NsdStoreParts): PoolSegment {
-  checkMemory('nsd.open', parts.staging, parts.pool);
-  if (parts.staging.lengthBytes < NSD_STAGING_BYTES_MIN)
-    throw new FsError('invalidArgument', { op: 'nsd.open', detail: 'too little staging space for an NSD' });
-  return parts.staging;
-}
-
-/** How many of the sectors [start, end) read as zeros. */
-function zerosAmong(groups: readonly ChecksumGroup[], start: number, end: number): number {
-  let zeros = 0;
-  forEachRun(groups, start, end, (entries, at, count) => {
-    for (let i = 0; i < count; i++) if (readsAsZeros(entries[at + 2 * i + 1]!)) zeros++;
-  });
-  return zeros;
 }

@@ -166,6 +166,19 @@ describe('an NSD over the fabric', () => {
     expect(network.windowsOpened).toBe(0);
   });
 
+  it('writes and flushes with one request', async () => {
+    const { client, servers } = await start();
+    const memory = mustAllocate(client.arena, 2);
+    fill(client.pool, memory, 7);
+    const flushes = servers[0]!.device.operations.flush;
+    await client.client.write([io(3, memory)], { flush: 'log' });
+    expect(client.counters.get('nsd.requests')).toBe(1);
+    expect(client.counters.get('nsd.flushes.log')).toBe(1);
+    expect(servers[0]!.device.operations.flush - flushes).toBe(1);
+    client.arena.free(memory);
+    expect(await readValues(client, 3, 2)).toEqual([7, 8]);
+  });
+
   it('carries large requests through one window each, both ways', async () => {
     const { client, network } = await start();
     await writeValues(client, 10, 700, 1000);
@@ -471,6 +484,8 @@ describe('a request that can not be right', () => {
       crcs,
       versions: null,
       logged: false,
+      selfChecking: false,
+      durable: false,
       window: short.remote,
       data: null,
     });

@@ -61,9 +61,9 @@ class FlushSkipper implements BlockDevice {
     return this.inner.logicalBlockBytes;
   }
   read: BlockDevice['read'] = (...args) => this.inner.read(...args);
-  write: BlockDevice['write'] = async (offsetBytes, memory) => {
+  write: BlockDevice['write'] = async (offsetBytes, memory, durable) => {
     const sector = offsetBytes / SECTOR_BYTES;
-    await this.inner.write(offsetBytes, memory);
+    await this.inner.write(offsetBytes, memory, durable);
     if (sector >= GEOMETRY.intentStart && sector < GEOMETRY.dataStart) this.#intentsWritten = true;
   };
   discard: BlockDevice['discard'] = (...args) => this.inner.discard(...args);

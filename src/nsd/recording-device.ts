@@ -23,10 +23,10 @@ export class RecordingDevice implements BlockDevice {
   read(offsetBytes: number, memory: PoolSegment): Promise<void> {
     return this.inner.read(offsetBytes, memory);
   }
-  async write(offsetBytes: number, memory: PoolSegment): Promise<void> {
+  async write(offsetBytes: number, memory: PoolSegment, durable = false): Promise<void> {
     const bytes = this.pool.bytes.slice(memory.offsetBytes, memory.offsetBytes + memory.lengthBytes);
-    const begun = this.record.begin({ kind: 'write', offsetBytes, bytes });
-    await this.inner.write(offsetBytes, memory);
+    const begun = this.record.begin({ kind: 'write', offsetBytes, bytes, durable });
+    await this.inner.write(offsetBytes, memory, durable);
     this.record.end(begun);
   }
   async flush(): Promise<void> {

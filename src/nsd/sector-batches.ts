@@ -5,7 +5,7 @@ import { WINDOW_BYTES_MAX } from '../fabric/fabric.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { NSD_REQUEST_SECTORS_MAX, NSD_VERSIONS_SECTORS_MAX, type SectorExtent } from '../protocol/nsd-messages.js';
 import type { NsdExtent, SectorIo } from './nsd-api.js';
-import { checkMemory } from './nsd-store.js';
+import { checkMemory } from './pool-memory.js';
 
 /** Cuts what a caller asks of the NSDs into requests: what one NSD is asked at once, within the limits of a message and of a window. */
 export interface Batch {
@@ -15,6 +15,7 @@ export interface Batch {
   sectorCount: number;
   /** All writes of a batch are, or none; in the same way all or none name versions. */
   readonly logged: boolean;
+  readonly selfChecking: boolean;
   /** Sectors of the batch from `index` on have their versions in `words` from `at` on. */
   readonly versions: {
     readonly index: number;
@@ -31,10 +32,12 @@ const WINDOW_SEGMENTS_MAX = 64;
 export function batchesOf(op: 'nsd.read' | 'nsd.write', ios: readonly SectorIo[], pool: PagePool): Batch[] {
   const open = new Map<number, Batch>();
   const batches: Batch[] = [];
-  for (const { nsd, sector, memory, versions, logged = false } of ios) {
+  for (const { nsd, sector, memory, versions, logged = false, selfChecking = false } of ios) {
     checkMemory(op, memory, pool);
     const total = memory.lengthBytes / SECTOR_BYTES;
     checkSectors(op, nsd, sector, total);
+    if (selfChecking && versions !== undefined)
+      throw new FsError('invalidArgument', { op, detail: 'sectors that check themselves have no versions' });
     if (versions !== undefined && versions.length !== total)
       throw new FsError('invalidArgument', {
         op,
@@ -42,13 +45,14 @@ export function batchesOf(op: 'nsd.read' | 'nsd.write', ios: readonly SectorIo[]
         detail: `${versions.length} versions for ${total} sectors`,
       });
     // What a write says about its sectors it says for its whole request; a read's reply has the versions anyway.
-    const kind = nsd * 4 + (op === 'nsd.read' ? 0 : (versions === undefined ? 0 : 1) + (logged ? 2 : 0));
+    const said = (versions === undefined ? 0 : 1) + (logged ? 2 : 0) + (selfChecking ? 4 : 0);
+    const kind = nsd * 8 + (op === 'nsd.read' ? 0 : said);
     for (let done = 0; done < total; ) {
       const offsetBytes = memory.offsetBytes + done * SECTOR_BYTES;
       let batch = open.get(kind);
       if (batch !== undefined && !hasRoom(batch, offsetBytes)) batch = undefined;
       if (batch === undefined) {
-        batch = { nsd, extents: [], segments: [], sectorCount: 0, logged, versions: [] };
+        batch = { nsd, extents: [], segments: [], sectorCount: 0, logged, selfChecking, versions: [] };
         open.set(kind, batch);
         batches.push(batch);
       }

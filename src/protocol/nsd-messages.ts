@@ -53,6 +53,10 @@ export interface NsdWriteRequest {
   readonly versions: Uint32Array | null;
   /** A log record that holds the same bytes is durable: no intent is needed (S1). */
   readonly logged: boolean;
+  /** The sectors check themselves; then no versions are named. */
+  readonly selfChecking: boolean;
+  /** With a flush: durable when it is answered. */
+  readonly durable: boolean;
   readonly window: Uint8Array | null;
   readonly data: Uint8Array | null;
 }
@@ -228,13 +232,21 @@ export function decodeNsdReadReply(body: Uint8Array, sectorCount: number, inline
 
 const WRITE_NAMES_VERSIONS = 1;
 const WRITE_IS_LOGGED = 2;
+const WRITE_CHECKS_ITSELF = 4;
+const WRITE_IS_DURABLE = 8;
+const WRITE_FLAGS = WRITE_NAMES_VERSIONS | WRITE_IS_LOGGED | WRITE_CHECKS_ITSELF | WRITE_IS_DURABLE;
 export function encodeNsdWrite(request: NsdWriteRequest): Uint8Array {
   const inlineBytes = request.data?.length ?? 0;
   const writer = new ByteWriter(64 + request.extents.length * 16 + request.crcs.length * 8 + inlineBytes);
   writer.raw(uuidToBytes(request.nsd));
   writeExtents(writer, request.extents);
   writeWords(writer, request.crcs);
-  writer.u8((request.versions === null ? 0 : WRITE_NAMES_VERSIONS) | (request.logged ? WRITE_IS_LOGGED : 0));
+  writer.u8(
+    (request.versions === null ? 0 : WRITE_NAMES_VERSIONS) |
+      (request.logged ? WRITE_IS_LOGGED : 0) |
+      (request.selfChecking ? WRITE_CHECKS_ITSELF : 0) |
+      (request.durable ? WRITE_IS_DURABLE : 0),
+  );
   if (request.versions !== null) writeWords(writer, request.versions);
   if (request.data !== null) writer.u8(INLINE).bytes(request.data);
   else if (request.window !== null) writer.u8(WINDOW).bytes(request.window);
@@ -249,15 +261,18 @@ export function decodeNsdWrite(body: Uint8Array): NsdWriteRequest {
   const sectorCount = sectorsOf(extents);
   const crcs = readWords(reader, 'checksums', sectorCount);
   const flags = reader.u8();
-  if ((flags & ~(WRITE_NAMES_VERSIONS | WRITE_IS_LOGGED)) !== 0) throw reader.bad(`flags ${flags}`);
-  const versions = (flags & WRITE_NAMES_VERSIONS) === 0 ? null : readWords(reader, 'versions', sectorCount);
+  const is = (flag: number): boolean => (flags & flag) !== 0;
+  if ((flags & ~WRITE_FLAGS) !== 0 || (is(WRITE_CHECKS_ITSELF) && is(WRITE_NAMES_VERSIONS)))
+    throw reader.bad(`flags ${flags}`);
+  const versions = !is(WRITE_NAMES_VERSIONS) ? null : readWords(reader, 'versions', sectorCount);
   if (versions?.every(isSectorVersion) === false) throw reader.bad('a version that no write has');
   const inline = readPlace(reader) === 'inline';
   // Copied: the message's memory is the fabric's again after the handler's first await.
   const data = inline ? readInline(reader, sectorCount).slice() : null;
   const window = inline ? null : readWindow(reader);
   reader.end();
-  return { nsd, extents, crcs, versions, logged: (flags & WRITE_IS_LOGGED) !== 0, window, data };
+  const [logged, selfChecking, durable] = [is(WRITE_IS_LOGGED), is(WRITE_CHECKS_ITSELF), is(WRITE_IS_DURABLE)];
+  return { nsd, extents, crcs, versions, logged, selfChecking, durable, window, data };
 }
 export function encodeNsdWriteReply(reply: NsdWriteReply): Uint8Array {
   const writer = new ByteWriter(8 + reply.versions.length * 4);

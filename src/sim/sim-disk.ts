@@ -95,7 +95,7 @@ export class SimDisk {
         check('disk.read', offsetBytes, memory.lengthBytes);
         return transfer('disk.read', offsetBytes, [() => this.#copyOut(offsetBytes, pool.bytes, memory)]);
       },
-      write: (offsetBytes: number, memory: PoolSegment) => {
+      write: (offsetBytes: number, memory: PoolSegment, durable = false) => {
         check('disk.write', offsetBytes, memory.lengthBytes);
         // The device takes the bytes when it gets to them: memory that changes meanwhile is written changed (S2).
         const half = Math.ceil(memory.lengthBytes / CHUNK_BYTES / 2) * CHUNK_BYTES;
@@ -112,7 +112,7 @@ export class SimDisk {
               memory.offsetBytes + part.at,
               memory.offsetBytes + part.at + part.lengthBytes,
             );
-            begun.push(this.#record.begin({ kind: 'write', offsetBytes: offsetBytes + part.at, bytes }));
+            begun.push(this.#record.begin({ kind: 'write', offsetBytes: offsetBytes + part.at, bytes, durable }));
             this.#copyIn(offsetBytes + part.at, bytes);
           }),
         ).then(() => this.#ended(begun));

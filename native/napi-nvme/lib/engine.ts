@@ -106,6 +106,7 @@ export class BlockEngine {
   readonly #completionNumbers: Float64Array;
   readonly #control: Uint32Array;
   readonly #codes: Record<OperationName, number>;
+  readonly #durable: number;
   readonly #operations: (Operation | null)[];
   readonly #freeTags: number[] = [];
   #flushScheduled = false;
@@ -156,6 +157,7 @@ export class BlockEngine {
       compare: abi.compare,
       verify: abi.verify,
     };
+    this.#durable = abi.durable;
     this.#operations = new Array<Operation | null>(this.queueDepth).fill(null);
     for (let tag = this.queueDepth - 1; tag >= 0; tag--) this.#freeTags.push(tag);
   }
@@ -287,6 +289,7 @@ export class BlockEngine {
     buffer: IoBuffer | null,
     bufferOffsetBytes: number,
     lengthBytes: number,
+    durable = false,
   ): Promise<void> {
     const refused = this.#refusal(name, device, offsetBytes, buffer, bufferOffsetBytes, lengthBytes);
     if (refused !== null) return Promise.reject(refused);
@@ -299,6 +302,7 @@ export class BlockEngine {
       offsetBytes,
       bufferOffsetBytes,
       lengthBytes,
+      durable,
       deadlineMs: 0,
       retries: 0,
       resolve: resolveOf,
@@ -343,7 +347,7 @@ export class BlockEngine {
     const index = this.#control[control.written]!++;
     const word = index * instruction.words;
     const number = index * instruction.numbers;
-    words[word + instruction.operation] = this.#codes[operation.name];
+    words[word + instruction.operation] = this.#codes[operation.name] | (operation.durable ? this.#durable : 0);
     words[word + instruction.target] = operation.device.target.slot;
     words[word + instruction.buffer] = operation.buffer === null ? 0 : operation.buffer.slot;
     words[word + instruction.tag] = tag;

@@ -11,6 +11,7 @@ export interface NativeAbi {
   readonly writeZeroes: number;
   readonly compare: number;
   readonly verify: number;
+  readonly durable: number;
   readonly instructionBytes: number;
   readonly operationAt: number;
   readonly targetAt: number;

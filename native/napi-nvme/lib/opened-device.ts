@@ -34,6 +34,8 @@ export interface Operation {
   offsetBytes: number;
   bufferOffsetBytes: number;
   lengthBytes: number;
+  /** Of a write. */
+  durable: boolean;
   /** When it fails for a passing reason after this, it has failed; 0 = it has not failed yet. */
   deadlineMs: number;
   retries: number;
@@ -163,7 +165,14 @@ export interface BlockDeviceHandle {
   readonly closed: boolean;
   /** @throws {BlockIoError} with `short` set when the device ends before the transfer. */
   read(offsetBytes: number, buffer: IoBuffer, bufferOffsetBytes: number, lengthBytes: number): Promise<void>;
-  write(offsetBytes: number, buffer: IoBuffer, bufferOffsetBytes: number, lengthBytes: number): Promise<void>;
+  /** `durable`: these bytes are on the medium when it resolves, as after a flush; of other writes that says nothing. */
+  write(
+    offsetBytes: number,
+    buffer: IoBuffer,
+    bufferOffsetBytes: number,
+    lengthBytes: number,
+    durable?: boolean,
+  ): Promise<void>;
   /** Everything written before is durable when it resolves. */
   flush(): Promise<void>;
   /** Gives the space back; what is read there afterwards is the device's affair (zeros from files). */
@@ -188,6 +197,7 @@ export interface DeviceEngine {
     buffer: IoBuffer | null,
     bufferOffsetBytes: number,
     lengthBytes: number,
+    durable?: boolean,
   ): Promise<void>;
 }
 
@@ -245,8 +255,14 @@ export class OpenedDevice implements BlockDeviceHandle {
   read(offsetBytes: number, buffer: IoBuffer, bufferOffsetBytes: number, lengthBytes: number): Promise<void> {
     return this.engine.start('read', this, offsetBytes, buffer, bufferOffsetBytes, lengthBytes);
   }
-  write(offsetBytes: number, buffer: IoBuffer, bufferOffsetBytes: number, lengthBytes: number): Promise<void> {
-    return this.engine.start('write', this, offsetBytes, buffer, bufferOffsetBytes, lengthBytes);
+  write(
+    offsetBytes: number,
+    buffer: IoBuffer,
+    bufferOffsetBytes: number,
+    lengthBytes: number,
+    durable = false,
+  ): Promise<void> {
+    return this.engine.start('write', this, offsetBytes, buffer, bufferOffsetBytes, lengthBytes, durable);
   }
   flush(): Promise<void> {
     return this.engine.start('flush', this, 0, null, 0, 0);

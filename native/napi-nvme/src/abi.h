@@ -2,7 +2,7 @@
 // they are written down; the addon hands them to lib/native.ts as `abi`.
 //
 // Submission arena: `depth` instructions, written by JavaScript from index 0 on, read by one native call.
-//   byte  0  u32  operation
+//   byte  0  u32  operation; for a write perhaps with kDurable
 //         4  u32  target slot
 //         8  u32  buffer slot (reads, writes and compares)
 //        12  u32  tag: 0 .. depth-1, named again by the completion; one operation per tag at a time
@@ -38,6 +38,9 @@ enum Operation : uint32_t {
   kCompare = 6,
   kVerify = 7
 };
+// Beside kWrite: durable when it completes, whatever cache the device has. Of these bytes alone; no other write is
+// waited for.
+constexpr uint32_t kDurable = 0x100;
 
 struct Instruction {
   uint32_t operation;

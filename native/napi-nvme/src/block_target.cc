@@ -8,8 +8,10 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <fstream>
 #include <utility>
 
 #include "nvme_passthrough.h"
@@ -56,6 +58,21 @@ DioAlign QueryDioAlign(int fd) {
   return align;
 }
 
+// One line of a disk's or, for a partition, its disk's queue; empty if the kernel doesn't say.
+std::string QueueAttribute(dev_t device, const char* name) {
+  const std::string number = std::to_string(major(device)) + ":" + std::to_string(minor(device));
+  for (const char* place : {"/queue/", "/../queue/"}) {
+    std::ifstream file("/sys/dev/block/" + number + place + name);
+    std::string line;
+    if (std::getline(file, line)) return line;
+  }
+  return "";
+}
+
+bool WritesThrough(dev_t device) {
+  return QueueAttribute(device, "fua") == "1" || QueueAttribute(device, "write_cache") == "write through";
+}
+
 }  // namespace
 
 BlockTarget& BlockTarget::operator=(BlockTarget&& other) noexcept {
@@ -70,6 +87,7 @@ BlockTarget& BlockTarget::operator=(BlockTarget&& other) noexcept {
   logical_block_bytes = other.logical_block_bytes;
   physical_block_bytes = other.physical_block_bytes;
   memory_align_bytes = other.memory_align_bytes;
+  writes_through = other.writes_through;
   geometry = std::move(other.geometry);
   return *this;
 }
@@ -143,6 +161,8 @@ int BlockTarget::Open(const std::string& path, bool want_read_only, Direct want_
   struct stat status;
   if (fstat(fd, &status) != 0) return errno;
   is_block = S_ISBLK(status.st_mode);
+  // Through the page cache a write is the kernel's to bring to the device, and then a flush.
+  writes_through = direct && WritesThrough(is_block ? status.st_rdev : status.st_dev);
   read_only = want_read_only;
   if (is_block) {
     *failed_call = "ioctl";

@@ -47,6 +47,8 @@ class BlockTarget {
   uint64_t size_bytes = 0;
   uint32_t logical_block_bytes = 512;
   uint32_t physical_block_bytes = 512;
+  // The device makes a write durable without a flush of all that is in its cache: it has none, or FUA.
+  bool writes_through = false;
   // What O_DIRECT asks of memory addresses.
   uint32_t memory_align_bytes = 1;
   // Set for a namespace to which commands are passed through; null for everything else.

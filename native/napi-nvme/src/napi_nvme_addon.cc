@@ -631,6 +631,7 @@ Napi::Object Abi(Napi::Env env) {
   set("writeZeroes", kWriteZeroes);
   set("compare", kCompare);
   set("verify", kVerify);
+  set("durable", kDurable);
   set("instructionBytes", sizeof(Instruction));
   set("operationAt", offsetof(Instruction, operation));
   set("targetAt", offsetof(Instruction, target));

@@ -24,6 +24,9 @@ enum OptionalCommands : uint32_t {
   kOncsVerify = 1u << 7,
 };
 
+// Dword 12 of a write: it completes when the data is on the medium, not in a volatile cache.
+constexpr uint32_t kForceUnitAccess = 1u << 30;
+
 struct NamespaceGeometry {
   uint32_t nsid = 0;
   uint32_t lba_bytes = 512;

@@ -201,10 +201,11 @@ void Ring::LoseBuffer(uint32_t slot) {
 uint32_t Ring::buffer_in_flight(uint32_t slot) const { return slot < buffers_.size() ? buffers_[slot].in_flight : 0; }
 
 int Ring::Check(const Instruction& instruction) const {
-  const auto operation = static_cast<Operation>(instruction.operation);
+  const auto operation = static_cast<Operation>(instruction.operation & ~kDurable);
   const BlockTarget* block = target(instruction.target);
   if (block == nullptr) return EBADF;
   if (operation < kRead || operation > kVerify) return EINVAL;
+  if ((instruction.operation & kDurable) != 0 && operation != kWrite) return EINVAL;
   if (!IsByteCount(instruction.offset_bytes) || !IsByteCount(instruction.length_bytes) ||
       !IsByteCount(instruction.buffer_offset_bytes))
     return EINVAL;
@@ -244,7 +245,9 @@ bool Ring::Submit(const Instruction* first, uint32_t count) {
       continue;
     }
     Request& request = requests_[instruction.tag];
-    request.operation = static_cast<Operation>(instruction.operation);
+    request.operation = static_cast<Operation>(instruction.operation & ~kDurable);
+    request.durable = (instruction.operation & kDurable) != 0;
+    request.flushing = false;
     request.busy = true;
     request.target = instruction.target;
     request.buffer = instruction.buffer;
@@ -281,11 +284,7 @@ void Ring::Start(uint32_t tag) {
       break;
     case kFlush:
       // On a block device, too, this ends with a flush of its cache.
-      {
-        io_uring_sqe* entry = NextEntry();
-        io_uring_prep_fsync(entry, block.fd, IORING_FSYNC_DATASYNC);
-        io_uring_sqe_set_data64(entry, tag);
-      }
+      QueueFlush(tag);
       break;
     case kDiscard:
     case kWriteZeroes:
@@ -343,7 +342,8 @@ uint64_t Ring::QueueCommand(uint32_t tag, uint64_t start_bytes) {
       entry->user_data |= kNamedRegistered;
     }
   }
-  const nvme_uring_cmd command = EncodeCommand(geometry, request.operation, lba, count, address, &ranges_[tag]);
+  nvme_uring_cmd command = EncodeCommand(geometry, request.operation, lba, count, address, &ranges_[tag]);
+  if (request.durable) command.cdw12 |= kForceUnitAccess;
   std::memcpy(entry->cmd, &command, sizeof command);
   request.commands++;
   commands_++;
@@ -384,6 +384,15 @@ void Ring::QueueTransfer(uint32_t tag) {
   } else {
     io_uring_prep_write(entry, fd, buffer.base + in_buffer, static_cast<unsigned>(length), offset);
   }
+  // Where the device doesn't do it itself a flush follows (HandleResult). The kernel would do that too, but from one of
+  // its own threads, which on a busy machine waits for its turn.
+  if (request.durable && targets_[request.target].block.writes_through) entry->rw_flags = RWF_DSYNC;
+  io_uring_sqe_set_data64(entry, tag);
+}
+
+void Ring::QueueFlush(uint32_t tag) {
+  io_uring_sqe* entry = NextEntry();
+  io_uring_prep_fsync(entry, targets_[requests_[tag].target].block.fd, IORING_FSYNC_DATASYNC);
   io_uring_sqe_set_data64(entry, tag);
 }
 
@@ -500,7 +509,14 @@ void Ring::HandleCommandResult(uint32_t tag, uint64_t start_bytes, bool named_re
 void Ring::HandleResult(uint32_t tag, int result) {
   Request& request = requests_[tag];
   if ((result == -EINTR || result == -EAGAIN) && request.restarts++ < kRestartsMax) {
-    Start(tag);
+    if (request.flushing)
+      QueueFlush(tag);
+    else
+      Start(tag);
+    return;
+  }
+  if (request.flushing) {
+    Finish(tag, result < 0 ? -result : 0);
     return;
   }
   if (!IsTransfer(request.operation)) {
@@ -523,6 +539,12 @@ void Ring::HandleResult(uint32_t tag, int result) {
   // Nothing, or a part of a block: the device ends here, and direct I/O could not go on from an odd place anyway.
   if (request.done_bytes < request.length_bytes && result > 0 && whole) {
     QueueTransfer(tag);
+    return;
+  }
+  // What fell short is an error anyway.
+  if (request.durable && !block.writes_through && request.done_bytes == request.length_bytes) {
+    request.flushing = true;
+    QueueFlush(tag);
     return;
   }
   Finish(tag, 0);

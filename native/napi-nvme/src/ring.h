@@ -95,6 +95,9 @@ class Ring {
     uint64_t length_bytes;
     uint64_t done_bytes;
     int restarts;
+    bool durable;
+    // Of a durable write: the bytes are on the device, and what follows is its flush.
+    bool flushing;
     // The second way to zero a file, when the file system lacks the first.
     bool punch;
     // Of a namespace: commands under way, bytes that have been cut into commands, and the first that failed.
@@ -127,6 +130,7 @@ class Ring {
   int Check(const Instruction& instruction) const;
   void Start(uint32_t tag);
   void QueueTransfer(uint32_t tag);
+  void QueueFlush(uint32_t tag);
   void QueueFallocate(uint32_t tag);
   void QueueCommands(uint32_t tag);
   uint64_t QueueCommand(uint32_t tag, uint64_t start_bytes);

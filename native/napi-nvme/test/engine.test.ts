@@ -65,6 +65,18 @@ describe('a regular file', () => {
     expect(seen.readUInt32LE(8192)).toBe(17);
   });
 
+  it('makes a write durable in itself where that is asked for', async () => {
+    const file = makeFile(MIB);
+    const device = await engine.open(file);
+    const buffer = engine.allocate(8192);
+    new Uint8Array(buffer.buffer).fill(0xcd);
+    await Promise.all([device.write(0, buffer, 0, 4096, true), device.write(8192, buffer, 0, 8192, true)]);
+    const seen = fs.readFileSync(file);
+    expect(seen.subarray(8192, 16384).every((byte) => byte === 0xcd) && seen[4095] === 0xcd && seen[4096] === 0).toBe(
+      true,
+    );
+  });
+
   it('works the same through memory that is not registered', async () => {
     const device = await engine.open(makeFile(MIB, numbered));
     const buffer = engine.allocate(8192, { registered: false });

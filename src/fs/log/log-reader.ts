@@ -4,9 +4,9 @@ import { SECTOR_BYTES } from '../../common/units.js';
 import type { BufferArena, PagePool } from '../../native/page-pool.js';
 import type { Checksums } from '../../nsd/checksums.js';
 import { isCopyLost, readableCopies } from '../../nsd/mirrored-nsds.js';
-import type { NsdClientApi } from '../../nsd/nsd-api.js';
+import type { NsdClientApi, SectorIo } from '../../nsd/nsd-api.js';
 import { findPointer } from '../block-map.js';
-import { durably } from '../durable.js';
+import { writeDurably } from '../durable.js';
 import { Inode } from '../inode.js';
 import { decodeInode } from '../inode-format.js';
 import { type Extent, type Geometry, LOG_TABLE } from '../layout.js';
@@ -125,7 +125,25 @@ export async function writeDescriptor(volume: LogVolume, table: Extent, descript
     sealSector(bytes, volume.checksums);
     const memory = { offsetBytes, lengthBytes: SECTOR_BYTES };
     const io = { nsd: table.nsd, sector: table.sector + descriptor.slot, memory };
-    await durably(volume.nsds, [table.nsd], 'logState', () => volume.nsds.write([io]));
+    await writeDurably(volume.nsds, [io], 'logState');
+  });
+}
+
+/**
+ * The space of a new log becomes zeros, and the NSDs learn that its sectors check themselves. Zeros, since nobody else says any more what is in them, and
+ * what a file had there may look like a log. To be flushed before the log is used.
+ */
+export async function clearLog(storage: LogStorage, pieces: readonly Extent[]): Promise<void> {
+  await withSectors(storage, LOG_RUN, async (bytes, offsetBytes) => {
+    bytes.fill(0);
+    for (const { nsd, sector, count } of pieces) {
+      const ios: SectorIo[] = [];
+      for (let at = 0; at < count; at += LOG_RUN) {
+        const lengthBytes = Math.min(LOG_RUN, count - at) * SECTOR_BYTES;
+        ios.push({ nsd, sector: sector + at, memory: { offsetBytes, lengthBytes }, selfChecking: true });
+      }
+      await storage.nsds.write(ios);
+    }
   });
 }
 
@@ -173,7 +191,8 @@ export async function evenOut(volume: LogVolume, descriptor: LogDescriptor, unev
     const { nsd, sector } = space.runs(n, 1)[0]!;
     await withSectors(volume, 1, async (bytes, offsetBytes) => {
       bytes.set(good);
-      await volume.nsds.write([{ nsd, sector, memory: { offsetBytes, lengthBytes: SECTOR_BYTES }, logged: true }]);
+      const memory = { offsetBytes, lengthBytes: SECTOR_BYTES };
+      await volume.nsds.write([{ nsd, sector, memory, selfChecking: true }]);
     });
   }
 }

@@ -15,7 +15,7 @@ import { SECTOR_BYTES } from '../../common/units.js';
 import type { BufferArena, PagePool, PoolSegment } from '../../native/page-pool.js';
 import type { Checksums } from '../../nsd/checksums.js';
 import type { NsdClientApi, SectorIo } from '../../nsd/nsd-api.js';
-import { durably, type Flush } from '../durable.js';
+import { type Flush, writeDurably } from '../durable.js';
 import { Mutex } from '../mutex.js';
 import { sealSector } from '../sector.js';
 import { type LogEffect, type LogEvent, LogMachine } from './log-machine.js';
@@ -315,10 +315,10 @@ export class NodeLog {
         nsd,
         sector,
         memory: { offsetBytes: offsetBytes + at * SECTOR_BYTES, lengthBytes: count * SECTOR_BYTES },
-        // Log sectors check themselves: one that is torn ends the log, and was never acknowledged (S1).
-        logged: true,
+        // One that is torn ends the log, and was never acknowledged (S1).
+        selfChecking: true,
       });
-    await durably(nsds, [...new Set(ios.map(({ nsd }) => nsd))], 'log', () => nsds.write(ios));
+    await writeDurably(nsds, ios, 'log');
     counters.add('log.groups');
     counters.add('log.sectors', group.sectorCount);
   }

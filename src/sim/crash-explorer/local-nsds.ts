@@ -2,7 +2,7 @@ import type { NsdIndex } from '../../common/ids.js';
 import { SECTOR_BYTES } from '../../common/units.js';
 import type { PagePool } from '../../native/page-pool.js';
 import type { Checksums } from '../../nsd/checksums.js';
-import type { NsdClientApi, NsdExtent, SectorIo, SectorVersions } from '../../nsd/nsd-api.js';
+import type { NsdClientApi, NsdExtent, NsdWriteOptions, SectorIo, SectorVersions } from '../../nsd/nsd-api.js';
 import { isLost, readsAsZeros, versionOf } from '../../nsd/nsd-layout.js';
 import { type NsdStore, newSectorStates } from '../../nsd/nsd-store.js';
 
@@ -31,12 +31,19 @@ export class LocalNsds implements NsdClientApi {
     );
   }
 
-  async write(ios: readonly SectorIo[]): Promise<void> {
+  async write(ios: readonly SectorIo[], options: NsdWriteOptions = {}): Promise<void> {
+    const durable = options.flush !== undefined;
     await Promise.all(
-      ios.map(({ nsd, sector, memory, versions, logged }) => {
+      ios.map(({ nsd, sector, memory, versions, logged, selfChecking }) => {
         const { crcs } = newSectorStates(memory.lengthBytes / SECTOR_BYTES);
         this.checksums.sectors(this.pool.bytes, memory.offsetBytes, crcs.length, crcs, 0);
-        return this.#store(nsd).write(sector, memory, { crcs, versions, logged: logged === true });
+        return this.#store(nsd).write(sector, memory, {
+          crcs,
+          versions,
+          logged: logged === true,
+          selfChecking: selfChecking === true,
+          durable,
+        });
       }),
     );
   }

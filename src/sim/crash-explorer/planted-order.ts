@@ -5,8 +5,7 @@ import type { NsdClientApi, SectorIo } from '../../nsd/nsd-api.js';
 /**
  * Mistakes in the order of writes, put in between the file system and its NSDs: what the explorer must find (its self-test).
  *
- * What a write is for shows in how it is asked for: of the log (its sectors check themselves, and have no versions), in place (with versions, its
- * records are its intent), or data.
+ * What a write is for shows in how it is asked for: of the log (its sectors check themselves), in place (its records are its intent), or data.
  */
 export const PLANTED_ORDERS = {
   'log-not-flushed': 'fsync returns before the log is durable: its flush is left out',
@@ -17,8 +16,8 @@ export const PLANTED_ORDERS = {
 export type PlantedOrder = keyof typeof PLANTED_ORDERS;
 
 type WriteKind = 'log' | 'inPlace' | 'data';
-const kindOf = ({ logged, versions }: SectorIo): WriteKind =>
-  logged !== true ? 'data' : versions === undefined ? 'log' : 'inPlace';
+const kindOf = ({ logged, selfChecking }: SectorIo): WriteKind =>
+  selfChecking === true ? 'log' : logged === true ? 'inPlace' : 'data';
 
 /** The pool is as large again as what it is used for: the second half holds what is said to be written and isn't. */
 export function plantOrder(inner: NsdClientApi, planted: PlantedOrder, late: LateMemory): NsdClientApi {
@@ -41,17 +40,19 @@ export function plantOrder(inner: NsdClientApi, planted: PlantedOrder, late: Lat
       await inner.discard(extents);
     },
     lossesOf: (nsd) => inner.lossesOf(nsd),
-    async write(ios) {
+    async write(ios, asked) {
       const kind = kindOf(ios[0]!);
-      for (const { nsd } of ios) unflushed.set(nsd, (unflushed.get(nsd) ?? new Set()).add(kind));
+      const options = kind === 'log' && planted === 'log-not-flushed' ? {} : asked;
+      if (options?.flush === undefined)
+        for (const { nsd } of ios) unflushed.set(nsd, (unflushed.get(nsd) ?? new Set()).add(kind));
       if (kind !== lateKind) {
-        await inner.write(ios);
+        await inner.write(ios, options);
         // Now it may come, too late.
         release();
         return;
       }
       const copies = ios.map((io) => ({ ...io, memory: late.copy(io.memory) }));
-      waiting.push(() => inner.write(copies).catch(() => undefined));
+      waiting.push(() => inner.write(copies, options).catch(() => undefined));
       if (waiting.length > LATE_MAX) release();
     },
     async flush(nsds) {
