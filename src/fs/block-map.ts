@@ -51,12 +51,12 @@ export interface PointerHost {
 }
 
 const NOT_LOADED = undefined;
-const entryOffset = (slot: number): number => INDIRECT_POINTERS_AT + slot * POINTER_BYTES;
-const rootIndex = (root: number): number => root - DIRECT_POINTERS;
+export const entryOffset = (slot: number): number => INDIRECT_POINTERS_AT + slot * POINTER_BYTES;
+export const rootIndex = (root: number): number => root - DIRECT_POINTERS;
 const slotOf = (node: { level: number; firstBlock: number }, block: number): number =>
   Math.floor((block - node.firstBlock) / span(node.level));
 
-function areaPointer(inode: Inode, entry: number): BlockPointer | null {
+export function areaPointer(inode: Inode, entry: number): BlockPointer | null {
   const at = entry * POINTER_BYTES;
   return inode.isInline || at + POINTER_BYTES > inode.area.length ? null : readPointer(inode.area, at);
 }
@@ -105,7 +105,7 @@ async function readIndirect(
 }
 
 /** The root's node, loaded; null when the root is a hole. */
-async function loadRoot(volume: PointerHost, inode: Inode, place: PointerPlace): Promise<IndirectNode | null> {
+export async function loadRoot(volume: PointerHost, inode: Inode, place: PointerPlace): Promise<IndirectNode | null> {
   const index = rootIndex(place.root);
   const home = areaPointer(inode, place.root);
   if (home === null) return null;
@@ -116,7 +116,7 @@ async function loadRoot(volume: PointerHost, inode: Inode, place: PointerPlace):
   return (inode.roots[index] ??= node);
 }
 
-async function loadChild(
+export async function loadChild(
   volume: PointerHost,
   inode: Inode,
   parent: IndirectNode,
@@ -155,8 +155,15 @@ async function newIndirect(
   return { level, firstBlock, home, sector, dirty: true, children: new Map() };
 }
 
+function touched(inode: Inode, node: IndirectNode): void {
+  if (node.dirty) return;
+  node.dirty = true;
+  inode.dirtyIndirects++;
+}
+
 /** In the turn in which it gets its pointer. */
 function added(inode: Inode, { home }: IndirectNode): void {
+  inode.dirtyIndirects++;
   inode.keeper?.holdBack(inode);
   inode.allocatedSubBlocks += 1;
   inode.reserved.push(home);
@@ -183,7 +190,7 @@ export async function preparePointer(volume: PointerHost, inode: Inode, block: n
       added(inode, child);
       writePointer(node.sector, entryOffset(slot), child.home);
       node.children.set(slot, child);
-      node.dirty = true;
+      touched(inode, node);
     }
     node = child;
   }
@@ -203,7 +210,7 @@ export function setPointer(inode: Inode, block: number, pointer: BlockPointer | 
   let node = inode.roots[rootIndex(place.root)]!;
   while (node.level > 1) node = node.children.get(slotOf(node, block))!;
   writePointer(node.sector, entryOffset(slotOf(node, block)), pointer);
-  node.dirty = true;
+  touched(inode, node);
 }
 
 async function loadBelow(
@@ -275,7 +282,7 @@ export async function findBlock(
   return null;
 }
 
-function cutNode(node: IndirectNode, fromBlock: number, toBlock: number, freed: Extent[]): boolean {
+function cutNode(inode: Inode, node: IndirectNode, fromBlock: number, toBlock: number, freed: Extent[]): boolean {
   let left = false;
   for (let slot = 0; slot < INDIRECT_POINTERS; slot++) {
     const pointer = readPointer(node.sector, entryOffset(slot));
@@ -286,7 +293,7 @@ function cutNode(node: IndirectNode, fromBlock: number, toBlock: number, freed: 
       continue;
     }
     if (node.level > 1) {
-      if (cutNode(node.children.get(slot)!, fromBlock, toBlock, freed)) {
+      if (cutNode(inode, node.children.get(slot)!, fromBlock, toBlock, freed)) {
         left = true;
         continue;
       }
@@ -294,7 +301,7 @@ function cutNode(node: IndirectNode, fromBlock: number, toBlock: number, freed: 
     }
     freed.push(pointer);
     writePointer(node.sector, entryOffset(slot), null);
-    node.dirty = true;
+    touched(inode, node);
   }
   return left;
 }
@@ -312,7 +319,7 @@ export function cutPointers(inode: Inode, fromBlock: number, toBlock = FILE_BLOC
   }
   for (let index = 0; index < INDIRECT_LEVELS; index++) {
     const node = inode.roots[index];
-    if (!node || cutNode(node, fromBlock, toBlock, freed)) continue;
+    if (!node || cutNode(inode, node, fromBlock, toBlock, freed)) continue;
     freed.push(node.home);
     setAreaPointer(inode, DIRECT_POINTERS + index, null);
     inode.roots[index] = null;

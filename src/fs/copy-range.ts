@@ -69,6 +69,7 @@ export async function copyRange(
       const count = Math.min(stretch.endBytes - from, length - copied);
       if (to + count > FILE_BYTES_MAX) throw new FsError('fileTooBig', { op, object: named(target) });
       await volume.frees.makeRoom();
+      await volume.inodes.makeRoom(target.inode);
       if (stretch.isHole) {
         await volume.change(() => copyHole(volume, target, to, count, options));
         copied += count;

@@ -121,7 +121,7 @@ async function reserveAll(volume: Volume, inode: Inode, range: AllocateStep): Pr
       }
       await volume.innerChange(() => reserve(volume, inode, { start, end }));
       unexposed += BLOCKS_AT_ONCE;
-      if (unexposed >= BLOCKS_PER_EXPOSURE) {
+      if (unexposed >= BLOCKS_PER_EXPOSURE || volume.inodes.holdsMuch(inode)) {
         await volume.inodes.expose([inode]);
         unexposed = 0;
       }

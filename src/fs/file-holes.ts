@@ -18,9 +18,6 @@ import type { Extent } from './layout.js';
 import { keyOf } from './log/logged-sectors.js';
 import type { Volume } from './volume.js';
 
-/** Blocks given up by one record, which has to fit into the log many times over. */
-const BLOCKS_AT_ONCE = 1024;
-
 /** The part of a pointer's sub-blocks that a range of whole sectors covers. */
 function covered(block: number, pointer: Extent, range: ByteRange): { from: number; to: number } {
   const start = block * BLOCK_BYTES;
@@ -52,11 +49,13 @@ export async function makeHole(volume: Volume, inode: Inode, range: ByteRange): 
   if (isEmpty(range) || inode.isInline) return;
   const first = Math.ceil(range.start / BLOCK_BYTES);
   const end = Math.min(FILE_BLOCKS_MAX, Math.floor(range.end / BLOCK_BYTES));
+  // What is given up by one record has to fit into the log many times over.
+  const blocksAtOnce = Math.max(1, Math.floor(volume.stepExtentsMax / 2));
   for (let at: number | null = first; at !== null && at < end; ) {
     at = await findBlock(volume, inode, at, (pointer) => pointer !== null);
     if (at === null || at >= end) break;
-    await freeBlocks(volume, inode, at, Math.min(end, at + BLOCKS_AT_ONCE));
-    at += BLOCKS_AT_ONCE;
+    await freeBlocks(volume, inode, at, Math.min(end, at + blocksAtOnce));
+    at += blocksAtOnce;
   }
   // What is left are the blocks at both ends.
   for (const block of new Set([Math.floor(range.start / BLOCK_BYTES), Math.floor(range.end / BLOCK_BYTES)]))
@@ -71,7 +70,7 @@ async function freeBlocks(volume: Volume, inode: Inode, from: number, to: number
     inode.pendingFrees.push(...cutPointers(inode, from, to));
     volume.inodes.markDirty(inode, true);
   });
-  if (inode.pendingFrees.length >= BLOCKS_AT_ONCE) await volume.inodes.expose([inode]);
+  if (volume.inodes.holdsMuch(inode)) await volume.inodes.expose([inode]);
 }
 
 async function freeEnd(volume: Volume, inode: Inode, block: number, range: ByteRange): Promise<void> {

@@ -10,7 +10,8 @@ import { type ByteRange, WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
-import { cutSpace, reserve } from './file-space.js';
+import { noteCut } from './being-cut.js';
+import { cutSpace, isCutInSteps, reserve } from './file-space.js';
 import type { Credentials, OpOptions } from './file-system-api.js';
 import { clearTail } from './file-tail.js';
 import { FILE_BYTES_MAX } from './indirect-format.js';
@@ -240,6 +241,22 @@ export async function atEnd<T>(
   options: OpOptions | undefined,
   body: (inode: Inode, endBytes: number) => Promise<T>,
 ): Promise<T> {
+  for (;;) {
+    const done = await atEndOnce(volume, handle, op, options, body);
+    if (done !== null) return done.value;
+    // Its tail goes in steps; between them others get on.
+    await volume.betweenSteps();
+  }
+}
+
+/** Null: a part of what lies behind the end in doubt is gone; there is more. */
+export async function atEndOnce<T>(
+  volume: Volume,
+  handle: FileHandle,
+  op: string,
+  options: OpOptions | undefined,
+  body: (inode: Inode, endBytes: number) => Promise<T>,
+): Promise<{ readonly value: T } | null> {
   const pins = await pinFile(volume, handle, TokenMode.exclusive, null, TokenMode.none, options);
   try {
     for (;;) {
@@ -254,15 +271,15 @@ export async function atEnd<T>(
           try {
             // No hit appends from here on; what hits and other operations of this node wrote meanwhile is counted.
             const endBytes = withSettledState(volume, inode, () => inode.sizeBytes);
-            if (endBytes < sizeThen) return null;
-            if (inode.tailDoubtful) await clearTail(volume, inode);
+            if (endBytes < sizeThen) return 'again';
+            if (inode.tailDoubtful && !(await clearTail(volume, inode))) return null;
             return { value: await body(inode, endBytes) };
           } finally {
             inode.settling--;
           }
         });
-        // Null: it was truncated while we waited; the token from the new end on may not be ours.
-        if (done !== null) return done.value;
+        // Again: it was truncated while we waited; the token from the new end on may not be ours.
+        if (done !== 'again') return done;
       } finally {
         dataPins.release();
       }
@@ -317,6 +334,7 @@ export async function truncateFile(
 /**
  * Order: hits off, the new size, the pointers behind it, then the pages behind it. Write-behind that meets a page without space finds it behind
  * the end and passes over it; nothing prepares pages for write hits where no space is reserved any more.
+ * Pointers that are too many for one transaction go afterwards (in-steps.ts).
  */
 export async function setSize(volume: Volume, handle: FileHandle, inode: Inode, sizeBytes: number): Promise<void> {
   inode.settling++;
@@ -332,18 +350,22 @@ export async function setSize(volume: Volume, handle: FileHandle, inode: Inode, 
     const tail = { start: sizeBytes, end: Math.min(before, sectorEnd) };
     // Whoever can't read the last sector can't make zeros of its rest: better now than when the size has changed.
     if (tail.start < tail.end) await volume.inodes.attach(inode).withBytes(tail, 'shared', () => undefined);
+    const keeps = (inode.flags & InodeFlag.keepsSpace) !== 0;
+    const cuts = sizeBytes < before || (sizeBytes === before && keeps);
+    const inSteps = cuts && (await isCutInSteps(volume, inode, sizeBytes));
     const transaction = new MetadataTransaction(volume);
     inode.sizeBytes = sizeBytes;
+    if (cuts) inode.flags &= ~InodeFlag.keepsSpace;
+    if (inSteps) noteCut(inode, transaction);
     if (inode.isInline) inode.area = inlineArea(inode.area, sizeBytes);
     inode.mtimeNs = transaction.nowNs;
     inode.ctimeNs = transaction.nowNs;
     inode.mode = strippedByWrite(inode, handle.credentials);
     transaction.inode(inode);
     transaction.commit();
-    const keeps = (inode.flags & InodeFlag.keepsSpace) !== 0;
-    if (sizeBytes > before || (sizeBytes === before && !keeps)) return;
-    inode.flags &= ~InodeFlag.keepsSpace;
-    await cutSpace(volume, inode, sizeBytes);
+    if (!cuts) return;
+    if (inSteps) void volume.orphans.take(inode);
+    else while (!(await cutSpace(volume, inode, sizeBytes))) await volume.inodes.expose([inode]);
     const file = volume.inodes.attach(inode);
     await file.discard({ start: sizeBytes, end: WHOLE.end });
     // The rest of the last sector: growing again must show zeros.

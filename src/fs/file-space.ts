@@ -14,6 +14,7 @@ import { FsError } from '../common/errors.js';
 import { BLOCK_BYTES, RANGE_END, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { cutPointers, findPointer, loadForCut, loadPointers, preparePointer, setPointer } from './block-map.js';
 import { type BlockPointer, blockPointer } from './block-pointer.js';
+import { cutPoint } from './cut-point.js';
 import { readAsLogged } from './data-reader.js';
 import { durably } from './durable.js';
 import { FILE_BLOCKS_MAX, FILE_BYTES_MAX } from './indirect-format.js';
@@ -61,6 +62,11 @@ export async function reserve(volume: Volume, inode: Inode, range: ByteRange): P
 function pointersChanged(volume: Volume, inode: Inode): void {
   if (inode.holdsDataBack) {
     volume.inodes.markDirty(inode, true);
+    // Writers that don't come by the engine don't make room before.
+    if (volume.inodes.holdsMuch(inode) && inode.writing === null)
+      volume.inodes.expose([inode]).catch((error: unknown) => {
+        volume.parts.logger.debug({ ino: inode.ino, error: String(error) }, 'could not be exposed yet');
+      });
     return;
   }
   const transaction = new MetadataTransaction(volume);
@@ -192,30 +198,47 @@ async function copyInto(
 }
 
 /**
- * Gives up what lies behind the sub-block of the last byte. Exclusive status and data held, write hits off; the caller discards the pages
- * behind it afterwards, before hits come back.
+ * Gives up what lies behind the sub-block of the last byte, as much of it as one transaction takes, from the end of the file on. Exclusive status and
+ * data held, write hits off; the caller discards the pages behind it afterwards, before hits come back.
+ * @returns false: there is more; it is given up when this has been exposed (in-steps.ts).
  */
-export async function cutSpace(volume: Volume, inode: Inode, sizeBytes: number): Promise<void> {
-  await inode.structure.run(async () => {
-    if (inode.isInline) return;
-    const end = Math.ceil(sizeBytes / SUB_BLOCK_BYTES) * SUB_BLOCK_BYTES;
-    const keptBlock = Math.floor(end / BLOCK_BYTES);
-    const keptCount = Math.ceil((end % BLOCK_BYTES) / SUB_BLOCK_BYTES);
-    const cutFrom = keptBlock + (keptCount > 0 ? 1 : 0);
-    await loadForCut(volume, inode, cutFrom);
+export async function cutSpace(volume: Volume, inode: Inode, sizeBytes: number): Promise<boolean> {
+  return inode.structure.run(async () => {
+    if (inode.isInline) return true;
+    const { end, keptBlock, keptCount, cutFrom } = keptOf(sizeBytes);
+    const from = await cutPoint(volume, inode, cutFrom, volume.stepExtentsMax);
+    await loadForCut(volume, inode, from);
     if (keptCount > 0) await loadPointers(volume, inode, keptBlock);
     holdBack(volume, inode);
     if (inode.hasUnflushed) inode.unflushed.forget({ start: end, end: RANGE_END });
-    const freed = cutPointers(inode, cutFrom);
-    const tail = keptCount > 0 ? findPointer(inode, keptBlock) : null;
+    const freed = cutPointers(inode, from);
+    const tail = keptCount > 0 && from === cutFrom ? findPointer(inode, keptBlock) : null;
     if (tail && tail.count > keptCount) {
       freed.push({ nsd: tail.nsd, sector: tail.sector + keptCount, count: tail.count - keptCount });
       setPointer(inode, keptBlock, { ...tail, count: keptCount });
     }
-    if (freed.length === 0) return;
-    inode.pendingFrees.push(...freed);
-    volume.inodes.markDirty(inode, true);
+    if (freed.length > 0) {
+      for (const extent of freed) inode.pendingFrees.push(extent);
+      volume.inodes.markDirty(inode, true);
+    }
+    return from === cutFrom;
   });
+}
+
+/** Whether `cutSpace` would have to be called more than once. */
+export async function isCutInSteps(volume: Volume, inode: Inode, sizeBytes: number): Promise<boolean> {
+  const { stepExtentsMax } = volume;
+  // Extents have a sub-block at least.
+  if (inode.isInline || inode.allocatedSubBlocks <= stepExtentsMax) return false;
+  const { cutFrom } = keptOf(sizeBytes);
+  return inode.structure.run(async () => (await cutPoint(volume, inode, cutFrom, stepExtentsMax)) > cutFrom);
+}
+
+function keptOf(sizeBytes: number) {
+  const end = Math.ceil(sizeBytes / SUB_BLOCK_BYTES) * SUB_BLOCK_BYTES;
+  const keptBlock = Math.floor(end / BLOCK_BYTES);
+  const keptCount = Math.ceil((end % BLOCK_BYTES) / SUB_BLOCK_BYTES);
+  return { end, keptBlock, keptCount, cutFrom: keptBlock + (keptCount > 0 ? 1 : 0) };
 }
 
 /** Whether closing it would give space back. */

@@ -17,8 +17,9 @@ import type { Volume } from './volume.js';
 /**
  * Status, and data from the end on, pinned exclusively; `contents` owned, hits off. The zeros are on the NSDs before the doubt ends, because the
  * inode that says so may be written out at any time after. Fault model: after an error it is as doubtful as before.
+ * @returns false: what is there is too much for one transaction. A part of it is gone; the caller lets others have the tokens and begins anew.
  */
-export async function clearTail(volume: Volume, inode: Inode): Promise<void> {
+export async function clearTail(volume: Volume, inode: Inode): Promise<boolean> {
   inode.settling++;
   try {
     const { sizeBytes } = inode;
@@ -26,8 +27,12 @@ export async function clearTail(volume: Volume, inode: Inode): Promise<void> {
     const file = volume.inodes.attach(inode);
     // Pages first: one that is prepared for a sequential writer would stay writable without space behind it.
     await file.discard({ start: sectorEnd, end: WHOLE.end });
-    if ((inode.flags & InodeFlag.keepsSpace) === 0) await cutSpace(volume, inode, sizeBytes);
-    else {
+    if ((inode.flags & InodeFlag.keepsSpace) === 0) {
+      if (!(await cutSpace(volume, inode, sizeBytes))) {
+        await volume.inodes.expose([inode]);
+        return false;
+      }
+    } else {
       await makeZeros(volume, inode, { start: sectorEnd, end: WHOLE.end });
       await file.discard({ start: sectorEnd, end: WHOLE.end });
     }
@@ -41,6 +46,7 @@ export async function clearTail(volume: Volume, inode: Inode): Promise<void> {
     inode.tailDoubtful = false;
     volume.inodes.markDirty(inode, true);
     volume.counters.add('fs.tailsCleared');
+    return true;
   } finally {
     inode.settling--;
   }

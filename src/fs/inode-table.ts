@@ -232,6 +232,18 @@ export class InodeTable {
   writeOut(inodes: Iterable<Inode>): Promise<void> {
     return this.#writer.writeOut(inodes);
   }
+  /** So much of it is held back that one transaction should expose it before there is more. */
+  holdsMuch(inode: Inode): boolean {
+    const { stepExtentsMax, stepIndirectsMax } = this.#volume;
+    return (
+      inode.reserved.length + inode.pendingFrees.length >= stepExtentsMax || inode.dirtyIndirects >= stepIndirectsMax
+    );
+  }
+  /** Before an operation that will hold back more, with nothing pinned: keeps what one transaction exposes bounded. */
+  async makeRoom(inode: Inode): Promise<void> {
+    if (this.holdsMuch(inode)) await this.#writer.expose([inode]);
+  }
+
   /** Their data comes to its place durably, and what exposes it to the log, not yet durably. */
   expose(inodes: Iterable<Inode>): Promise<void> {
     return this.#writer.expose(inodes);

@@ -9,6 +9,7 @@
  */
 import { WHOLE } from '../common/byte-range.js';
 import { type Deferred, deferred } from '../common/deferred.js';
+import { SECTOR_BYTES } from '../common/units.js';
 import { dirtyIndirects } from './block-map.js';
 import type { Inode } from './inode.js';
 import { FREE_INODE } from './inode-format.js';
@@ -16,6 +17,7 @@ import { holdBack, wholeImage } from './inode-image.js';
 import type { InodeTable } from './inode-table.js';
 import type { Extent } from './layout.js';
 import { keyOf, type SectorKey } from './log/logged-sectors.js';
+import { EXTENT_BYTES } from './log/loose-ends.js';
 import { MetadataTransaction } from './transaction.js';
 import { flushWritten } from './unflushed.js';
 import type { Volume } from './volume.js';
@@ -35,6 +37,11 @@ interface Held {
   readonly reserved: readonly Extent[];
   readonly frees: readonly Extent[];
 }
+
+/** What exposing it logs, about. */
+const loggedBytes = ({ indirects, reserved, frees }: Held): number =>
+  (1 + indirects.length) * (SECTOR_BYTES + RECORD_BYTES) + (reserved.length + frees.length) * EXTENT_BYTES;
+const RECORD_BYTES = 64;
 
 export class InodeWriter {
   readonly #volume: Volume;
@@ -102,7 +109,7 @@ export class InodeWriter {
       for (const one of held) this.#takeBack(one);
       throw error;
     }
-    for (const one of held) await this.#volume.innerChange(() => this.#log(one));
+    for (const one of held) await this.#volume.innerChange(() => this.#log(one), loggedBytes(one));
   }
 
   /** A copy of how it is now: it may change while its data is on its way. */
@@ -125,6 +132,7 @@ export class InodeWriter {
     };
     inode.reserved = [];
     inode.pendingFrees = [];
+    inode.dirtyIndirects = 0;
     return held;
   }
 
@@ -132,6 +140,7 @@ export class InodeWriter {
   #takeBack({ inode, reserved, frees, indirects }: Held): void {
     inode.reserved.unshift(...reserved);
     inode.pendingFrees.unshift(...frees);
+    inode.dirtyIndirects += indirects.length;
     const homes = new Set(indirects.map(({ home }) => keyOf(home)));
     for (const node of allIndirects(inode)) if (homes.has(keyOf(node.home))) node.dirty = true;
     this.#table.markDirty(inode, true);

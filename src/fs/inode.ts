@@ -79,6 +79,8 @@ export class Inode implements InodeFields {
   readonly attributeSpace: { taken: Extent[]; given: Extent[] } = { taken: [], given: [] };
   /** Space that was allocated for it and that no logged pointer names. */
   reserved: Extent[] = [];
+  /** Indirect blocks that are ahead of what the log has, at most: those that were cut off since are counted too. */
+  dirtyIndirects = 0;
 
   valid = false;
   /**
@@ -188,6 +190,7 @@ export class Inode implements InodeFields {
     this.image = null;
     this.unexposed = false;
     this.reserved = [];
+    this.dirtyIndirects = 0;
     this.tailDoubtful = false;
   }
 

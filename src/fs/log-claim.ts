@@ -88,6 +88,10 @@ export class LogClaim {
           // The first flush may tell of a failure that was mended since; of metadata nobody wants to know that.
           if (file?.dirty) await file.flush(range).catch(() => file.flush(range));
         },
+        settleLimbo: async () => {
+          await this.#volume.inodes.exposeAll();
+          await this.#volume.frees.drain();
+        },
         announceTail: (to) => this.#say({ tail: to }),
       },
     );

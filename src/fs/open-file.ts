@@ -7,6 +7,7 @@ import type { EntryId } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
+import { isBeingCut } from './being-cut.js';
 import { copyRange } from './copy-range.js';
 import { readDirect, writeDirect } from './direct-io.js';
 import { allocateRange, checkAllocation, stepsOf } from './file-allocate.js';
@@ -140,6 +141,7 @@ export class FsOpenFile implements OpenFile {
     const at = (this.flags & constants.O_APPEND) !== 0 ? null : offsetBytes;
     const elsewhere = this.#isDirect ? null : await this.#shared.write(at, source, options);
     const write = this.#isDirect ? writeDirect : writeFile;
+    if (this.#volume.inodes.holdsMuch(this.#handle.inode)) await this.#volume.inodes.makeRoom(this.#handle.inode);
     const written =
       elsewhere ?? (await this.#volume.change(() => write(this.#volume, this.#handle, at, source, options)));
     if ((this.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
@@ -150,6 +152,7 @@ export class FsOpenFile implements OpenFile {
   async truncate(sizeBytes: number, options?: OpOptions): Promise<void> {
     this.#checkWritable('truncate');
     await this.#volume.frees.makeRoom();
+    await this.#volume.inodes.makeRoom(this.#handle.inode);
     await this.#volume.change(() => truncateFile(this.#volume, this.#handle, sizeBytes, options));
   }
 
@@ -163,6 +166,7 @@ export class FsOpenFile implements OpenFile {
     this.#checkWritable('fallocate');
     for (const range of stepsOf(offsetBytes, lengthBytes)) {
       await this.#volume.frees.makeRoom();
+      await this.#volume.inodes.makeRoom(this.#handle.inode);
       await this.#volume.change(() => allocateRange(this.#volume, this.#handle, mode, range, options));
     }
     if ((this.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
@@ -329,7 +333,8 @@ export class FsOpenFile implements OpenFile {
   /** What was reserved for growth and not used goes back, if the tokens for that are at hand; it is no reason to ask anybody. */
   async #trimTail(inode: Inode): Promise<void> {
     const volume = this.#volume;
-    if ((inode.flags & InodeFlag.keepsSpace) !== 0 || !hasTail(inode)) return;
+    // What is being cut is somebody's already.
+    if ((inode.flags & InodeFlag.keepsSpace) !== 0 || isBeingCut(inode) || !hasTail(inode)) return;
     const file = volume.inodes.attach(inode);
     const end = Math.ceil(inode.sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
     const pins = volume.parts.tokens.tryPin([
@@ -344,6 +349,7 @@ export class FsOpenFile implements OpenFile {
         if (inode.openCount > 0 || !inode.valid) return;
         // Pages first, all of them: one prepared for a sequential writer would stay writable without space behind it.
         await file.discard({ start: end, end: RANGE_END });
+        // Of more than one transaction takes the rest stays for the next time.
         await cutSpace(volume, inode, inode.sizeBytes);
       });
     } finally {

@@ -1,6 +1,6 @@
 /**
  * Inodes without a name that somebody may still have open. The node that took the last name owes the freeing; it is done when no node
- * has the inode open, which its open token tells (open-tokens.ts).
+ * has the inode open, which its open token tells (open-tokens.ts). And files whose space behind their end goes in steps (in-steps.ts).
  *
  * Invariants: an inode is freed under its exclusive status, open and data tokens, by whoever finds it without names and of the right
  * generation: never twice, never while it is open anywhere. Nothing is held while others' closes are waited for.
@@ -10,8 +10,12 @@
 import { setMaxListeners } from 'node:events';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
+import type { OpOptions } from './file-system-api.js';
+import { orphanStep } from './in-steps.js';
+import type { Inode } from './inode.js';
+import { FREE_INODE } from './inode-format.js';
+import { Mutex } from './mutex.js';
 import { aloneItem } from './open-tokens.js';
-import { freeOrphan } from './operations/free-inode.js';
 import type { InodeRef } from './pinning.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
@@ -25,6 +29,9 @@ export class Orphans {
   readonly #owed = new Map<InodeNumber, InodeRef>();
   /** Tries that wait for nobody's close. */
   readonly #tries = new Set<Promise<boolean>>();
+  /** Of what takes several of them, one at a time: so many as are under way bound what is on its way back to the map. */
+  readonly #steps = new Mutex();
+  #finished = false;
   readonly #stop = new AbortController();
 
   constructor(volume: Volume) {
@@ -80,6 +87,9 @@ export class Orphans {
     this.stop();
     for (const ref of owed) this.#try(ref).catch(() => undefined);
     await this.attempted(timeoutMs);
+    // What takes longer is for others to go on with (settlement.ts), from the step that is under way.
+    this.#finished = true;
+    await this.#steps.run(() => Promise.resolve());
   }
 
   stop(): void {
@@ -88,8 +98,7 @@ export class Orphans {
 
   /** False: somebody has it open. */
   #try(ref: InodeRef): Promise<boolean> {
-    const freed = this.#volume.change(() => freeOrphan(this.#volume, ref, undefined));
-    const running = freed.then(
+    const running = this.#inSteps(ref).then(
       () => true,
       (error: unknown) => {
         if (FsError.is(error) && error.reason === 'tokenRefused') return false;
@@ -102,6 +111,25 @@ export class Orphans {
       () => this.#tries.delete(running),
     );
     return running;
+  }
+
+  async #inSteps(ref: InodeRef): Promise<void> {
+    const volume = this.#volume;
+    const step = (options?: OpOptions): Promise<boolean> => volume.change(() => orphanStep(volume, ref, options));
+    const timeoutMs = volume.settings.regionTimeoutMs;
+    for (let more = await step(); more; )
+      more = await this.#steps.run(async () => {
+        if (this.#finished || volume.fenced) throw new FsError('closed', { op: 'unlink', object: `inode ${ref.ino}` });
+        await volume.betweenSteps();
+        return step({ timeoutMs });
+      });
+  }
+
+  /** What was cut has lost its last name meanwhile, or is open here. Null: it is as it was to be, whoever did that. */
+  #left({ ino, generation }: InodeRef): Inode | null {
+    const inode = this.#volume.inodes.get(ino);
+    if (inode?.generation !== generation || inode.nlink > 0 || inode.type === FREE_INODE) return null;
+    return inode;
   }
 
   /** It is gone, whoever freed it. */
@@ -159,8 +187,15 @@ export class Orphans {
     for (;;) {
       try {
         if (await running) {
-          this.#settled(ref);
-          break;
+          const inode = this.#left(ref);
+          if (inode === null) {
+            this.#settled(ref);
+            break;
+          }
+          // Its last close here gives it to us again.
+          if (inode.orphan && inode.openCount > 0) break;
+          running = this.#try(ref);
+          continue;
         }
         this.#volume.counters.add('fs.orphansWait');
         await this.#alone(ref.ino);

@@ -1,3 +1,5 @@
+import { TRANSACTION_BYTES_MAX } from './log/log-records.js';
+
 /** What an operator may set; the defaults suit a node with some GiB of page pool. */
 export interface FsSettings {
   /** Age at which a dirty inode is written out. */
@@ -20,6 +22,10 @@ export interface FsSettings {
   readonly managerTimeoutMs: number;
   /** Extents waiting to be freed before an operation helps out. */
   readonly freeQueueMax: number;
+  /** Extents that one transaction gives up; more goes in steps (in-steps.ts). At least 8; fewer where the log is small. */
+  readonly stepExtentsMax: number;
+  /** Bytes of one transaction; for tests, that show that none has more. */
+  readonly transactionBytesMax: number;
   /** So many bytes of dirty data at most go into the log first when a file is synced; 0: always to their place. */
   readonly logWriteBytesMax: number;
   /** Bytes of a new log; null: by the size of the file system, 256 KiB to 64 MiB. */
@@ -41,6 +47,8 @@ export const DEFAULT_FS_SETTINGS: FsSettings = {
   peersTimeoutMs: 2_000,
   managerTimeoutMs: 500,
   freeQueueMax: 16_384,
+  stepExtentsMax: 1_024,
+  transactionBytesMax: TRANSACTION_BYTES_MAX,
   statisticsAgeMs: 2_000,
   accessTimes: 'relatime',
   logBytes: null,

@@ -152,6 +152,7 @@ export class MetadataTransaction {
       node.dirty = false;
       this.#volume.sectors.record(node.home, node.sector, nowMs, writer);
     }
+    inode.dirtyIndirects = 0;
   }
 }
 

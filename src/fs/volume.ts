@@ -78,6 +78,8 @@ export const NOBODY_ELSE: Lives = { state: () => 'gone' };
 
 /** What an NSD lost may be written again while it is being read. */
 const READ_AGAIN_MAX = 3;
+/** A quarter of a transaction. */
+const STEP_INDIRECTS_MAX = 64;
 
 export class Volume {
   cache!: PageCacheApi;
@@ -122,6 +124,14 @@ export class Volume {
 
   get settings(): FsSettings {
     return this.parts.settings;
+  }
+  /** Extents that one transaction gives up at most. */
+  get stepExtentsMax(): number {
+    return Math.min(this.settings.stepExtentsMax, this.log?.stepExtentsMax ?? Number.POSITIVE_INFINITY);
+  }
+  /** Indirect blocks in one transaction, about: each may be logged whole. */
+  get stepIndirectsMax(): number {
+    return Math.min(STEP_INDIRECTS_MAX, this.log?.stepIndirectsMax ?? STEP_INDIRECTS_MAX);
   }
   get copyStates(): CopyStates {
     return this.parts.copyStates;
@@ -180,18 +190,25 @@ export class Volume {
   async change<T>(body: () => Promise<T>): Promise<T> {
     return this.#entered('operation', body);
   }
-  /** The same for what is done inside of operations, or beside them. It waits for devices only while it has entered. */
-  async innerChange<T>(body: () => Promise<T> | T): Promise<T> {
-    return this.#entered('inner', body);
+  /** The same for what is done inside of operations, or beside them. It waits for devices only while it has entered. `lengthBytes`: where it logs much. */
+  async innerChange<T>(body: () => Promise<T> | T, lengthBytes = 0): Promise<T> {
+    return this.#entered('inner', body, lengthBytes);
   }
-  async #entered<T>(kind: EnterKind, body: () => Promise<T> | T): Promise<T> {
+  async #entered<T>(kind: EnterKind, body: () => Promise<T> | T, lengthBytes = 0): Promise<T> {
     const { log } = this;
-    const leave = log === null ? null : (log.tryEnter(kind) ?? (await log.enter(kind)));
+    const leave = log === null ? null : (log.tryEnter(kind, lengthBytes) ?? (await log.enter(kind, lengthBytes)));
     try {
       return await body();
     } finally {
       leave?.();
     }
+  }
+
+  /** Of what is cut in steps, with nothing pinned: others get on, the log doesn't fill, and the queue of what is to be freed stays bounded. */
+  async betweenSteps(): Promise<void> {
+    this.counters.add('fs.cutSteps');
+    await this.log?.force();
+    await this.frees.makeRoom();
   }
 
   /** Staging space in the pool for the time of `body`. Not to be waited for with another piece of staging in hand. */

@@ -9,10 +9,16 @@ const WORDS = SUB_BLOCKS_PER_BLOCK / 32;
 export class ExtentSet {
   readonly #blocks = new Map<number, Uint32Array>();
   #count = 0;
+  #runs = 0;
 
   /** Sub-blocks in the set. */
   get count(): number {
     return this.#count;
+  }
+
+  /** Extents that it takes to say what is in it. */
+  get runs(): number {
+    return this.#runs;
   }
 
   add(extent: Extent): void {
@@ -24,6 +30,7 @@ export class ExtentSet {
   clear(): void {
     this.#blocks.clear();
     this.#count = 0;
+    this.#runs = 0;
   }
 
   #change({ nsd, sector, count }: Extent, present: boolean): void {
@@ -36,6 +43,7 @@ export class ExtentSet {
       words = new Uint32Array(WORDS);
       this.#blocks.set(key, words);
     }
+    this.#runs -= runsIn(words);
     for (let bit = first; bit < first + count; bit++) {
       const mask = 1 << (bit & 31);
       const was = (words[bit >> 5]! & mask) !== 0;
@@ -43,6 +51,7 @@ export class ExtentSet {
       words[bit >> 5]! ^= mask;
       this.#count += present ? 1 : -1;
     }
+    this.#runs += runsIn(words);
     if (!present && words.every((word) => word === 0)) this.#blocks.delete(key);
   }
 
@@ -65,4 +74,16 @@ export class ExtentSet {
     }
     return found;
   }
+}
+
+/** Of set bits in a row: each begins where the bit before it isn't set. */
+function runsIn(words: Uint32Array): number {
+  let runs = 0;
+  let before = 0;
+  for (const word of words) {
+    let begins = word & ~((word << 1) | before);
+    for (; begins !== 0; begins &= begins - 1) runs++;
+    before = word >>> 31;
+  }
+  return runs;
 }

@@ -7,7 +7,7 @@
  *   limbo 2, settled 3          u16 n · n × (u16 NSD · u64 sector · u16 sub-blocks)
  *   numbersTaken 4, numbersSettled 5   u64 first · u16 count
  *   orphan 6, orphanSettled 7   u64 inode · u32 generation
- *   reset 8
+ *   reset 8                     u16 transactions, this one the first: with the last of them they are all loose ends there are
  *   shipped 9, arrived 10       u64 sequence · u16 n · n × (u16 NSD · u64 sector · u16 sub-blocks)
  *
  * Little-endian. What was read from a device is believed in nothing: a record that is not exactly one of these ends the log
@@ -49,6 +49,8 @@ const KINDS = [
 const codeOf = (kind: LogRecord['kind']): number => KINDS.indexOf(kind) + 1;
 const FULL = 1;
 const RAW = 2;
+/** Of one step: a block and every indirect block above it. With fewer it could come to nothing. */
+export const STEP_EXTENTS_MIN = 8;
 /** Of one transaction: a bound for what is read, and for what is written at once. */
 export const TRANSACTION_BYTES_MAX = 1 << 20;
 
@@ -80,12 +82,12 @@ export class TransactionWriter {
     }
   }
   /** @throws {FsError} internal: it is too long, and forgotten. */
-  finish(): Uint8Array {
+  finish(lengthBytesMax = TRANSACTION_BYTES_MAX): Uint8Array {
     const length = this.#writer.lengthBytes - LENGTH_BYTES;
     this.#writer.u32At(0, length);
     const bytes = this.#writer.finish().slice();
     this.clear();
-    if (length > TRANSACTION_BYTES_MAX)
+    if (length > lengthBytesMax)
       throw new FsError('internal', { op: 'log.append', detail: `a transaction of ${length} bytes` });
     return bytes;
   }
@@ -137,6 +139,7 @@ function encodeRecord(writer: ByteWriter, record: LogRecord): void {
       writer.u64(record.ino).u32(record.generation);
       break;
     case 'reset':
+      writer.u16(record.transactions);
       break;
   }
 }
@@ -190,8 +193,11 @@ function decodeRecord(reader: ByteReader): LogRecord {
     case 'orphan':
     case 'orphanSettled':
       return { kind, ino: inodeNumber(reader.u64()), generation: reader.u32() };
-    case 'reset':
-      return { kind };
+    case 'reset': {
+      const transactions = reader.u16();
+      if (transactions === 0) throw wrong('loose ends in no transaction');
+      return { kind, transactions };
+    }
   }
 }
 

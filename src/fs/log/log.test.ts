@@ -53,7 +53,7 @@ describe('deltas', () => {
 
 describe('records', () => {
   const records: LogRecord[] = [
-    { kind: 'reset' },
+    { kind: 'reset', transactions: 3 },
     { kind: 'limbo', extents: [{ nsd, sector: 300, count: 200 }] },
     { kind: 'settled', extents: [{ nsd, sector: 300, count: 1 }] },
     { kind: 'numbersTaken', first: inodeNumber(70), count: 12 },
@@ -488,10 +488,32 @@ describe('loose ends', () => {
     }
     const again = new LooseEnds();
     again.apply({ kind: 'orphan', ino: inodeNumber(5), generation: 1 });
-    for (const change of ends.snapshot()) again.apply(change);
+    for (const change of ends.snapshot(1 << 20).flat()) again.apply(change);
     expect(again.limbo.extents()).toEqual(ends.limbo.extents());
     expect([...again.numbers].sort()).toEqual([...ends.numbers].sort());
     expect(new Map([...again.orphans].sort())).toEqual(new Map([...ends.orphans].sort()));
+  });
+
+  test('a snapshot in several transactions counts when the last of them is there; until then what was before does', () => {
+    const before = new LooseEnds();
+    const after = new LooseEnds();
+    for (let i = 0; i < 40; i++) {
+      before.apply({ kind: 'limbo', extents: [{ nsd, sector: 256 * i, count: 3 }] });
+      after.apply({ kind: 'limbo', extents: [{ nsd, sector: 256 * i + 9, count: 1 }] });
+      after.apply({ kind: 'orphan', ino: inodeNumber(50 + i), generation: i });
+    }
+    expect(after.limboBytes).toBe(40 * 12);
+    const parts = after.snapshot(200).map((part) => decodeTransaction(encodeTransaction(part).subarray(4)));
+    expect(parts.length).toBeGreaterThan(4);
+    const behind: LogRecord[] = [{ kind: 'limbo', extents: [{ nsd, sector: 4, count: 1 }] }];
+    for (let there = 0; there <= parts.length; there++) {
+      const read = new RedoPlan().add([...before.snapshot(1 << 20), ...parts.slice(0, there)]);
+      const expected = there === parts.length ? after : before;
+      expect(read.limbo.extents()).toEqual(expected.limbo.extents());
+      expect(read.orphans).toEqual(expected.orphans);
+    }
+    const read = new RedoPlan().add([...before.snapshot(1 << 20), ...parts, behind]);
+    expect(read.limbo.count).toBe(41);
   });
 
   test('a set of sub-blocks is what a set of numbers is', () => {
@@ -508,6 +530,7 @@ describe('loose ends', () => {
         if (present) model.add(at);
         else model.delete(at);
       expect(set.count).toBe(model.size);
+      expect(set.runs).toBe(set.extents().length);
     }
     const listed = set.extents().flatMap(({ sector, count }) => Array.from({ length: count }, (_, i) => sector + i));
     expect(listed).toEqual([...model].sort((a, b) => a - b));

@@ -21,8 +21,8 @@ export type LooseEnd =
   | { readonly kind: 'shipped' | 'arrived'; readonly sequence: number; readonly extents: readonly Extent[] }
   | { readonly kind: 'numbersTaken' | 'numbersSettled'; readonly first: InodeNumber; readonly count: number }
   | { readonly kind: 'orphan' | 'orphanSettled'; readonly ino: InodeNumber; readonly generation: number }
-  /** Forget everything: what follows is all there is. */
-  | { readonly kind: 'reset' };
+  /** A snapshot: what so many transactions say, this one the first, is all there is. They follow each other; one that is not complete says nothing. */
+  | { readonly kind: 'reset'; readonly transactions: number };
 
 export class LooseEnds {
   readonly limbo = new ExtentSet();
@@ -79,9 +79,33 @@ export class LooseEnds {
     return this.limbo.count === 0 && this.shipped.size === 0 && this.numbers.size === 0 && this.orphans.size === 0;
   }
 
-  /** All of it as changes, after a reset. */
-  snapshot(): LooseEnd[] {
-    const changes: LooseEnd[] = [{ kind: 'reset' }];
+  /** Of limbo in a snapshot. */
+  get limboBytes(): number {
+    return this.limbo.runs * EXTENT_BYTES;
+  }
+
+  /** All of it as changes, after a reset: for transactions of about so many bytes. */
+  snapshot(lengthBytes: number): LooseEnd[][] {
+    const parts: LooseEnd[][] = [];
+    let part: LooseEnd[] = [];
+    let left = lengthBytes;
+    for (const change of this.#changes()) {
+      const bytes = 'extents' in change ? change.extents.length * EXTENT_BYTES : 0;
+      left -= bytes + RECORD_BYTES;
+      if (left < 0 && part.length > 0) {
+        parts.push(part);
+        part = [];
+        left = lengthBytes - bytes - RECORD_BYTES;
+      }
+      part.push(change);
+    }
+    parts.push(part);
+    parts[0]!.unshift({ kind: 'reset', transactions: parts.length });
+    return parts;
+  }
+
+  #changes(): LooseEnd[] {
+    const changes: LooseEnd[] = [];
     const extents = this.limbo.extents();
     for (let at = 0; at < extents.length; at += EXTENTS_MAX)
       changes.push({ kind: 'limbo', extents: extents.slice(at, at + EXTENTS_MAX) });
@@ -98,6 +122,10 @@ export class LooseEnds {
 
 /** In one record. */
 export const EXTENTS_MAX = 1024;
+/** Of an extent in a record. */
+export const EXTENT_BYTES = 12;
+/** Of a record without extents, at most. */
+const RECORD_BYTES = 16;
 
 export function runsOf(numbers: Iterable<InodeNumber>): { first: InodeNumber; count: number }[] {
   const runs: { first: InodeNumber; count: number }[] = [];

@@ -19,14 +19,15 @@ import { type Flush, writeDurably } from '../durable.js';
 import { Mutex } from '../mutex.js';
 import { sealSector } from '../sector.js';
 import { type LogEffect, type LogEvent, LogMachine } from './log-machine.js';
-import { TransactionWriter } from './log-records.js';
+import { STEP_EXTENTS_MIN, TransactionWriter } from './log-records.js';
 import { encodeGroup, type LogGroup, type LogIdentity, sectorsFor } from './log-sectors.js';
 import type { LogSpace } from './log-space.js';
 import { type DirtySector, type LoggedSectors, nsdOf, type SectorKey, type SectorWrite } from './logged-sectors.js';
-import { type LooseEnd, LooseEnds } from './loose-ends.js';
+import { EXTENT_BYTES, type LooseEnd, LooseEnds } from './loose-ends.js';
 
 export interface NodeLogParts {
   readonly sectors: LoggedSectors;
+  readonly settings: { readonly transactionBytesMax: number };
   readonly nsds: NsdClientApi;
   readonly pool: PagePool;
   readonly arena: BufferArena;
@@ -40,6 +41,8 @@ export interface NodeLogParts {
 export interface LogHost {
   /** Makes the pages of a range of a metadata file clean, in place. */
   flushPages(ino: InodeNumber, range: { readonly start: number; readonly end: number }): Promise<void>;
+  /** What this node has in limbo goes to its file, or back to the map, as far as that can be done now. */
+  settleLimbo(): Promise<void>;
   /** The tail and head in the log's descriptor, durable when it resolves. */
   announceTail(tail: number): Promise<void>;
 }
@@ -59,6 +62,10 @@ const CHECKPOINT_AT = 0.5;
 /** How much of it operations may use, and how much what is done inside them; the rest is for emptying it. */
 const OPERATIONS_SHARE = 0.7;
 const INNER_SHARE = 0.85;
+/** Of limbo in a snapshot, before operations wait until there is less. */
+const LIMBO_SHARE = 0.1;
+/** Of a snapshot that has more there are several transactions. */
+const SNAPSHOT_PART_BYTES = 64 * 1024;
 /** Heads of the records of one synchronous write. */
 const DATA_OVERHEAD_BYTES = 2048;
 export type EnterKind = 'operation' | 'inner';
@@ -77,17 +84,18 @@ export class NodeLog {
   readonly #staging: PoolSegment;
   readonly #checkpointing = new Mutex();
   #waiters: { readonly sequence: number; readonly done: Deferred<void> }[] = [];
-  #entering: { readonly kind: EnterKind; readonly ready: Deferred<() => void> }[] = [];
+  #entering: { readonly kind: EnterKind; readonly lengthBytes: number; readonly ready: Deferred<() => void> }[] = [];
   /** Those who have entered since the last time that somebody waited for all who had; and those whose rounds are not over. */
   #round: { count: number; ended: Deferred<void> | null } = { count: 0, ended: null };
   readonly #rounds = new Set<Promise<void>>();
   /** Sectors for which somebody has entered. */
   #entered = 0;
-  /** The transaction of the last snapshot of the loose ends: recovery needs it, or an earlier one. */
-  #snapshot = 1;
+  /** The transactions of the last snapshot of the loose ends: recovery needs them, or earlier ones. */
+  #snapshot = { first: 1, last: 1 };
   #stopped: FsError | null = null;
   #group: Promise<void> = Promise.resolve();
   #emptying = false;
+  #settlingLimbo = false;
 
   /** `head`: where it goes on. The log is this node's, and recovered. */
   static async open(
@@ -136,13 +144,20 @@ export class NodeLog {
   get tailSector(): number {
     return this.#machine.tail;
   }
+  /** Extents in one transaction, which is to fit into the log many times over. */
+  get stepExtentsMax(): number {
+    return Math.max(STEP_EXTENTS_MIN, Math.floor((this.#space.capacitySectors * SECTOR_BYTES) / (64 * EXTENT_BYTES)));
+  }
+  get stepIndirectsMax(): number {
+    return Math.max(4, Math.floor(this.#space.capacitySectors / 64));
+  }
   get usedShare(): number {
     return this.#machine.usedSectors / this.#space.capacitySectors;
   }
 
   /** What is in the writer is one transaction. Durable when `force` of its number has resolved. `ends`: those in it, in their order. */
   append(ends: readonly LooseEnd[]): number {
-    const bytes = this.writer.finish();
+    const bytes = this.writer.finish(this.#parts.settings.transactionBytesMax);
     for (const end of ends) this.ends.apply(end);
     this.#parts.counters.add('log.transactions');
     this.#parts.counters.add('log.bytes', bytes.length);
@@ -150,6 +165,7 @@ export class NodeLog {
     const sequence = this.#machine.appended;
     this.sectors.appended(sequence);
     if (this.usedShare > CHECKPOINT_AT) this.#empty();
+    else if (this.#entering.length > 0 && ends.length > 0 && !this.#hasManyEnds()) this.#admit();
     return sequence;
   }
 
@@ -169,19 +185,24 @@ export class NodeLog {
    * Kinds: *operations* wait first, for what they may need inside (*inner* work: giving space back, taking numbers, exposing data), which waits for
    * nothing but the devices.
    */
-  tryEnter(kind: EnterKind): (() => void) | null {
-    if (this.#entering.length > 0 && kind === 'operation') return null;
-    return this.#take(kind);
+  tryEnter(kind: EnterKind, lengthBytes = 0): (() => void) | null {
+    if (kind === 'operation' && (this.#entering.length > 0 || this.#hasManyEnds())) return null;
+    return this.#take(kind, lengthBytes);
+  }
+
+  /** A snapshot of what is in limbo has to fit into what is kept for emptying the log. */
+  #hasManyEnds(): boolean {
+    return this.ends.limboBytes > LIMBO_SHARE * this.#space.capacitySectors * SECTOR_BYTES;
   }
 
   /** @throws {FsError} fenced, closed */
-  async enter(kind: EnterKind): Promise<() => void> {
-    const leave = this.tryEnter(kind);
+  async enter(kind: EnterKind, lengthBytes = 0): Promise<() => void> {
+    const leave = this.tryEnter(kind, lengthBytes);
     if (leave !== null) return leave;
     if (this.#stopped !== null) throw this.#stopped;
     this.#parts.counters.add('log.waitsForRoom');
     const ready = deferred<() => void>();
-    this.#entering.push({ kind, ready });
+    this.#entering.push({ kind, lengthBytes, ready });
     this.#empty();
     return ready.promise;
   }
@@ -193,10 +214,14 @@ export class NodeLog {
     return this.#takeSectors(sectors, OPERATIONS_SHARE);
   }
 
-  #take(kind: EnterKind): (() => void) | null {
+  #take(kind: EnterKind, lengthBytes: number): (() => void) | null {
     const { capacitySectors } = this.#space;
     const share = kind === 'operation' ? OPERATIONS_SHARE : INNER_SHARE;
-    return this.#takeSectors(Math.max(1, Math.min(ENTER_SECTORS[kind], Math.floor(capacitySectors / 32))), share);
+    const usual = Math.max(1, Math.min(ENTER_SECTORS[kind], Math.floor(capacitySectors / 32)));
+    return this.#takeSectors(
+      Math.max(usual, Math.min(sectorsFor(lengthBytes), Math.floor(capacitySectors / 4))),
+      share,
+    );
   }
 
   #takeSectors(sectors: number, share: number): (() => void) | null {
@@ -237,7 +262,7 @@ export class NodeLog {
           i++;
           continue;
         }
-        const leave = this.#take(kind);
+        const leave = kind === 'operation' && this.#hasManyEnds() ? null : this.#take(kind, waiter.lengthBytes);
         if (leave === null) {
           this.#empty();
           return;
@@ -384,6 +409,7 @@ export class NodeLog {
   // Space
 
   #empty(): void {
+    if (this.#hasManyEnds()) this.#settleLimbo();
     if (this.#emptying || this.#stopped !== null) return;
     this.#emptying = true;
     void this.checkpoint()
@@ -393,6 +419,23 @@ export class NodeLog {
       })
       .finally(() => {
         this.#emptying = false;
+        if (this.#stopped === null) this.#admit();
+      });
+  }
+
+  /** Beside emptying, which it may have to wait for. */
+  #settleLimbo(): void {
+    if (this.#settlingLimbo || this.#stopped !== null) return;
+    this.#settlingLimbo = true;
+    this.#parts.counters.add('log.limboSettled');
+    void this.#host
+      .settleLimbo()
+      .catch((error: unknown) => {
+        this.#parts.logger.warn({ error: String(error) }, 'what is in limbo could not be settled yet');
+      })
+      .then(() => (this.#hasManyEnds() ? sleep(this.#parts.clock, RETRY_MIN_MS) : undefined))
+      .finally(() => {
+        this.#settlingLimbo = false;
         if (this.#stopped === null) this.#admit();
       });
   }
@@ -473,15 +516,24 @@ export class NodeLog {
     return lost;
   }
 
+  /** In one turn: its transactions follow each other, and nothing changes meanwhile. */
+  #appendSnapshot(): { readonly first: number; readonly last: number } {
+    const first = this.appendedSequence + 1;
+    const lengthBytes = Math.min(this.#parts.settings.transactionBytesMax, SNAPSHOT_PART_BYTES);
+    for (const part of this.ends.snapshot(lengthBytes)) {
+      for (const change of part) this.writer.record(change);
+      this.append([]);
+    }
+    return { first, last: this.appendedSequence };
+  }
+
   async #trim(anew: boolean): Promise<void> {
-    if (anew || !this.ends.empty || this.#snapshot < this.#machine.appended) {
-      const snapshot = this.ends.snapshot();
-      for (const change of snapshot) this.writer.record(change);
-      this.#snapshot = this.append(snapshot);
-      await this.force(this.#snapshot);
+    if (anew || !this.ends.empty || this.#snapshot.last < this.#machine.appended) {
+      this.#snapshot = this.#appendSnapshot();
+      await this.force(this.#snapshot.last);
     }
     const before = this.#machine.tail;
-    this.#dispatch({ type: 'trim', needed: Math.min(this.sectors.needed(), this.#snapshot) });
+    this.#dispatch({ type: 'trim', needed: Math.min(this.sectors.needed(), this.#snapshot.first) });
     const { tail } = this.#machine;
     if (tail === before) return;
     await this.#host.announceTail(tail);

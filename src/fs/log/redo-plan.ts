@@ -15,9 +15,11 @@ export class RedoPlan {
 
   /** One log, from its tail on. Returns what its node left unfinished. */
   add(transactions: Iterable<readonly LogRecord[]>): LooseEnds {
-    const ends = new LooseEnds();
+    let ends = new LooseEnds();
+    /** A snapshot that is being read: it counts when it is complete. */
+    let snapshot: { readonly ends: LooseEnds; left: number } | null = null;
     const own = new Map<SectorKey, SectorRecord[]>();
-    for (const transaction of transactions)
+    for (const transaction of transactions) {
       for (const record of transaction) {
         if (record.kind === 'sector') {
           const key = keyOf(record.sector);
@@ -26,12 +28,17 @@ export class RedoPlan {
           else list.push(record.sector);
           continue;
         }
-        ends.apply(record);
+        if (record.kind === 'reset') snapshot = { ends: new LooseEnds(), left: record.transactions };
+        (snapshot?.ends ?? ends).apply(record);
         // Nothing names these sub-blocks any more: what was in them is not written again, or free space would not be zeros.
         if (record.kind === 'limbo')
           for (const { nsd, sector, count } of record.extents)
             for (let at = sector; at < sector + count; at++) own.delete(keyOf({ nsd, sector: at }));
       }
+      if (snapshot === null || --snapshot.left > 0) continue;
+      ends = snapshot.ends;
+      snapshot = null;
+    }
     for (const [key, records] of own) {
       const list = this.#sectors.get(key);
       if (list === undefined) this.#sectors.set(key, records);
