@@ -14,6 +14,7 @@ import { corrupt, sealSector } from '../sector.js';
 import { isLogSector, type ScannedLog, scanLog } from './log-sectors.js';
 import { LogSpace } from './log-space.js';
 import { decodeDescriptor, encodeDescriptor, LOG_SLOTS, type LogDescriptor } from './log-table.js';
+import { recordFault } from './record-bounds.js';
 
 export interface LogStorage {
   readonly nsds: NsdClientApi;
@@ -167,10 +168,13 @@ export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Pro
   const identity = { fsId: volume.fsId, slot, generation };
   const isIt = (sector: Uint8Array | null, n: number): boolean =>
     sector !== null && isLogSector(sector, n, identity, volume.checksums);
-  const scanned = scanLog(tail, capacity, identity, volume.checksums, (n) => {
+  const sectorAt = (n: number): Uint8Array | null => {
     const copies = places[n % capacity]!;
     return (copies.length === 1 ? copies[0] : copies.find((sector) => isIt(sector, n))) ?? null;
-  });
+  };
+  const scanned = scanLog(tail, capacity, identity, volume.checksums, sectorAt, (record) =>
+    recordFault(record, volume.geometry),
+  );
   const uneven: number[] = [];
   for (let n = scanned.tail; n < scanned.head; n++) {
     const copies = places[n % capacity]!;

@@ -9,6 +9,7 @@
  *   24 u64 n · 32 u16 place in the group · 34 u16 sectors of the group · 36 u32 payload bytes
  *   40 u64 tail: the sector from which on recovery needs the log, when the group was written · 48 zeros · 64 payload
  */
+import { FsError } from '../../common/errors.js';
 import { SECTOR_BYTES } from '../../common/units.js';
 import type { Checksums } from '../../nsd/checksums.js';
 import { getI64, getU16, getU32, getU64, Magic, sealSector, setI64, setU16, setU32, setU64 } from '../sector.js';
@@ -113,8 +114,8 @@ export interface ScannedLog {
 
 /**
  * Reads a log from sector `from` on, where a group begins. `sectorAt` gives what lies at the place of a sector number, null where the device
- * couldn't say. Believes nothing: the first group that is not whole, not the next one or not decodable ends the log, and what lies behind it
- * was never acknowledged.
+ * couldn't say. Believes nothing: the first group that is not whole or not the next one ends the log, and what lies behind it was never
+ * acknowledged; so does one that doesn't decode or has a record with a fault, and that is a hole.
  */
 export function scanLog(
   from: number,
@@ -122,11 +123,13 @@ export function scanLog(
   identity: LogIdentity,
   checksums: Checksums,
   sectorAt: (number: number) => Uint8Array | null,
+  faultOf: (record: LogRecord) => string | null = () => null,
 ): ScannedLog {
   const groups: { first: number; transactions: LogRecord[][] }[] = [];
   let tail = from;
   let at = from;
   let ended: string | null = null;
+  let refused: string | null = null;
   const headOf = (number: number): SectorHead | null => {
     const sector = sectorAt(number);
     const head = sector === null ? null : decodeHead(sector, identity, checksums);
@@ -149,9 +152,10 @@ export function scanLog(
       ended = `the group at sector ${at} has a torn end`;
       break;
     }
-    const transactions = transactionsOf(payload);
-    if (transactions === null) {
-      ended = `the group at sector ${at} does not decode`;
+    const transactions = transactionsOf(payload, faultOf);
+    if (typeof transactions === 'string') {
+      // Whole, so it was durable: what it said is lost all the same.
+      refused = `the group at sector ${at} is refused: ${transactions}`;
       break;
     }
     groups.push({ first: at, transactions });
@@ -163,7 +167,7 @@ export function scanLog(
     head: at,
     tail,
     ended,
-    hole: holeBehind(at, from + capacity, headOf),
+    hole: refused ?? holeBehind(at, from + capacity, headOf),
   };
 }
 
@@ -177,19 +181,28 @@ function holeBehind(end: number, limit: number, headOf: (number: number) => Sect
   return null;
 }
 
-function transactionsOf(payload: readonly Uint8Array[]): LogRecord[][] | null {
+/** Or why not. */
+function transactionsOf(
+  payload: readonly Uint8Array[],
+  faultOf: (record: LogRecord) => string | null,
+): LogRecord[][] | string {
   const bytes = Buffer.concat(payload);
   const found: LogRecord[][] = [];
   try {
     for (let at = 0; at < bytes.length; ) {
-      if (at + 4 > bytes.length) return null;
+      if (at + 4 > bytes.length) return 'it is not made of transactions';
       const length = getU32(bytes, at);
-      if (length > TRANSACTION_BYTES_MAX || at + 4 + length > bytes.length) return null;
-      found.push(decodeTransaction(bytes.subarray(at + 4, at + 4 + length)));
+      if (length > TRANSACTION_BYTES_MAX || at + 4 + length > bytes.length) return `a transaction of ${length} bytes`;
+      const transaction = decodeTransaction(bytes.subarray(at + 4, at + 4 + length));
+      for (const record of transaction) {
+        const fault = faultOf(record);
+        if (fault !== null) return fault;
+      }
+      found.push(transaction);
       at += 4 + length;
     }
-  } catch {
-    return null;
+  } catch (error) {
+    return (FsError.is(error) && error.detail) || String(error);
   }
   return found;
 }
