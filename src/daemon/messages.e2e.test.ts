@@ -93,6 +93,34 @@ test('the same through the engine, without the map of hits, costs no message eit
   await file.close();
 });
 
+test('creating, writing and closing two thousand small files costs a handful of token messages', async () => {
+  const it = await start();
+  const client = it.client(0);
+  const content = bytes(6000, 5);
+  const create = async (directory: string, count: number): Promise<void> => {
+    await client.mkdir(directory);
+    let next = 0;
+    const lane = async (): Promise<void> => {
+      for (let i = next++; i < count; i = next++) {
+        const file = await client.open(`${directory}/f${i}`, 'wx');
+        await file.write(content, 0, content.length, 0);
+        await file.close();
+      }
+    };
+    await Promise.all(Array.from({ length: 16 }, lane));
+  };
+  // Batches of inode numbers have grown by then.
+  await create('/warm-up', 800);
+  await quiet(it);
+
+  const count = counting(it.engines);
+  await create('/measured', 2000);
+  await quiet(it);
+  const since = count();
+  // Two for each batch of 1024 numbers; and for allocation regions, if one is used up.
+  expect(since.sum('tokens.messagesOut')).toBeLessThanOrEqual(10);
+});
+
 test("a second node's first conflicting access to an open file is 1 request, 1 revoke, 1 answer, 1 grant", async () => {
   // All tokens are served by the third node, so that every message is between two of them.
   const it = await start({ configure: (index) => ({ tokenServer: index === 2 }) });

@@ -77,11 +77,13 @@ export class InodeFile {
   /** The blocks of the inode file that these numbers lie in exist afterwards, written so that others find them. */
   async ensureMapped(inos: readonly InodeNumber[]): Promise<Inode['home'][]> {
     const missing = new Set<number>();
-    for (const ino of inos) if ((await this.find(ino)) === null) missing.add(inodeBlockOf(ino));
+    for (const ino of inos)
+      if (!missing.has(inodeBlockOf(ino)) && !this.locate(ino) && (await this.find(ino)) === null)
+        missing.add(inodeBlockOf(ino));
     if (missing.size > 0) await this.#growing.run(() => this.#grow(missing));
     const homes: Inode['home'][] = [];
     for (const ino of inos) {
-      const home = await this.find(ino);
+      const home = this.locate(ino) ?? (await this.find(ino));
       if (home === null)
         throw new FsError('internal', {
           op: 'create',

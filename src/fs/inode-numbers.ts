@@ -5,14 +5,16 @@
  * Each batch has a generation greater than any that its numbers had before: a handle or a directory entry of an earlier life of the
  * number is recognised by it. Numbers given back wait until their inode has been written as free, then go back in batches, never
  * straight to the next create: their next life needs a new generation.
- * The data tokens of a batch are asked for with it, in one message: whoever makes a file writes it next, and would ask for each alone.
+ * The data tokens of a batch are asked for with it, in one message: whoever makes a file writes it next, and would ask for each alone. So are the status
+ * and open tokens of a segment with its first batch. Batches grow while they are used up, to four blocks of the inode file, and the next is there before the last
+ * has gone: who makes many files meets no token message, and no wait, between them.
  * Fault model: a node that dies takes the rest of its batch with it (numbers marked used, inodes free); a check finds them.
  */
 import { WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, inodeNumber, type NsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import { INODES_PER_SEGMENT, TokenClass } from '../token-manager/token.js';
+import { INODES_PER_SEGMENT, TokenClass, TokenMode } from '../token-manager/token.js';
 import { groupBy } from './group.js';
 import { type Extent, INODE_MAP, segmentOf, segmentRange } from './layout.js';
 import { runsOf } from './log/loose-ends.js';
@@ -25,6 +27,7 @@ import {
   setSegmentGeneration,
 } from './map-formats.js';
 import { Mutex } from './mutex.js';
+import { aloneItem } from './open-tokens.js';
 import { Settling } from './space-peers.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
@@ -36,6 +39,29 @@ export interface InodeTicket {
   readonly home: { readonly nsd: NsdIndex; readonly sector: number };
 }
 
+/** How many times the first batch a batch may grow to; in a file system of so many blocks for each block of numbers. */
+const BATCH_GROWTH_MAX = 4;
+const BLOCKS_PER_GROWTH = 256;
+/** Segments looked at ahead of need. */
+const SEGMENTS_AHEAD = 16;
+
+/** Steps from a segment to the next: so many nodes side by side have room between them. */
+const SEGMENT_STRIDE = 8;
+
+/**
+ * The segments in the order in which a node uses them up: nodes with neighbouring numbers begin side by side, so that the inode file stays short, and go on
+ * in strides, so that none runs into the segment that another one is using. Every segment comes once; segment 0 last, it is everybody's: the root
+ * is in it.
+ */
+export function nthSegment(nodeId: number, n: number, segmentCount: number): number {
+  const count = segmentCount - 1;
+  if (n % segmentCount >= count) return 0;
+  let stride = SEGMENT_STRIDE;
+  while (commonDivisor(stride, count) !== 1) stride++;
+  return 1 + ((nodeId - 1 + (n % segmentCount) * stride) % count);
+}
+const commonDivisor = (a: number, b: number): number => (b === 0 ? a : commonDivisor(b, a % b));
+
 export class InodeNumbers {
   readonly #volume: Volume;
   /** Descending, so that `pop` gives neighbours in ascending order. */
@@ -43,23 +69,33 @@ export class InodeNumbers {
   #returned: InodeNumber[] = [];
   readonly #mutex = new Mutex();
   #ahead: Promise<void> | null = null;
-  #segment: number;
+  /** Nothing was found ahead of need: not looked for again before something has been found in need. */
+  #noneAhead = false;
+  /** In this node's order of them. */
+  #segmentIndex = 0;
+  /** Whose status and open tokens have been asked for. */
+  #segmentAsked = -1;
+  /** How many to take next, and how many were taken last. */
+  #batch: number;
+  #lastBatch = 0;
+  readonly #batchMax: number;
 
   constructor(volume: Volume) {
     this.#volume = volume;
-    const { segmentCount } = volume.geometry;
-    // Segment 0 is everybody's: the root is in it.
-    this.#segment = segmentCount === 1 ? 0 : 1 + ((volume.parts.nodeId - 1) % (segmentCount - 1));
+    const { nsdBlocks } = volume.geometry;
+    const blocks = nsdBlocks.reduce((sum, count) => sum + count, 0);
+    this.#batch = volume.settings.inodeBatch;
+    this.#batchMax = this.#batch * Math.max(1, Math.min(BATCH_GROWTH_MAX, Math.floor(blocks / BLOCKS_PER_GROWTH)));
   }
 
   /** The segment in which this node creates. */
   get segment(): number {
-    return this.#segment;
+    return nthSegment(this.#volume.parts.nodeId, this.#segmentIndex, this.#volume.geometry.segmentCount);
   }
 
   tryTake(): InodeTicket | null {
     const ticket = this.#free.pop() ?? null;
-    if (ticket !== null && this.#free.length <= this.#volume.settings.inodeBatch >>> 1) this.#refillAhead();
+    if (ticket !== null && this.#free.length <= this.#lastBatch >>> 1) this.#refillAhead();
     return ticket;
   }
 
@@ -90,13 +126,17 @@ export class InodeNumbers {
 
   /** While half a batch is left, so that who creates one file after the other never waits for the next. */
   #refillAhead(): void {
-    if (this.#ahead !== null || this.#mutex.busy || this.#volume.closed) return;
+    if (this.#ahead !== null || this.#noneAhead || this.#mutex.busy || this.#volume.closed) return;
     const { logger } = this.#volume.parts;
     this.#ahead = this.#mutex
       .run(async () => {
-        await this.#refillFrom(this.#segment);
+        const { segmentCount } = this.#volume.geometry;
+        this.#noneAhead = !(await this.#refillFromSegments(Math.min(SEGMENTS_AHEAD, segmentCount)));
       })
-      .catch((error: unknown) => logger.info({ error: String(error) }, 'inode numbers could not be taken ahead'))
+      .catch((error: unknown) => {
+        this.#noneAhead = true;
+        logger.info({ error: String(error) }, 'inode numbers could not be taken ahead');
+      })
       .finally(() => {
         this.#ahead = null;
       });
@@ -112,28 +152,67 @@ export class InodeNumbers {
   }
 
   async #refillFromMap(): Promise<boolean> {
-    const { segmentCount } = this.#volume.geometry;
     await this.#volume.inodes.writeOutFreeing();
     await this.#returnNow();
-    for (let i = 0; i < segmentCount; i++) if (await this.#refillFrom((this.#segment + i) % segmentCount)) return true;
+    this.#noneAhead = false;
+    return this.#refillFromSegments(this.#volume.geometry.segmentCount);
+  }
+
+  async #refillFromSegments(count: number): Promise<boolean> {
+    for (let i = 0; i < count; i++) {
+      if (await this.#refillFrom(this.segment)) return true;
+      this.#segmentIndex = (this.#segmentIndex + 1) % this.#volume.geometry.segmentCount;
+    }
     return false;
   }
 
   async #refillFrom(segment: number): Promise<boolean> {
+    for (;;) {
+      try {
+        const taken = await this.#takeFrom(segment);
+        if (taken === 0) return false;
+        this.#lastBatch = taken;
+        this.#batch = Math.min(2 * this.#batch, this.#batchMax);
+        return true;
+      } catch (error) {
+        // The inode file could not grow by so much.
+        const isSmallest = this.#batch <= this.#volume.settings.inodeBatch;
+        if (isSmallest || !FsError.is(error) || error.reason !== 'noSpace') throw error;
+        this.#volume.counters.add('fs.numberBatchesCut');
+        this.#batch = this.#volume.settings.inodeBatch;
+        await this.#returnNow();
+      }
+    }
+  }
+
+  /** How many it got. */
+  async #takeFrom(segment: number): Promise<number> {
     const batch = await this.#takeBatch(segment);
-    if (batch.length === 0) return false;
-    this.#segment = segment;
+    if (batch.length === 0) return 0;
     try {
       const homes = await this.#volume.inodes.ensureMapped(batch.map(({ ino }) => ino));
       await this.#volume.learnVersions(runsOfHomes(homes));
       const tickets = batch.map((ticket, index) => ({ ...ticket, home: homes[index]! }));
       this.#free.unshift(...tickets.reverse());
-      this.#volume.parts.tokens.ask(batch.map(({ ino }) => this.#volume.dataItem(ino, WHOLE)));
+      this.#volume.counters.add('fs.numberBatches');
+      this.#askFor(batch.map(({ ino }) => ino));
     } catch (error) {
       this.#returned.push(...batch.map(({ ino }) => ino));
       throw error;
     }
-    return true;
+    return batch.length;
+  }
+
+  /** What creating and writing them will take; what is not granted is asked for again by who needs it. */
+  #askFor(inos: readonly InodeNumber[]): void {
+    const { inodes, parts } = this.#volume;
+    const items = inos.map((ino) => this.#volume.dataItem(ino, WHOLE));
+    const segment = segmentOf(inos[0]!);
+    if (segment !== this.#segmentAsked) {
+      items.unshift(inodes.statusItem(inos[0]!, TokenMode.exclusive, true), aloneItem(this.#volume, inos[0]!, true));
+      this.#segmentAsked = segment;
+    }
+    parts.tokens.ask(items);
   }
 
   async #takeBatch(segment: number): Promise<Omit<InodeTicket, 'home'>[]> {
@@ -142,7 +221,7 @@ export class InodeNumbers {
       const free = segmentFree(sector);
       if (free === 0) return false;
       const generation = segmentGeneration(sector);
-      for (let slot = 0; slot < INODES_PER_SEGMENT && batch.length < this.#volume.settings.inodeBatch; slot++) {
+      for (let slot = 0; slot < INODES_PER_SEGMENT && batch.length < this.#batch; slot++) {
         if (inodeUsed(sector, slot)) continue;
         setInodeUsed(sector, slot, true);
         const ino = inodeNumber(segment * INODES_PER_SEGMENT + slot);
@@ -235,7 +314,8 @@ export class InodeNumbers {
       this.#returned.push(...unused);
       this.#free = [];
       await this.#returnNow();
-      for (const ino of unused) await this.#volume.parts.tokens.release(TokenClass.data, ino, WHOLE);
+      const { tokens } = this.#volume.parts;
+      await Promise.all(unused.map((ino) => tokens.release(TokenClass.data, ino, WHOLE)));
     });
   }
 }
