@@ -6,6 +6,8 @@ import type { Timer } from '../common/clock.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { TokenClass } from '../token-manager/token.js';
+import { checkOnline } from './check/online/online-check.js';
+import type { OnlineOptions, OnlineReport } from './check/online/online-report.js';
 import type {
   AttributeChanges,
   Attributes,
@@ -57,6 +59,8 @@ export interface MountedFileSystem extends FileSystem {
   settleLeft(): Promise<void>;
   /** Another node reads or writes a shared file through this one. */
   serveShared(request: SharedRequest): Promise<SharedReply>;
+  /** Looks at everything while it is in use, here and elsewhere (docs/check.md). One at a time; unmounting ends it. @throws {FsError} busy, aborted, closed, fenced */
+  checkOnline(options?: OnlineOptions): Promise<OnlineReport>;
   /** Open files here that deny others something. */
   shareModes(): { ino: InodeNumber; deny: Deny; writes: boolean }[];
   /** For status pages. */
@@ -72,6 +76,8 @@ export class MountedFs implements MountedFileSystem {
   #timer: Timer | null = null;
   #working: Promise<void> | null = null;
   readonly #resync: ResyncAgent;
+  /** The check that is under way. */
+  #check: { readonly stop: AbortController; readonly ended: Promise<unknown> } | null = null;
 
   constructor(volume: Volume) {
     this.#volume = volume;
@@ -245,6 +251,25 @@ export class MountedFs implements MountedFileSystem {
     return settle(this.#volume, what);
   }
 
+  async checkOnline(options: OnlineOptions = {}): Promise<OnlineReport> {
+    this.#volume.checkOpen('fs.check');
+    if (this.#check !== null)
+      throw new FsError('busy', { op: 'fs.check', detail: 'this node is at an online check of it already' });
+    const stop = new AbortController();
+    const { signal } = options;
+    const callOff = () => stop.abort();
+    signal?.addEventListener('abort', callOff, { once: true });
+    if (signal?.aborted === true) stop.abort();
+    const running = Promise.resolve().then(() => checkOnline(this.#volume, { ...options, signal: stop.signal }));
+    this.#check = { stop, ended: running.catch(() => undefined) };
+    try {
+      return await running;
+    } finally {
+      this.#check = null;
+      signal?.removeEventListener('abort', callOff);
+    }
+  }
+
   async sync(): Promise<void> {
     const { cache, inodes, log } = this.#volume;
     this.#volume.checkOpen('sync');
@@ -268,6 +293,8 @@ export class MountedFs implements MountedFileSystem {
     if (volume.closed) return;
     // What it may have to say about lost writes nobody waits for.
     for (const file of [...volume.openFiles]) await file.close().catch(() => undefined);
+    this.#check?.stop.abort();
+    await this.#check?.ended;
     volume.closed = true;
     this.#timer?.cancel();
     if (this.#working !== null) await this.#working;
@@ -310,6 +337,7 @@ export class MountedFs implements MountedFileSystem {
     const volume = this.#volume;
     volume.closed = true;
     volume.fenced = true;
+    this.#check?.stop.abort();
     volume.orphans.stop();
     this.#timer?.cancel();
     void this.#resync.stop();

@@ -27,13 +27,14 @@ export interface InodeRef {
   readonly generation: number;
 }
 
-/** Everything in one request; the same inode twice is asked for once, in its strongest modes. */
+/** Everything in one request; the same inode twice is asked for once, in its strongest modes. `more`: of other classes and objects. */
 export async function pinInodes(
   volume: Volume,
   wanted: readonly Wanted[],
   options: AcquireOptions | undefined,
+  more: readonly TokenItem[] = [],
 ): Promise<TokenPins> {
-  const items: TokenItem[] = [];
+  const items: TokenItem[] = [...more];
   const merged = wanted.length === 1 ? wanted : mergeWanted(wanted);
   for (const { ino, status, open, alone, data, wide } of merged) {
     if (volume.inodes.get(ino) === undefined && !volume.inodes.locate(ino)) await volume.inodes.find(ino);

@@ -65,9 +65,10 @@ export class TestArbiter {
     });
     const grant: Grant = { key, items, patient, aborted: false, ended };
     this.#grants.add(grant);
-    signal?.addEventListener('abort', () => {
+    const abort = (): void => {
       grant.aborted = true;
-    });
+    };
+    signal?.addEventListener('abort', abort);
     try {
       await Promise.all(before);
       if (prompt) for (const other of this.clients) if (other !== client && other.hasOpen(items)) throw inUse(items);
@@ -79,6 +80,7 @@ export class TestArbiter {
       for (const item of granted) client.take(item, this.#free(client, item), this.#notesFor(item));
       return client.tryPin(items);
     } finally {
+      signal?.removeEventListener('abort', abort);
       this.#grants.delete(grant);
       leave();
     }
@@ -240,7 +242,9 @@ export class TestTokens implements TokenClientApi {
         reject(new FsError('aborted', { op: 'token.acquire' }));
       };
       signal.addEventListener('abort', abort, { once: true });
-      pins.then((granted) => (over ? granted.release() : resolve(granted)), reject);
+      pins
+        .then((granted) => (over ? granted.release() : resolve(granted)), reject)
+        .finally(() => signal.removeEventListener('abort', abort));
     });
   }
   ask(items: readonly TokenItem[]): void {

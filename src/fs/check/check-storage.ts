@@ -25,8 +25,15 @@ export interface CheckParts {
 
 export const READ_RUN = 64;
 
+/** Sectors as a check sees them. Null: its bytes don't have the checksum that its NSD keeps for them. */
+export interface SectorReader {
+  readOne(nsd: NsdIndex, sector: number): Promise<Uint8Array | null>;
+  /** In order, a run at a time. */
+  each(home: Extent, count: number, use: (sector: Uint8Array | null, index: number) => void): Promise<void>;
+}
+
 /** Of two copies: the one to be believed, and the one that is to become as it. */
-interface Uneven {
+export interface Uneven {
   readonly nsd: NsdIndex;
   readonly sector: number;
   readonly bytes: Uint8Array;
@@ -38,10 +45,14 @@ interface ReadSector {
   readonly bytes: Uint8Array | null;
   readonly version: number;
 }
+/** `uneven`: its copies are not the same. */
+export interface ComparedSector extends ReadSector {
+  readonly uneven: Uneven | null;
+}
 
 const UNREADABLE: ReadSector = { bytes: null, version: 0 };
 
-export class CheckStorage {
+export class CheckStorage implements SectorReader {
   /** For whatever writes: both copies, where there are two. */
   readonly mirror: NsdClientApi;
   /** For whatever reads and would mend on the way. */
@@ -56,13 +67,21 @@ export class CheckStorage {
   }
 
   /** Copies, at most READ_RUN at once. Null: its bytes don't have the checksum that its NSD keeps for them. */
-  async read({ nsd, sector, count }: Extent): Promise<(Uint8Array | null)[]> {
+  async read(extent: Extent): Promise<(Uint8Array | null)[]> {
+    return (await this.compare(extent)).map(({ bytes, uneven }) => {
+      if (uneven !== null) this.uneven.set(keyOf(uneven), uneven);
+      return bytes;
+    });
+  }
+
+  /** The same with what there is to be said about the copies, of which nothing is remembered. */
+  async compare({ nsd, sector, count }: Extent): Promise<ComparedSector[]> {
     // What is stale is nobody's to read (S5).
     const [first, second] = readableCopies(this.parts.nsds, nsd);
     if (first === undefined)
       throw new FsError('nsdUnavailable', { op: 'fs.check', object: `nsd ${nsd}`, detail: 'no copy is up to date' });
     const one = await this.#readCopy(first, sector, count);
-    if (second === undefined) return one.map(({ bytes }) => bytes);
+    if (second === undefined) return one.map((found) => ({ ...found, uneven: null }));
     const other = await this.#readCopy(second, sector, count);
     return one.map((mine, i) => this.#choose(nsd, sector + i, [mine, other[i]!]));
   }
@@ -72,10 +91,10 @@ export class CheckStorage {
   }
 
   /** The one that can be read, that is sealed, that is of later; equal versions mean equal bytes. */
-  #choose(nsd: NsdIndex, sector: number, copies: readonly [ReadSector, ReadSector]): Uint8Array | null {
+  #choose(nsd: NsdIndex, sector: number, copies: readonly [ReadSector, ReadSector]): ComparedSector {
     const [a, b] = copies;
-    if (a.bytes === null && b.bytes === null) return null;
-    if (a.bytes !== null && b.bytes !== null && Buffer.compare(a.bytes, b.bytes) === 0) return a.bytes;
+    if (a.bytes === null && b.bytes === null) return { ...UNREADABLE, uneven: null };
+    if (a.bytes !== null && b.bytes !== null && Buffer.compare(a.bytes, b.bytes) === 0) return { ...a, uneven: null };
     const rank = ({ bytes }: ReadSector): number => (bytes === null ? 0 : this.#isSound(bytes) ? 2 : 1);
     const better = rank(b) > rank(a) || (rank(b) === rank(a) && isVersionBefore(a.version, b.version)) ? 1 : 0;
     const bad = copiesOf(nsd)[1 - better]!;
@@ -85,8 +104,7 @@ export class CheckStorage {
       copies[1 - better]!.bytes === null
         ? `can not be read, its bytes do not have their checksum; its copy on NSD ${good} can`
         : `is not what its copy on NSD ${good} is`;
-    this.uneven.set(keyOf({ nsd, sector }), { nsd, sector, bytes, bad, why });
-    return bytes;
+    return { bytes, version: copies[better].version, uneven: { nsd, sector, bytes, bad, why } };
   }
 
   /** Everything that has two copies carries a header with a checksum, or is zeros. */

@@ -10,6 +10,7 @@ import { FileType } from '../file-system-api.js';
 import { DIRECTORY_DEPTH_MAX, decodeInode } from '../inode-format.js';
 import { type Extent, FIRST_USER_INODE } from '../layout.js';
 import { hashName, leafDepth, leafEntries, leafExists, leafFault, type NamedEntry } from '../leaf-format.js';
+import type { SectorReader } from './check-storage.js';
 import { DirectoryEdits, editEntry, removeFrom } from './directory-edits.js';
 import type { DirectoryFacts } from './inode-facts.js';
 import { UNREADABLE } from './inodes.js';
@@ -50,19 +51,25 @@ type UseLeaf = (leaf: Uint8Array | null, index: number, home: Extent) => void;
 
 /** Which leaves there are, and how deep they have to be. */
 export class Leaves {
-  readonly #scan: Scan;
-  readonly #blocks: { readonly block: number; readonly extent: Extent }[];
+  readonly #storage: SectorReader;
+  readonly #blocks: readonly { readonly block: number; readonly extent: Extent }[];
   /** Those that exist, damaged or not. */
   readonly indexes = new Set<number>();
   maxDepth = 0;
 
-  private constructor(scan: Scan, blocks: { readonly block: number; readonly extent: Extent }[]) {
-    this.#scan = scan;
+  private constructor(storage: SectorReader, blocks: readonly { readonly block: number; readonly extent: Extent }[]) {
+    this.#storage = storage;
     this.#blocks = blocks;
   }
 
   static async of(scan: Scan, directory: DirectoryFacts): Promise<Leaves> {
-    const leaves = new Leaves(scan, await directoryBlocks(scan, directory.ino));
+    return Leaves.in(scan.storage, await directoryBlocks(scan, directory.ino));
+  }
+  static async in(
+    storage: SectorReader,
+    blocks: readonly { readonly block: number; readonly extent: Extent }[],
+  ): Promise<Leaves> {
+    const leaves = new Leaves(storage, blocks);
     await leaves.each((leaf, index) => {
       if (leaf === null || leaf.some((byte) => byte !== 0)) leaves.indexes.add(index);
     });
@@ -72,7 +79,7 @@ export class Leaves {
 
   async each(use: UseLeaf): Promise<void> {
     for (const { block, extent } of this.#blocks)
-      await this.#scan.storage.each(extent, extent.count, (leaf, at) =>
+      await this.#storage.each(extent, extent.count, (leaf, at) =>
         use(leaf, block * SUB_BLOCKS_PER_BLOCK + at, { nsd: extent.nsd, sector: extent.sector + at, count: 1 }),
       );
   }

@@ -8,7 +8,7 @@ import { type BlockPointer, POINTER_BYTES, readPointer, writePointer } from '../
 import { checkIndirect, INDIRECT_POINTERS, INDIRECT_POINTERS_AT, rootPlace, span } from '../indirect-format.js';
 import { AREA_BYTES, DIRECT_POINTERS, INDIRECT_LEVELS, type InodeFields, InodeFlag } from '../inode-format.js';
 import type { Extent, Geometry } from '../layout.js';
-import type { CheckStorage } from './check-storage.js';
+import type { SectorReader } from './check-storage.js';
 
 /** Where a pointer is stored. */
 export type PointerSite =
@@ -30,7 +30,7 @@ export interface PointerVisitor {
 }
 
 export interface WalkedVolume {
-  readonly storage: CheckStorage;
+  readonly storage: Pick<SectorReader, 'readOne'>;
   readonly fsId: bigint;
   readonly geometry: Geometry;
   readonly checksums: Checksums;
