@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import type { RungResult } from '../fabric/rung-test.js';
 import type { CheckReport } from '../fs/check/check.js';
+import type { OnlineReport } from '../fs/check/online/online-report.js';
 import type { RepairReport } from '../fs/check/repair.js';
 import type { Progress } from '../fs/check/scan.js';
 import type { RefusedNsd } from './refused-nsds.js';
@@ -28,6 +29,16 @@ export const ADMIN_METHODS = {
   checkFileSystem: z.strictObject({ name: z.string() }),
   /** The same, and mends what can be mended. */
   repairFileSystem: z.strictObject({ name: z.string() }),
+  /** Looks at everything while it is mounted and worked on; called off when who asks goes. */
+  checkOnline: z.strictObject({
+    name: z.string(),
+    /** Damaged copies are written from the others; nothing else. */
+    repair: z.boolean(),
+    /** Files' bytes too. */
+    data: z.boolean(),
+    /** 0: as fast as it can. */
+    readBytesPerS: z.int().min(0),
+  }),
   /** How far a check or a repair has come that this daemon is at. */
   checkProgress: z.strictObject({}),
   /** The operator says that it is dead (F1). */
@@ -53,6 +64,7 @@ export interface AdminResults {
   fileSystems: FileSystemInfo[];
   checkFileSystem: CheckReport;
   repairFileSystem: RepairReport;
+  checkOnline: OnlineReport;
   checkProgress: { readonly progress: Progress | null };
   expel: { readonly nodeId: number; readonly incarnation: number; readonly done: boolean };
   nsdTakeover: NsdLine;
@@ -63,7 +75,8 @@ export interface AdminResults {
 
 /** The daemon's side: `AdminServer` calls it, `daemonAdmin` implements it over an engine. May throw FsError. */
 export interface AdminApi {
-  call<M extends AdminMethod>(method: M, params: AdminParams<M>): Promise<AdminResults[M]>;
+  /** `signal`: nobody waits for the answer any more. */
+  call<M extends AdminMethod>(method: M, params: AdminParams<M>, signal?: AbortSignal): Promise<AdminResults[M]>;
 }
 
 export interface NodeStatus {

@@ -2,7 +2,7 @@ import { connect, type Socket } from 'node:net';
 import { z } from 'zod';
 import { type Deferred, deferred } from '../common/deferred.js';
 import { errorFromRecord, FsError, reasonNumber } from '../common/errors.js';
-import type { AdminApi, AdminMethod, AdminParams, AdminResults } from './admin-api.js';
+import type { AdminMethod, AdminParams, AdminResults } from './admin-api.js';
 import { ADMIN_REPLY_BYTES_MAX, AdminFrames, encodeAdminFrame } from './admin-wire.js';
 
 /**
@@ -25,7 +25,7 @@ const replySchema = z.union([
   z.object({ id: z.number(), result: z.unknown() }),
 ]);
 
-export class AdminClient implements AdminApi {
+export class AdminClient {
   readonly #waiting = new Map<number, { readonly done: Deferred<unknown>; readonly timer: NodeJS.Timeout }>();
   readonly #frames = new AdminFrames(ADMIN_REPLY_BYTES_MAX);
   #nextId = 1;

@@ -55,6 +55,8 @@ function serveConnection(
 ): void {
   const frames = new AdminFrames(ADMIN_REQUEST_BYTES_MAX);
   let running = 0;
+  const gone = new AbortController();
+  socket.once('close', () => gone.abort());
   const answer = (reply: AdminReply): void => {
     if (!socket.destroyed) socket.write(encodeAdminFrame(reply));
   };
@@ -72,7 +74,7 @@ function serveConnection(
     const { id, method, params } = request.data;
     counters.add('admin.calls');
     if (++running >= CALLS_MAX) socket.pause();
-    execute(api, method, params)
+    execute(api, method, params, gone.signal)
       .then(
         (result) => answer({ id, result }),
         (error: unknown) => answer({ id, error: errorToRecord(FsError.from(error, method)) }),
@@ -91,7 +93,7 @@ function serveConnection(
   });
 }
 
-async function execute(api: AdminApi, method: string, params: unknown): Promise<unknown> {
+async function execute(api: AdminApi, method: string, params: unknown, signal: AbortSignal): Promise<unknown> {
   if (!Object.hasOwn(ADMIN_METHODS, method)) throw new FsError('notSupported', { op: 'admin', object: method });
   const known = method as AdminMethod;
   const checked = ADMIN_METHODS[known].safeParse(params ?? {});
@@ -99,7 +101,7 @@ async function execute(api: AdminApi, method: string, params: unknown): Promise<
     const issue = checked.error.issues[0]!;
     throw new FsError('invalidArgument', { op: method, object: issue.path.join('.'), detail: issue.message });
   }
-  return api.call(known, checked.data);
+  return api.call(known, checked.data, signal);
 }
 
 /** A socket file that nobody listens on any more is removed; one that answers stays. @throws {FsError} identityTaken, exists. */

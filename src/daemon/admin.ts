@@ -33,7 +33,9 @@ const TOKEN_LIST_TIMEOUT_MS = 5000;
 const EXPEL_WAIT_MS = 60_000;
 const EXPEL_LOOK_MS = 50;
 
-type Handlers = { readonly [M in AdminMethod]: (params: AdminParams<M>) => Promise<AdminResults[M]> };
+type Handlers = {
+  readonly [M in AdminMethod]: (params: AdminParams<M>, signal: AbortSignal | undefined) => Promise<AdminResults[M]>;
+};
 
 export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi {
   const startedMs = performance.now();
@@ -51,6 +53,8 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
     },
     checkFileSystem: async ({ name }) => engine.node.check(await identityOf(engine, name)),
     repairFileSystem: async ({ name }) => engine.node.repair(await identityOf(engine, name)),
+    checkOnline: async ({ name, ...options }, signal) =>
+      engine.node.checkOnline(await identityOf(engine, name), { ...options, signal }),
     checkProgress: async () => ({ progress: engine.node.checking }),
     expel: ({ node }) => expel(engine, nodeId(node)),
     nsdTakeover: async ({ nsd, to }) => {
@@ -69,7 +73,7 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
       return {};
     },
   };
-  return { call: (method, params) => handlers[method](params) };
+  return { call: (method, params, signal) => handlers[method](params, signal) };
 }
 
 async function identityOf(engine: NodeEngine, name: string): Promise<FileSystemIdentity> {

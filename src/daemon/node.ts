@@ -15,6 +15,7 @@ import type { Random } from '../common/random.js';
 import type { Fabric, NodeIdentity } from '../fabric/fabric.js';
 import { FileBacking } from '../fs/backing.js';
 import { type CheckParts, type CheckReport, checkFileSystem, logOwners } from '../fs/check/check.js';
+import type { OnlineOptions, OnlineReport } from '../fs/check/online/online-report.js';
 import { type RepairReport, repairFileSystem } from '../fs/check/repair.js';
 import type { Progress, ScanOptions } from '../fs/check/scan.js';
 import type { MetadataCopies } from '../fs/layout.js';
@@ -117,6 +118,7 @@ interface Mounted {
 }
 
 const ACTION_TIMEOUT_MS = 10_000;
+const UNMOUNT_FIRST = 'unmount it first';
 
 export class HoldfastNode {
   readonly tokenServer: TokenServer | null;
@@ -390,8 +392,32 @@ export class HoldfastNode {
   checking: Progress | null = null;
 
   /** Of a file system that nobody has mounted. @throws {FsError} busy */
-  check(identity: FileSystemIdentity): Promise<CheckReport> {
-    return this.#alone(identity, false, (storage, options) => checkFileSystem(storage, identity.nsds.length, options));
+  async check(identity: FileSystemIdentity): Promise<CheckReport> {
+    try {
+      return await this.#alone(identity, false, (storage, options) =>
+        checkFileSystem(storage, identity.nsds.length, options),
+      );
+    } catch (error) {
+      if (!FsError.is(error) || error.reason !== 'busy' || error.detail?.endsWith(UNMOUNT_FIRST) !== true) throw error;
+      const detail = `${error.detail}, or check it as it is (--online)`;
+      throw new FsError('busy', { op: 'fs.check', object: identity.name, detail, cause: error });
+    }
+  }
+
+  /** While it is mounted, by this node too; which mounts it, if it has nothing mounted. @throws {FsError} busy, aborted, closed, fenced */
+  async checkOnline(identity: FileSystemIdentity, options: OnlineOptions): Promise<OnlineReport> {
+    const fileSystem = await this.mount(identity);
+    let last: Progress | null = null;
+    const onProgress = (progress: Progress): void => {
+      last = progress;
+      this.checking = progress;
+      options.onProgress?.(progress);
+    };
+    try {
+      return await fileSystem.checkOnline({ ...options, onProgress });
+    } finally {
+      if (this.checking === last) this.checking = null;
+    }
   }
 
   /** The same, mending what can be. @throws {FsError} busy */
@@ -413,7 +439,7 @@ export class HoldfastNode {
         new FsError('busy', {
           op: 'fs.check',
           object: identity.name,
-          detail: `it is mounted by ${nodes}: unmount it first`,
+          detail: `it is mounted by ${nodes}: ${UNMOUNT_FIRST}`,
         });
       if (this.#mounted?.identity.uuid === identity.uuid) throw mountedBy('this node');
       const storage = { nsds: this.#storage(identity).nsds, arena: this.#staging, pool, checksums };

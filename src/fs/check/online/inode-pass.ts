@@ -3,6 +3,7 @@
  * which space is pointed to.
  */
 import { type InodeNumber, inodeNumber } from '../../../common/ids.js';
+import { TokenMode } from '../../../token-manager/token.js';
 import { FileType } from '../../file-system-api.js';
 import { decodeInode, FREE_INODE, type InodeFields } from '../../inode-format.js';
 import { type Extent, FIRST_USER_INODE, INODE_FILE, INODES_PER_BLOCK } from '../../layout.js';
@@ -108,7 +109,7 @@ export async function inodeBlocks(
         broken: () => undefined,
       });
   };
-  await context.holding({ inodes: [{ ino: INODE_FILE }] }, 1, () =>
+  await context.holding({ inodes: [{ ino: INODE_FILE }] }, TokenMode.shared, () =>
     context.inOneMoment(async (view) => {
       await read(view);
       return [];

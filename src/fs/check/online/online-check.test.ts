@@ -9,7 +9,7 @@ import { PLANTED, plantIn } from '../testing-planted.js';
 import type { OnlineReport } from './online-report.js';
 import { TestLoad } from './testing-load.js';
 
-const OPERATIONS = process.env.HOLDFAST_TEST_FULL === '1' ? 10_000 : 300;
+const OPERATIONS = process.env.HOLDFAST_TEST_FULL === '1' ? 3_000 : 300;
 
 const TICK_MS = 500;
 const TURNS_PER_TICK = 200;

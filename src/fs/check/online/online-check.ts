@@ -40,7 +40,7 @@ export async function checkOnline(volume: Volume, options: OnlineOptions = {}): 
 }
 
 async function run(context: OnlineContext): Promise<OnlineReport> {
-  const { volume, options } = context;
+  const { options } = context;
   const first = new InodePass(context);
   const fourth = new SpacePass(context, first);
   context.progress({ phase: 'superblocks and logs', done: 0, total: 0 });
