@@ -32,7 +32,6 @@ beforeAll(async () => {
   const [listening, advertised] = (await freePorts(2)) as [number, number];
   wire = await TcpCutter.start(advertised, listening);
   cluster = await startLocalCluster({
-    leaseTtlMs: 2000,
     configure: (index) =>
       index === 1
         ? {

@@ -9,7 +9,7 @@ import { type LocalCluster, startLocalCluster } from './testing/local-cluster.js
 /** File locks and open files between a library, which is a node of its own, and clients of three daemons. */
 let cluster: LocalCluster;
 beforeAll(async () => {
-  cluster = await startLocalCluster({ leaseTtlMs: 2000 });
+  cluster = await startLocalCluster({ leaseTtlMs: 30_000 });
 });
 const cleanups: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
