@@ -190,7 +190,8 @@ export const suites: readonly Suite[] = [
       'the fabric over verbs between two processes: messages, one-sided bulk, the device removed and added during I/O',
     guests: 1,
     commands: [vitest('hw-test/fabric.hw.test.ts', 'src/fabric/rdma-fabric.hw.test.ts')],
-    deadlineS: 300,
+    // Longer than its waits, so that the one that is in vain says what for.
+    deadlineS: 480,
   },
   {
     name: 'fabric-command',
@@ -207,7 +208,7 @@ export const suites: readonly Suite[] = [
     shows: 'the same between two guests, and what one of them says when the other loses its power',
     guests: 2,
     commands: [vitest('hw-test/fabric.hw.test.ts'), ['node', 'dist/hw-test/fabric-peer.js']],
-    deadlineS: 360,
+    deadlineS: 480,
   },
   {
     name: 'sanitize',
