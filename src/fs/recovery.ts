@@ -12,6 +12,7 @@ import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import type { NsdIndex } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
+import { isVersionBefore } from '../common/sector-version.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { allCopiesOf, copiesOf } from '../nsd/copies.js';
 import { isCopyLost, readableCopies, withCopies } from '../nsd/mirrored-nsds.js';
@@ -22,7 +23,6 @@ import { allNsds, type Extent } from './layout.js';
 import {
   evenOut,
   findLogTable,
-  LOG_RUN,
   type LogVolume,
   readDescriptors,
   readLog,
@@ -30,12 +30,13 @@ import {
   writeDescriptor,
 } from './log/log-reader.js';
 import { type LogDescriptor, LogState } from './log/log-table.js';
-import { redoCopies } from './log/redo.js';
+import { isMadeAnew, NOT_READ, type PresentSector, redoCopies } from './log/redo.js';
 import { type PlannedSector, RedoPlan } from './log/redo-plan.js';
 import { sealSector } from './sector.js';
 
-/** Of neighbouring sectors, redone side by side. */
+/** Of so many neighbouring sectors at most, redone side by side. */
 const RUNS_AT_ONCE = 8;
+const RUN_MAX = 256;
 
 /** An NSD that is away holds up nobody for longer. */
 const DATA_FLUSH_TIMEOUT_MS = 5_000;
@@ -143,7 +144,7 @@ async function redo(volume: RecoveryVolume, plan: RedoPlan) {
       while (next < sectors.length) {
         const at = next;
         let end = at + 1;
-        while (end < sectors.length && end - at < LOG_RUN && follows(sectors[end - 1]!, sectors[end]!)) end++;
+        while (end < sectors.length && end - at < RUN_MAX && follows(sectors[end - 1]!, sectors[end]!)) end++;
         next = end;
         const { redone, unfit } = await redoRun(volume, sectors.slice(at, end));
         sectorsRedone += redone;
@@ -160,101 +161,119 @@ async function redo(volume: RecoveryVolume, plan: RedoPlan) {
 
 const follows = (a: PlannedSector, b: PlannedSector): boolean => a.nsd === b.nsd && a.sector + 1 === b.sector;
 
-interface Present {
-  readonly version: number;
-  readonly bytes: Uint8Array | null;
-}
-
 async function redoRun(volume: RecoveryVolume, run: readonly PlannedSector[]) {
   const { nsd, sector } = run[0]!;
-  const copies: Present[][] = [];
-  const expected = copiesOf(nsd).length;
-  for (const copy of readableCopies(volume.nsds, nsd))
-    try {
-      copies.push(await readPresent(volume, copy, sector, run.length));
-    } catch (error) {
-      // Its other copy has it; what is written tells everyone that this one misses it (S5).
-      if (expected === 1 || !isCopyLost(error)) throw error;
-    }
-  if (copies.length === 0)
-    throw new FsError('nsdUnavailable', { op: 'log.redo', object: `nsd ${nsd}`, detail: 'no copy can be read' });
+  const copies = await presentOnCopies(volume, run);
+  const all = copies.length === copiesOf(nsd).length;
   let unfit = 0;
-  const writes: (RedoneSector | null)[] = [];
-  for (const [index, planned] of run.entries()) {
-    const result = redoCopies(
-      planned.records,
-      copies.map((copy) => copy[index]!),
-      copies.length === expected,
-    );
-    if (result.kind === 'unfit') {
-      unfit++;
-      volume.logger.error({ nsd, sector: planned.sector, why: result.why }, 'a sector does not fit to the log');
-    }
-    // Torn by this very write, it could only be made anew from a full image.
-    const logged = planned.records.some(({ full }) => full);
-    writes.push(result.kind === 'write' ? { ...result, logged } : null);
-  }
-  return { redone: await writeRedone(volume, nsd, sector, writes), unfit };
-}
-
-interface RedoneSector {
-  readonly image: Uint8Array;
-  readonly version: number;
-  readonly raw: boolean;
-  /** The log has all of it and is the write's intent (S1). */
-  readonly logged: boolean;
-}
-
-/** Neighbours from `first` on, null where nothing is to be written. Returns how many there were. */
-async function writeRedone(
-  volume: RecoveryVolume,
-  nsd: NsdIndex,
-  first: number,
-  sectors: readonly (RedoneSector | null)[],
-): Promise<number> {
-  let count = 0;
-  await withSectors(volume, sectors.length, async (bytes, offsetBytes) => {
+  let redone = 0;
+  await withSectors(volume, run.length, async (bytes, offsetBytes) => {
+    const written: (RedoneSector | null)[] = run.map(({ records, sector: place }, index) => {
+      const present = copies.map((copy) => copy[index]!);
+      const into = bytes.subarray(index * SECTOR_BYTES, (index + 1) * SECTOR_BYTES);
+      const result = redoCopies(records, present, all, into);
+      if (result.kind === 'unfit') {
+        unfit++;
+        volume.logger.error({ nsd, sector: place, why: result.why }, 'a sector does not fit to the log');
+      }
+      if (result.kind !== 'write') return null;
+      if (result.image !== into) into.set(result.image);
+      if (!result.raw) sealSector(into, volume.checksums);
+      redone++;
+      // Torn by this very write, it could only be made anew from a full image.
+      return { version: result.version, logged: records.some(({ full }) => full) };
+    });
     const ios: SectorIo[] = [];
-    for (let at = 0; at < sectors.length; ) {
-      const one = sectors[at]!;
+    for (let at = 0; at < written.length; ) {
+      const one = written[at]!;
       let end = at + 1;
       if (one !== null) {
-        while (end < sectors.length && sectors[end] !== null && sectors[end]!.logged === one.logged) end++;
-        const run = sectors.slice(at, end) as readonly RedoneSector[];
-        run.forEach(({ image, raw }, index) => {
-          const sector = bytes.subarray((at + index) * SECTOR_BYTES, (at + index + 1) * SECTOR_BYTES);
-          sector.set(image);
-          if (!raw) sealSector(sector, volume.checksums);
-        });
-        ios.push({
-          nsd,
-          sector: first + at,
-          memory: { offsetBytes: offsetBytes + at * SECTOR_BYTES, lengthBytes: run.length * SECTOR_BYTES },
-          versions: Uint32Array.from(run, ({ version }) => version),
-          ...(one.logged ? { logged: true as const } : {}),
-        });
-        count += run.length;
+        while (end < written.length && written[end]?.logged === one.logged) end++;
+        const memory = { offsetBytes: offsetBytes + at * SECTOR_BYTES, lengthBytes: (end - at) * SECTOR_BYTES };
+        const versions = Uint32Array.from(written.slice(at, end), (each) => each!.version);
+        ios.push({ nsd, sector: sector + at, memory, versions, ...(one.logged ? { logged: true as const } : {}) });
       }
       at = end;
     }
     if (ios.length > 0) await volume.nsds.write(ios);
   });
-  return count;
+  return { redone, unfit };
 }
 
-async function readPresent(volume: RecoveryVolume, nsd: NsdIndex, sector: number, count: number): Promise<Present[]> {
+interface RedoneSector {
+  readonly version: number;
+  /** The log has all of it and is the write's intent (S1). */
+  readonly logged: boolean;
+}
+
+/** The neighbours as each copy has them that can be read. */
+async function presentOnCopies(volume: RecoveryVolume, run: readonly PlannedSector[]): Promise<PresentSector[][]> {
+  const { nsd, sector } = run[0]!;
+  const expected = copiesOf(nsd).length;
+  const reachable = async <T>(copy: NsdIndex, look: (copy: NsdIndex) => Promise<T>): Promise<T | null> => {
+    try {
+      return await look(copy);
+    } catch (error) {
+      // Its other copy has it; what is written tells everyone that this one misses it (S5).
+      if (expected === 1 || !isCopyLost(error)) throw error;
+      return null;
+    }
+  };
+  const known: { readonly copy: NsdIndex; readonly versions: Uint32Array }[] = [];
+  for (const copy of readableCopies(volume.nsds, nsd)) {
+    const found = await reachable(copy, (one) => volume.nsds.versions([{ nsd: one, sector, sectorCount: run.length }]));
+    if (found !== null) known.push({ copy, versions: found.versions });
+  }
+  // Most of what a log says it says from the beginning: then no copy's bytes are of interest.
+  const isRead = run.map(({ records }, index) => known.some(({ versions }) => !isMadeAnew(records, versions[index]!)));
+  const copies: PresentSector[][] = [];
+  for (const { copy, versions } of known) {
+    const present = await reachable(copy, async (one) => {
+      const found: PresentSector[] = Array.from(versions, (version) => ({ version, bytes: NOT_READ }));
+      for (let at = 0; at < run.length; ) {
+        let end = at + 1;
+        if (isRead[at]) {
+          while (end < run.length && isRead[end]) end++;
+          // Where one copy is all there is, whether it can be read is all that is asked of what is only current.
+          const isWanted = (index: number): boolean =>
+            expected > 1 || run[index]!.records.some(({ base }) => !isVersionBefore(base, versions[index]!));
+          const first = at;
+          const some = await readPresent(volume, one, sector + at, end - at, (index) => isWanted(first + index));
+          some.forEach((each, index) => {
+            found[at + index] = each;
+          });
+        }
+        at = end;
+      }
+      return found;
+    });
+    if (present !== null) copies.push(present);
+  }
+  if (copies.length === 0)
+    throw new FsError('nsdUnavailable', { op: 'log.redo', object: `nsd ${nsd}`, detail: 'no copy can be read' });
+  return copies;
+}
+
+/** `isWanted`: whose bytes are of interest, and not only that they can be read. */
+async function readPresent(
+  volume: RecoveryVolume,
+  nsd: NsdIndex,
+  sector: number,
+  count: number,
+  isWanted: (index: number) => boolean,
+): Promise<PresentSector[]> {
   try {
-    return await readSome(volume, nsd, sector, count);
+    return await readSome(volume, nsd, sector, count, isWanted);
   } catch (error) {
     if (!isUnreadable(error)) throw error;
   }
-  const found: Present[] = [];
-  for (let at = sector; at < sector + count; at++) {
+  const found: PresentSector[] = [];
+  for (let at = 0; at < count; at++) {
     try {
-      found.push(...(await readSome(volume, nsd, at, 1)));
+      found.push(...(await readSome(volume, nsd, sector + at, 1, () => isWanted(at))));
     } catch (error) {
       if (!isUnreadable(error)) throw error;
-      const { versions } = await volume.nsds.versions([{ nsd, sector: at, sectorCount: 1 }]);
+      const { versions } = await volume.nsds.versions([{ nsd, sector: sector + at, sectorCount: 1 }]);
       found.push({ version: versions[0]!, bytes: null });
     }
   }
@@ -263,12 +282,18 @@ async function readPresent(volume: RecoveryVolume, nsd: NsdIndex, sector: number
 
 const isUnreadable = (error: unknown): boolean => FsError.is(error) && error.reason === 'checksumMismatch';
 
-const readSome = (volume: RecoveryVolume, nsd: NsdIndex, sector: number, count: number): Promise<Present[]> =>
+const readSome = (
+  volume: RecoveryVolume,
+  nsd: NsdIndex,
+  sector: number,
+  count: number,
+  isWanted: (index: number) => boolean,
+): Promise<PresentSector[]> =>
   withSectors(volume, count, async (bytes, offsetBytes) => {
     const versions = new Uint32Array(count);
     await volume.nsds.read([{ nsd, sector, memory: { offsetBytes, lengthBytes: count * SECTOR_BYTES }, versions }]);
     return Array.from({ length: count }, (_, i) => ({
       version: versions[i]!,
-      bytes: bytes.slice(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES),
+      bytes: isWanted(i) ? bytes.slice(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES) : NOT_READ,
     }));
   });

@@ -163,6 +163,9 @@ export class ByteReader {
   i64(): bigint {
     return this.#view.getBigInt64(this.#take(8), true);
   }
+  skip(lengthBytes: number): void {
+    this.#take(lengthBytes);
+  }
   /** A view, not a copy. */
   raw(lengthBytes: number): Uint8Array {
     const at = this.#take(lengthBytes);

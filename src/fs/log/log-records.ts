@@ -18,8 +18,9 @@ import { inodeNumber, type NsdIndex, nsdIndex } from '../../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
 import { ByteReader, ByteWriter } from '../../protocol/codec.js';
 import type { Extent } from '../layout.js';
+import { getU16 } from '../sector.js';
 import { EXTENTS_MAX, type LooseEnd } from './loose-ends.js';
-import { type Run, runBounds } from './sector-delta.js';
+import { applyRuns, type Run, runBounds } from './sector-delta.js';
 
 export interface SectorRecord {
   readonly nsd: NsdIndex;
@@ -160,23 +161,23 @@ function encodeExtents(
   }
 }
 
-/** @throws {FsError} badFrame */
+/** The records keep the bytes. @throws {FsError} badFrame */
 export function decodeTransaction(body: Uint8Array): LogRecord[] {
   const reader = new ByteReader(body, 'log transaction');
   const records: LogRecord[] = [];
-  while (reader.remainingBytes > 0) records.push(decodeRecord(reader));
+  while (reader.remainingBytes > 0) records.push(decodeRecord(reader, body));
   return records;
 }
 
 const wrong = (detail: string): FsError => new FsError('badFrame', { op: 'log.read', detail });
 
-function decodeRecord(reader: ByteReader): LogRecord {
+function decodeRecord(reader: ByteReader, body: Uint8Array): LogRecord {
   const kind = KINDS[reader.u8() - 1] as LogRecord['kind'] | undefined;
   switch (kind) {
     case undefined:
       throw wrong('a record of an unknown kind');
     case 'sector':
-      return { kind, sector: decodeSector(reader) };
+      return { kind, sector: decodeSector(reader, body) };
     case 'limbo':
     case 'settled':
       return { kind, extents: decodeExtents(reader) };
@@ -201,14 +202,68 @@ function decodeRecord(reader: ByteReader): LogRecord {
   }
 }
 
-function decodeSector(reader: ByteReader): SectorRecord {
+/** As it lies in the log: its runs were looked at, and stay where they are. A log that is redone has hundreds of thousands of them. */
+class WrittenRecord implements SectorRecord {
+  readonly #bytes: Uint8Array;
+  readonly #at: number;
+  readonly #count: number;
+
+  constructor(
+    readonly nsd: NsdIndex,
+    readonly sector: number,
+    readonly base: number,
+    readonly full: boolean,
+    readonly raw: boolean,
+    bytes: Uint8Array,
+    at: number,
+    count: number,
+  ) {
+    this.#bytes = bytes;
+    this.#at = at;
+    this.#count = count;
+  }
+
+  get runs(): Run[] {
+    const runs: Run[] = [];
+    this.#each((offsetBytes, from, end) => runs.push({ offsetBytes, bytes: this.#bytes.subarray(from, end) }));
+    return runs;
+  }
+
+  applyTo(image: Uint8Array): void {
+    const bytes = this.#bytes;
+    this.#each((offsetBytes, from, end) => {
+      // A view costs more than the few bytes that most runs are.
+      if (end - from > SHORT_RUN_BYTES) image.set(bytes.subarray(from, end), offsetBytes);
+      else for (let i = from; i < end; i++) image[offsetBytes + i - from] = bytes[i]!;
+    });
+  }
+
+  #each(use: (offsetBytes: number, from: number, end: number) => void): void {
+    const bytes = this.#bytes;
+    let at = this.#at;
+    for (let i = 0; i < this.#count; i++) {
+      const from = at + 4;
+      at = from + getU16(bytes, at + 2);
+      use(getU16(bytes, from - 4), from, at);
+    }
+  }
+}
+const SHORT_RUN_BYTES = 64;
+
+/** What it says, into the image of the sector before it. */
+export function applyRecord(image: Uint8Array, record: SectorRecord): void {
+  if (record instanceof WrittenRecord) record.applyTo(image);
+  else applyRuns(image, record.runs);
+}
+
+function decodeSector(reader: ByteReader, body: Uint8Array): SectorRecord {
   const flags = reader.u8();
   if ((flags & ~(FULL | RAW)) !== 0) throw wrong(`flags ${flags}`);
   const nsd = nsdIndex(reader.u16());
   const base = reader.u32();
   const sector = reader.u64();
   const count = reader.u16();
-  const runs: Run[] = [];
+  const at = body.length - reader.remainingBytes;
   let from = 0;
   for (let i = 0; i < count; i++) {
     const offsetBytes = reader.u16();
@@ -216,9 +271,9 @@ function decodeSector(reader: ByteReader): SectorRecord {
     if (length === 0 || offsetBytes < from || offsetBytes + length > SECTOR_BYTES)
       throw wrong(`a run of ${length} bytes at ${offsetBytes}`);
     from = offsetBytes + length;
-    runs.push({ offsetBytes, bytes: reader.raw(length) });
+    reader.skip(length);
   }
-  return { nsd, sector, base, full: (flags & FULL) !== 0, raw: (flags & RAW) !== 0, runs };
+  return new WrittenRecord(nsd, sector, base, (flags & FULL) !== 0, (flags & RAW) !== 0, body, at, count);
 }
 
 function decodeExtents(reader: ByteReader): Extent[] {

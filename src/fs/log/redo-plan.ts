@@ -10,22 +10,26 @@ export interface PlannedSector {
   readonly records: readonly SectorRecord[];
 }
 
+interface Gathered {
+  readonly nsd: NsdIndex;
+  readonly sector: number;
+  readonly records: SectorRecord[];
+}
+
 export class RedoPlan {
-  readonly #sectors = new Map<SectorKey, SectorRecord[]>();
+  readonly #sectors = new Map<SectorKey, Gathered>();
 
   /** One log, from its tail on. Returns what its node left unfinished. */
   add(transactions: Iterable<readonly LogRecord[]>): LooseEnds {
     let ends = new LooseEnds();
     /** A snapshot that is being read: it counts when it is complete. */
     let snapshot: { readonly ends: LooseEnds; left: number } | null = null;
-    const own = new Map<SectorKey, SectorRecord[]>();
+    // A node's own space in limbo is nothing of what other nodes' logs say.
+    const own = this.#sectors.size === 0 ? this.#sectors : new Map<SectorKey, Gathered>();
     for (const transaction of transactions) {
       for (const record of transaction) {
         if (record.kind === 'sector') {
-          const key = keyOf(record.sector);
-          const list = own.get(key);
-          if (list === undefined) own.set(key, [record.sector]);
-          else list.push(record.sector);
+          gather(own, record.sector);
           continue;
         }
         if (record.kind === 'reset') snapshot = { ends: new LooseEnds(), left: record.transactions };
@@ -39,18 +43,21 @@ export class RedoPlan {
       ends = snapshot.ends;
       snapshot = null;
     }
-    for (const [key, records] of own) {
-      const list = this.#sectors.get(key);
-      if (list === undefined) this.#sectors.set(key, records);
-      else list.push(...records);
-    }
+    if (own !== this.#sectors)
+      for (const { records } of own.values()) for (const record of records) gather(this.#sectors, record);
     return ends;
   }
 
   /** By NSD and sector, ascending: neighbours are read and written together. */
   sectors(): PlannedSector[] {
-    return [...this.#sectors.entries()]
-      .sort(([a], [b]) => a - b)
-      .map(([, records]) => ({ nsd: records[0]!.nsd, sector: records[0]!.sector, records }));
+    const keys = Float64Array.from(this.#sectors.keys()).sort();
+    return Array.from(keys, (key) => this.#sectors.get(key)!);
   }
+}
+
+function gather(into: Map<SectorKey, Gathered>, record: SectorRecord): void {
+  const key = keyOf(record);
+  const known = into.get(key);
+  if (known === undefined) into.set(key, { nsd: record.nsd, sector: record.sector, records: [record] });
+  else known.records.push(record);
 }

@@ -11,15 +11,22 @@
 import { invariant } from '../../common/assert.js';
 import { isVersionBefore, nextSectorVersion } from '../../common/sector-version.js';
 import { SECTOR_BYTES } from '../../common/units.js';
-import type { SectorRecord } from './log-records.js';
-import { applyRuns } from './sector-delta.js';
+import { applyRecord, type SectorRecord } from './log-records.js';
 
 /** As it is on its NSD. */
 export interface PresentSector {
   readonly version: number;
-  /** Null: it can't be read, its bytes don't have the checksum that is kept for them. */
+  /** Null: it can't be read, its bytes don't have the checksum that is kept for them. NOT_READ: nothing depends on them. */
   readonly bytes: Uint8Array | null;
 }
+export const NOT_READ = new Uint8Array(0);
+
+/**
+ * Whether a sector at this version is made anew from a record that has all of it: then what it has now, and whether it can be read, changes nothing. (Of one
+ * at the version that redo gives it only its bytes tell whether it was torn.)
+ */
+export const isMadeAnew = (records: readonly SectorRecord[], version: number): boolean =>
+  records.some(({ full, base }) => full && !isVersionBefore(base, version));
 
 export type Redone =
   | { readonly kind: 'current' }
@@ -28,9 +35,13 @@ export type Redone =
   /** The log doesn't fit to what is there, and is not applied; a check of the file system says what that means. */
   | { readonly kind: 'unfit'; readonly why: string };
 
-/** `records`: of all logs, one behind the other; of one log in its order. */
-export function redoSector(records: readonly SectorRecord[], present: PresentSector): Redone {
-  const ordered = [...records].sort((a, b) => +isVersionBefore(b.base, a.base) - +isVersionBefore(a.base, b.base));
+/** `records`: of all logs, one behind the other; of one log in its order. `into`: where the image is made. */
+export function redoSector(
+  records: readonly SectorRecord[],
+  present: PresentSector,
+  into: Uint8Array = new Uint8Array(SECTOR_BYTES),
+): Redone {
+  const ordered = inOrder(records);
   const last = ordered.at(-1);
   if (last === undefined) return { kind: 'current' };
   const { bytes, version } = present;
@@ -46,25 +57,42 @@ export function redoSector(records: readonly SectorRecord[], present: PresentSec
         : `it is at version ${version}, the first record was made on ${first.base}`;
     return { kind: 'unfit', why };
   }
-  const image = from < 0 ? bytes!.slice() : new Uint8Array(SECTOR_BYTES);
-  for (const { runs } of live.slice(Math.max(from, 0))) applyRuns(image, runs);
+  if (from < 0) {
+    invariant(bytes !== null && bytes.length === SECTOR_BYTES, 'a sector that is patched was read');
+    into.set(bytes);
+  } else into.fill(0);
+  for (let at = Math.max(from, 0); at < live.length; at++) applyRecord(into, live[at]!);
   // The version of the very write in place that may have torn it: a redo that is itself torn leaves what the next one makes good in the same way.
-  return { kind: 'write', image, version: nextSectorVersion(last.base), raw: last.raw };
+  return { kind: 'write', image: into, version: nextSectorVersion(last.base), raw: last.raw };
+}
+
+/** By the versions that they were made on; as a rule they are. */
+function inOrder(records: readonly SectorRecord[]): readonly SectorRecord[] {
+  for (let at = 1; at < records.length; at++)
+    if (isVersionBefore(records[at]!.base, records[at - 1]!.base))
+      return [...records].sort((a, b) => +isVersionBefore(b.base, a.base) - +isVersionBefore(a.base, b.base));
+  return records;
 }
 
 /**
  * The same of a sector of which there may be two copies (I11): what comes of the one that has come furthest is what every copy is to be. `all`: no copy is
  * missing here that is to be written; what is written goes to all of them.
  */
-export function redoCopies(records: readonly SectorRecord[], copies: readonly PresentSector[], all: boolean): Redone {
+export function redoCopies(
+  records: readonly SectorRecord[],
+  copies: readonly PresentSector[],
+  all: boolean,
+  into: Uint8Array = new Uint8Array(SECTOR_BYTES),
+): Redone {
+  if (all && copies.length === 1) return redoSector(records, copies[0]!, into);
   const [best, ...others] = [...copies].sort(
     (a, b) =>
       +(a.bytes === null) - +(b.bytes === null) ||
       +isVersionBefore(a.version, b.version) - +isVersionBefore(b.version, a.version),
   );
   invariant(best !== undefined, 'there is a copy to redo');
-  let result = redoSector(records, best);
-  for (const other of others) if (result.kind === 'unfit') result = redoSector(records, other);
+  let result = redoSector(records, best, into);
+  for (const other of others) if (result.kind === 'unfit') result = redoSector(records, other, into);
   if (result.kind === 'unfit') return result;
   const uneven = !all || others.some(({ bytes, version }) => bytes === null || version !== best.version);
   if (result.kind === 'current' && (!uneven || best.bytes === null)) return result;
