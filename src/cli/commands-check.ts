@@ -1,5 +1,4 @@
 import { type Command, InvalidArgumentError } from 'commander';
-import { FsError } from '../common/errors.js';
 import { SUB_BLOCK_BYTES } from '../common/units.js';
 import { adminSocketPath } from '../daemon/admin-api.js';
 import { AdminClient } from '../daemon/admin-client.js';
@@ -7,7 +6,7 @@ import type { CheckReport } from '../fs/check/check.js';
 import type { Finding } from '../fs/check/findings.js';
 import { type OnlineReport, READ_BYTES_PER_S } from '../fs/check/online/online-report.js';
 import type { RepairReport } from '../fs/check/repair.js';
-import { bytesText, countText, facts, note, print, printJson } from './output.js';
+import { bytesText, countText, facts, note, print, printJson, UsageError } from './output.js';
 import { socketOf, type TargetOptions, withJson, withTarget } from './target.js';
 
 /** A whole file system is read: as long as that takes. */
@@ -51,7 +50,7 @@ export function addCheckCommand(fs: Command): void {
     )
     .action(async (name: string, options: CheckOptions) => {
       if (options.online !== true && (options.data === true || options.rate !== undefined))
-        throw new FsError('invalidArgument', { op: 'fs.check', detail: '--data and --rate are for --online' });
+        throw new UsageError('--data and --rate are for --online');
       const admin = await AdminClient.connect(adminSocketPath(socketOf(options)));
       try {
         const stop = options.json === true ? () => undefined : followProgress(admin);
