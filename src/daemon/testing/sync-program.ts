@@ -1,4 +1,4 @@
-import { connect } from '../../client/connect.js';
+import { connectThrough } from '../../client/connect.js';
 import type { EngineConfig } from '../../client/engine-contract.js';
 import { argument, hear, tell } from './child.js';
 
@@ -19,7 +19,8 @@ export interface SyncProgramHits {
 
 const PAGE = 4096;
 const args = argument<SyncProgramArguments>();
-const fs = await connect(args.config);
+// Writing out by age would be messages of another cause.
+const fs = await connectThrough({ ...args.config }, {}, new URL('./unhurried-engine.js', import.meta.url));
 const file = await fs.open(args.path, 'w+');
 const source = Buffer.alloc(PAGE, 255);
 const target = Buffer.alloc(PAGE);
