@@ -37,6 +37,17 @@ interface Region {
 interface Round {
   readonly bytesPerSecond: number;
   readonly looks: number;
+  /** Of what the writers' engines counted, per round: what the sharing costs. */
+  readonly counted: Readonly<Record<(typeof COUNTED)[number], number>>;
+}
+
+/** Status given up; space or sizes taken exclusively in between; data given up; token messages. */
+const COUNTED = ['fs.statusRevokes', 'fs.concurrentSizesTaken', 'cache.revokes', 'tokens.messagesOut'] as const;
+
+async function count(clients: readonly FileSystemClient[]): Promise<Record<(typeof COUNTED)[number], number>> {
+  const engines = await Promise.all(clients.map(async (client) => (await client.stats()).engine));
+  const sum = (name: string): number => engines.reduce((total, engine) => total + (engine[name] ?? 0), 0);
+  return Object.fromEntries(COUNTED.map((name) => [name, sum(name)])) as Record<(typeof COUNTED)[number], number>;
 }
 
 async function writeRegion(client: FileSystemClient, { file, startBytes }: Region): Promise<void> {
@@ -64,6 +75,7 @@ async function round(
   files: readonly Written[],
 ): Promise<Round> {
   for (const { name } of files) await looker.writeFile(name, '');
+  const before = await count(writers);
   const startedMs = performance.now();
   let looks = 0;
   let writing = true;
@@ -83,7 +95,10 @@ async function round(
   writing = false;
   await watched;
   for (const file of files) await looker.unlink(file.name);
-  return { bytesPerSecond: (WRITERS * REGION_BYTES) / seconds, looks };
+  const after = await count(writers);
+  const counted = { ...after };
+  for (const name of COUNTED) counted[name] -= before[name];
+  return { bytesPerSecond: (WRITERS * REGION_BYTES) / seconds, looks, counted };
 }
 
 export async function oneFile({ library, row }: OneFileParts): Promise<void> {
@@ -114,5 +129,12 @@ export async function oneFile({ library, row }: OneFileParts): Promise<void> {
   row('four nodes writing a file each, with fsync', mb(apart), null, looks(apart));
   const ratios = together.map(({ bytesPerSecond }, index) => bytesPerSecond / apart[index]!.bytesPerSecond);
   row('four nodes writing one file, with fsync', mb(together), median(ratios), `at least 0.9; ${looks(together)}`);
+  for (const [what, rounds] of [
+    ['a file each', apart],
+    ['one file', together],
+  ] as const)
+    console.log(
+      `${what}, per round: ${COUNTED.map((name) => `${name} ${median(rounds.map(({ counted }) => counted[name]))}`).join(', ')}`,
+    );
   console.log(`ratios: ${ratios.map((ratio) => ratio.toFixed(2)).join(' ')}`);
 }

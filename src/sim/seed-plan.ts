@@ -1,4 +1,5 @@
 import { below, chance, pick, SeededRandom } from '../common/random.js';
+import { SECTOR_BYTES } from '../common/units.js';
 import { type CellLayout, LAYOUTS } from './file-model.js';
 
 /**
@@ -6,7 +7,7 @@ import { type CellLayout, LAYOUTS } from './file-model.js';
  *
  * Three kinds. `data`: operations on existing files, and everything may go wrong, expulsions in the midst of revocations above all.
  * `metadata`: names are made, moved and removed as well; nobody is expelled, since there is no log yet that would mend the tree.
- * `servers`: the list of token servers changes under the load, cleanly.
+ * `servers`: the list of token servers changes under the load, cleanly. Whatever the kind, in some seeds the nodes write side by side (`regions`).
  */
 export type SeedKind = 'data' | 'metadata' | 'servers';
 
@@ -48,6 +49,8 @@ export interface SeedPlan {
   readonly nsdCount: number;
   readonly operations: number;
   readonly clientsPerNode: number;
+  /** Each node writes to a region of its own of each file, and all ask for its size. */
+  readonly regions: boolean;
   readonly files: readonly CellLayout[];
   readonly faults: readonly FaultPlan[];
   readonly slotCount: number;
@@ -65,6 +68,8 @@ export const LEASE_TTL_MS = 1500;
 const OPERATIONS = 520;
 /** Of so many seeds one loses the power of all its machines. */
 const POWER_CUT_EVERY = 6;
+/** In one of so many seeds nodes write side by side, in regions of their own. */
+const REGIONS_EVERY = 9;
 /** As long as an operation may wait for a token, whatever else goes wrong. */
 export const ACQUIRE_TIMEOUT_MS = 20_000;
 
@@ -114,6 +119,7 @@ export function planSeed(seed: number): SeedPlan {
     for (let i = 1 + below(cuts, 2); i > 0; i--)
       faults.push({ kind: 'powerCut', atOperation: 20 + below(cuts, OPERATIONS - 60), forMs: 0 });
   }
+  const regions = seed % REGIONS_EVERY === 5;
   faults.sort((a, b) => a.atOperation - b.atOperation);
   return {
     seed,
@@ -123,7 +129,12 @@ export function planSeed(seed: number): SeedPlan {
     nsdCount: pick(random, [2, 3]),
     operations: OPERATIONS,
     clientsPerNode: nodeCount === 3 ? 3 : 2,
-    files: Array.from({ length: 2 + below(random, 2) }, () => pick(random, LAYOUTS)),
+    regions,
+    files: Array.from({ length: 2 + below(random, 2) }, () => {
+      const layout = pick(random, LAYOUTS);
+      // What is in its inode is written by one node at a time.
+      return regions && layout.cellBytes < SECTOR_BYTES ? LAYOUTS[0]! : layout;
+    }),
     faults,
     slotCount: pick(random, [40, 48, 64, 96]),
     thinkMs: pick(random, [1, 3, 8]),

@@ -91,7 +91,7 @@ export class Workload {
   }
 
   async #client(life: SimNode, name: string, random: SeededRandom, names: boolean): Promise<void> {
-    const { thinkMs, operations } = this.world.plan;
+    const { thinkMs, operations, regions } = this.world.plan;
     for (;;) {
       // Beyond the quota it is waited for faults only: slower, so that histories stay short.
       await sleep(life.gate, thinkMs * 2 * random.next() + (this.#begun > operations ? 60 : 0));
@@ -99,6 +99,7 @@ export class Workload {
       this.#begun++;
       const failures = this.#failures;
       if (names && chance(random, 0.8)) await this.names.step(life, name, random);
+      else if (regions) await this.#stepInRegion(life, name, random);
       else await this.#step(life, name, random);
       this.ended++;
       // Whoever got an error does not try again at once: a history full of unknown outcomes says nothing.
@@ -118,6 +119,23 @@ export class Workload {
     else if (what < 0.79) await this.#truncate(life, client, file, below(random, CELLS_MAX));
     else if (what < 0.9) await this.#stat(life, client, file);
     else if (what < 0.97) await this.#sync(life, file, chance(random, 0.4));
+    else this.#hint(life, file, from, to, random);
+  }
+
+  /** Many writes to where nobody else writes, which conflict in size and times only; and now and then somebody who wants to know the size, or cuts the file. */
+  async #stepInRegion(life: SimNode, client: string, random: SeededRandom): Promise<void> {
+    const file = pick(random, this.world.hot);
+    const what = random.next();
+    const hit = chance(random, 0.5);
+    const cells = Math.floor(CELLS_MAX / this.world.plan.nodeCount);
+    const start = (life.id - 1) * cells;
+    const from = start + below(random, cells);
+    const to = Math.min(start + cells, from + 1 + below(random, 2));
+    if (what < 0.6) await this.#write(life, client, file, from, to, hit);
+    else if (what < 0.66) await this.#read(life, client, file, from, to, hit);
+    else if (what < 0.82) await this.#stat(life, client, file);
+    else if (what < 0.93) await this.#sync(life, file, chance(random, 0.4));
+    else if (what < 0.97) await this.#truncate(life, client, file, below(random, CELLS_MAX));
     else this.#hint(life, file, from, to, random);
   }
 

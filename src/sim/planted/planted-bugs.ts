@@ -1,4 +1,5 @@
 import { CACHE_MAP_BUGS } from './cache-map.js';
+import { NOTE_BUGS } from './notes.js';
 import type { PlantedBug } from './planted-bug.js';
 import { HOLDER_BUGS } from './revocations.js';
 import { SPACE_BUGS } from './space.js';
@@ -12,6 +13,7 @@ import { TOKEN_STREAM_BUGS } from './token-streams.js';
 export const PLANTED_BUGS: readonly PlantedBug[] = [
   ...HOLDER_BUGS,
   ...TOKEN_STREAM_BUGS,
+  ...NOTE_BUGS,
   ...CACHE_MAP_BUGS,
   ...STORAGE_BUGS,
   ...SPACE_BUGS,
