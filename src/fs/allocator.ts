@@ -13,6 +13,7 @@ import { FsError } from '../common/errors.js';
 import { type InodeNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { copiesOf, firstCopy, mirrored, secondCopy } from '../nsd/copies.js';
+import { isDamage } from './damage.js';
 import { durably } from './durable.js';
 import { DISCARD_EXTENTS_MAX } from './free-queue.js';
 import {
@@ -373,12 +374,23 @@ export class Allocator {
         try {
           const extent = await this.#carveIn(held, nsd, wanted.count);
           if (extent !== null) return extent;
+        } catch (error) {
+          if (!isDamage(error)) throw error;
+          this.#damaged(held.region, error);
         } finally {
           pins.release();
         }
       }
     }
     return null;
+  }
+
+  /** Nothing is allocated from it; what is in it can be read and written. */
+  #damaged(region: number, error: FsError): void {
+    this.#held.delete(region);
+    this.#finder.left(region, { subBlocks: 0, inRow: 0 });
+    this.#volume.counters.add('fs.regionsDamaged');
+    this.#volume.parts.logger.error({ region, error: error.message }, 'a region of the allocation map is damaged');
   }
 
   /** With the region pinned; waits for its sectors. */
@@ -429,6 +441,10 @@ export class Allocator {
     try {
       return await this.#tryRegion(region, wanted);
     } catch (error) {
+      if (isDamage(error)) {
+        this.#damaged(region, error);
+        return null;
+      }
       if (!FsError.is(error) || (error.reason !== 'tokenDeadline' && error.reason !== 'tokenRefused')) throw error;
       this.#volume.counters.add('fs.regionsBusy');
       return 'busy';

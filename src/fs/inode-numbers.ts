@@ -15,6 +15,7 @@ import { FsError } from '../common/errors.js';
 import { type InodeNumber, inodeNumber, type NsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { INODES_PER_SEGMENT, TokenClass, TokenMode } from '../token-manager/token.js';
+import { isDamage } from './damage.js';
 import { groupBy } from './group.js';
 import { type Extent, INODE_MAP, segmentOf, segmentRange } from './layout.js';
 import { runsOf } from './log/loose-ends.js';
@@ -160,10 +161,22 @@ export class InodeNumbers {
 
   async #refillFromSegments(count: number): Promise<boolean> {
     for (let i = 0; i < count; i++) {
-      if (await this.#refillFrom(this.segment)) return true;
+      if (await this.#tryRefillFrom(this.segment)) return true;
       this.#segmentIndex = (this.#segmentIndex + 1) % this.#volume.geometry.segmentCount;
     }
     return false;
+  }
+
+  /** One that is damaged has none: its inodes can be read and written. */
+  async #tryRefillFrom(segment: number): Promise<boolean> {
+    try {
+      return await this.#refillFrom(segment);
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+      this.#volume.counters.add('fs.segmentsDamaged');
+      this.#volume.parts.logger.error({ segment, error: error.message }, 'a segment of the inode map is damaged');
+      return false;
+    }
   }
 
   async #refillFrom(segment: number): Promise<boolean> {

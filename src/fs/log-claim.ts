@@ -12,6 +12,7 @@ import type { TokenPins } from '../token-manager/token.js';
 import { durably } from './durable.js';
 import { ALLOCATION_MAP, type Extent, LOG_TABLE } from './layout.js';
 import {
+  checkDescriptors,
   clearLog,
   findLogTable,
   type LogVolume,
@@ -186,8 +187,9 @@ async function recoverOthers(volume: Volume, logs: LogVolume, table: Extent): Pr
   const isLeft = (descriptor: LogDescriptor | null): descriptor is LogDescriptor =>
     descriptor !== null && descriptor.state === LogState.open && stateOf(volume, descriptor) !== 'here';
   for (;;) {
-    const left = (await readDescriptors(logs, table)).filter(isLeft);
-    if (left.length === 0) return;
+    const descriptors = await readDescriptors(logs, table);
+    const left = descriptors.filter(isLeft);
+    if (left.length === 0) return checkDescriptors(descriptors);
     if (left.some((descriptor) => stateOf(volume, descriptor) === 'expelling')) {
       if (clock.nowMs() >= deadlineMs) {
         const nodes = left.map(({ owner }) => owner.nodeId).join();

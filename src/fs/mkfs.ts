@@ -44,6 +44,7 @@ import {
 } from './layout.js';
 import {
   encodeDescriptor,
+  LOG_SLOTS,
   type LogDescriptor,
   LogState,
   logBytesFor,
@@ -197,8 +198,9 @@ class Mkfs implements PointerHost {
       }
     await this.#writeFile(map, sectorsOfMap, (sector, index) => this.#region(sector, index));
     await this.#writeFile(inodeMap, geometry.segmentCount, (sector, index) => this.#segment(sector, index));
-    await this.#writeFile(logTable, logs.length, (sector, slot) => {
-      sector.set(encodeDescriptor(logs[slot]!, this.fsId, this.parts.epoch()));
+    // All of them: none is written for the first time later, when a power cut could tear it and nobody knew that it was the first (S1).
+    await this.#writeFile(logTable, LOG_SLOTS, (sector, slot) => {
+      sector.set(encodeDescriptor(logs[slot] ?? unusedSlot(slot), this.fsId, this.parts.epoch()));
       sealSector(sector, this.checksums);
     });
     await this.#flush('mkfs');

@@ -307,11 +307,15 @@ export class MountedFs implements MountedFileSystem {
     // The first flush also tells of write-behind that failed earlier, and was mended long ago perhaps: what counts is the second.
     await this.#writeEverything().catch(() => this.#writeEverything());
     // What is in place at last gives space and numbers back, which is logged in turn.
-    do {
+    // Until there is nothing, or no way on: what can't be given back now (a map's sector is damaged) is for those who settle this log.
+    for (let left = Number.POSITIVE_INFINITY; ; ) {
       await volume.frees.drain();
       await volume.numbers.close();
       await this.#writeEverything();
-    } while (volume.numbers.returnedCount > 0);
+      const { returnedCount } = volume.numbers;
+      if (returnedCount === 0 || returnedCount >= left) break;
+      left = returnedCount;
+    }
     await volume.claim?.close();
     await this.#giveBack();
     await volume.cache.close();

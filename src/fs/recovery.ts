@@ -21,6 +21,7 @@ import { settleAll } from '../nsd/settle-all.js';
 import { durably, type Flush } from './durable.js';
 import { allNsds, type Extent } from './layout.js';
 import {
+  checkDescriptors,
   evenOut,
   findLogTable,
   type LogVolume,
@@ -61,13 +62,16 @@ export async function recoverLife(
   const { nsds, counters, logger } = given;
   const volume = { ...given, nsds: withCopies({ nsds, counters, logger }) };
   const table = await findLogTable(volume);
-  const slots = (await readDescriptors(volume, table)).filter(
+  const descriptors = await readDescriptors(volume, table);
+  const slots = descriptors.filter(
     (descriptor): descriptor is LogDescriptor =>
       descriptor !== null &&
       descriptor.state === LogState.open &&
       descriptor.owner.nodeId === life.nodeId &&
       descriptor.owner.incarnation === life.incarnation,
   );
+  // It may be one that is damaged; or it had none.
+  if (slots.length === 0) checkDescriptors(descriptors);
   return replayLogs(volume, table, slots);
 }
 

@@ -8,6 +8,7 @@
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import type { TokenPins } from '../token-manager/token.js';
+import { isDamage } from './damage.js';
 import { groupBy } from './group.js';
 import { type Extent, LOG_TABLE, segmentOf } from './layout.js';
 import { type LogVolume, readDescriptor, readDescriptors, readLog, writeDescriptor } from './log/log-reader.js';
@@ -44,6 +45,11 @@ export async function settleReplayed(volume: Volume, logs: LogVolume, table: Ext
       if (descriptor.state !== LogState.replayed) continue;
       await settleOne(volume, logs, table, descriptor);
       settled++;
+    } catch (error) {
+      // What was left there is lost space until that is mended; everything else goes on.
+      if (!isDamage(error)) throw error;
+      volume.counters.add('recovery.settlingsDelayed');
+      volume.parts.logger.error({ slot: seen.slot, error: error.message }, 'what a node left unfinished stays so');
     } finally {
       pins.release();
     }

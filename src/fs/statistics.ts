@@ -6,6 +6,7 @@
 import { BLOCK_BYTES, SECTOR_BYTES, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { INODES_PER_SEGMENT } from '../token-manager/token.js';
 import { findPointer, loadPointers } from './block-map.js';
+import { isDamage } from './damage.js';
 import type { FsStatistics } from './file-system-api.js';
 import type { Inode } from './inode.js';
 import { ALLOCATION_MAP, INODE_MAP, NAME_BYTES_MAX, RESERVED_BLOCKS } from './layout.js';
@@ -105,9 +106,20 @@ export class Statistics {
       const home = findPointer(file, block);
       if (!home) continue;
       const count = Math.min(READ_RUN, sectors - at);
-      await this.#volume.readSectors(home.nsd, home.sector + (at % SUB_BLOCKS_PER_BLOCK), count, (bytes) => {
-        for (let i = 0; i < count; i++) use(bytes.subarray(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES), at + i);
-      });
+      const read = (from: number, length: number): Promise<void> =>
+        this.#volume.readSectors(home.nsd, home.sector + (from % SUB_BLOCKS_PER_BLOCK), length, (bytes) => {
+          for (let i = 0; i < length; i++) use(bytes.subarray(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES), from + i);
+        });
+      try {
+        await read(at, count);
+      } catch (error) {
+        if (!isDamage(error)) throw error;
+        // One that can't be read has nothing that could be had.
+        for (let one = at; one < at + count; one++)
+          await read(one, 1).catch((damage: unknown) => {
+            if (!isDamage(damage)) throw damage;
+          });
+      }
     }
   }
 }

@@ -102,7 +102,9 @@ export class DamagedVolume {
     readonly words: readonly Map<number, number>[],
   ) {}
 
-  static async create(mkfs: { readonly metadataCopies?: 1 | 2 } = {}): Promise<DamagedVolume> {
+  static async create(
+    mkfs: { readonly metadataCopies?: 1 | 2; readonly segmentCount?: number } = {},
+  ): Promise<DamagedVolume> {
     const volume = await TestVolume.create({
       blocks: [40, 40],
       mkfs: { segmentCount: 2, regionBlocks: 8, expectedNodes: 2, ...mkfs },

@@ -96,6 +96,18 @@ export async function readDescriptors(volume: LogVolume, table: Extent): Promise
   return found;
 }
 
+/**
+ * When all that can be redone has been, which mends those that were torn. One that is still damaged may be of a log that has not been redone: going on
+ * without it could lose what was acknowledged, silently. @throws {FsError} corrupt
+ */
+export function checkDescriptors(descriptors: readonly (LogDescriptor | null)[]): void {
+  const slot = descriptors.indexOf(null);
+  if (slot < 0) return;
+  const detail =
+    'its descriptor is damaged: whether what its node had logged is in place is not known (fs check --repair)';
+  throw corrupt('log.open', `log ${slot}`, detail);
+}
+
 const isMismatch = (error: unknown): boolean => FsError.is(error) && error.reason === 'checksumMismatch';
 
 function readRunOfDescriptors(
