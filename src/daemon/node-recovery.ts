@@ -1,6 +1,7 @@
 import type { ClusterView, Membership } from '../cluster/membership-api.js';
 import { type Clock, sleep } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
+import { FsError } from '../common/errors.js';
 import type { NodeId } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import { readSuperblock } from '../fs/mount.js';
@@ -71,11 +72,20 @@ export class NodeRecovery {
 
   async #redoAll(life: Life): Promise<void> {
     const { storage: storageOf, fileSystems, arena, pool, checksums, counters, logger } = this.#parts;
+    // Another node may drive the expulsion by now, and be through with it while this one waited for an NSD.
+    const goOn = (): void => {
+      if (!this.#stopped && lifeState(this.#parts.membership.view, life.nodeId, life.incarnation) !== 'gone') return;
+      throw new FsError('staleEpoch', {
+        op: 'log.redo',
+        object: `node ${life.nodeId}, incarnation ${life.incarnation}`,
+        detail: 'its log has been redone by others',
+      });
+    };
     for (const identity of await fileSystems()) {
       const { nsds: uuids, name } = identity;
       const storage = { nsds: storageOf(identity), arena, pool, checksums };
       const { geometry, fsUuid, inodeFile } = await readSuperblock(storage, uuids.length);
-      const volume = { ...storage, geometry, fsId: fsIdOf(fsUuid), inodeFile, logger, counters };
+      const volume = { ...storage, geometry, fsId: fsIdOf(fsUuid), inodeFile, logger, counters, goOn };
       const recovered = await recoverLife(volume, life);
       logger.info({ life, fileSystem: name, ...recovered }, 'the log of a node that is gone has been redone');
     }

@@ -1,8 +1,13 @@
 import { constants } from 'node:fs';
 import { expect, test } from 'vitest';
+import { Counters } from '../common/counters.js';
+import { deferred } from '../common/deferred.js';
+import { silentLogger } from '../common/logger.js';
 import { below, SeededRandom } from '../common/random.js';
 import { type FileSystem, ROOT } from './file-system-api.js';
 import { INODE_FILE } from './layout.js';
+import { recoverLife } from './recovery.js';
+import { fsIdOf } from './superblock.js';
 import { checkVolume, type TestNode, TestVolume, turns } from './testing.js';
 
 const { O_CREAT, O_RDWR, O_RDONLY } = constants;
@@ -188,4 +193,48 @@ test('a log that is nearly full is emptied while operations wait, and goes on', 
   expect(node.counters.get('log.waitsForRoom')).toBeGreaterThan(0);
   await node.fs.unmount();
   expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0, inodes: 6 + 960 });
+});
+
+test('who redoes a log late, when others have redone and settled it, changes nothing (L3)', async () => {
+  const volume = await TestVolume.create();
+  const node = await volume.mount(1);
+  const other = await volume.mount(2);
+  for (let i = 0; i < 5; i++) {
+    const file = await node.fs.open(`/f${i}`, O_CREAT | O_RDWR, 0o644, ROOT);
+    await file.write(0, Buffer.alloc(300_000, i));
+    await file.sync(false);
+    await file.write(300_000, Buffer.alloc(300_000, i));
+  }
+  await node.fs.sync();
+  for (let i = 0; i < 3; i++) await node.fs.unlink(`/f${i}`, ROOT);
+  node.nsds.cut();
+  // Its NSD keeps it waiting, as a copy does that is about to be given up.
+  const storage = volume.storage();
+  const flush = storage.nsds.flush.bind(storage.nsds);
+  const waits = deferred<void>();
+  const goes = deferred<void>();
+  storage.nsds.flush = async (...args) => {
+    waits.resolve();
+    await goes.promise;
+    return flush(...args);
+  };
+  const { superblock } = other.fs;
+  const late = recoverLife(
+    {
+      ...storage,
+      fsId: fsIdOf(superblock.fsUuid),
+      geometry: superblock.geometry,
+      inodeFile: superblock.inodeFile,
+      logger: silentLogger,
+      counters: new Counters(),
+    },
+    node.life,
+  );
+  await waits.promise;
+  await volume.bury(node);
+  expect(other.counters.get('recovery.settled')).toBeGreaterThan(0);
+  goes.resolve();
+  expect(await late).toMatchObject({ logs: 0 });
+  await other.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ findings: [], problems: [], lostSubBlocks: 0, lostInodes: 0 });
 });

@@ -12,7 +12,7 @@ import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import type { NsdIndex } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
-import { isVersionBefore } from '../common/sector-version.js';
+import { isVersionBefore, nextSectorVersion } from '../common/sector-version.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { allCopiesOf, copiesOf } from '../nsd/copies.js';
 import { isCopyLost, readableCopies, withCopies } from '../nsd/mirrored-nsds.js';
@@ -30,11 +30,13 @@ import {
   withSectors,
   writeDescriptor,
 } from './log/log-reader.js';
-import { type LogDescriptor, LogState } from './log/log-table.js';
+import { LOG_SLOTS, type LogDescriptor, LogState } from './log/log-table.js';
 import { isMadeAnew, NOT_READ, type PresentSector, redoCopies } from './log/redo.js';
 import { type PlannedSector, RedoPlan } from './log/redo-plan.js';
 import { sealSector } from './sector.js';
 
+/** Others are at it, too. */
+const ATTEMPTS_MAX = 5;
 /** Of so many neighbouring sectors at most, redone side by side. */
 const RUNS_AT_ONCE = 8;
 const RUN_MAX = 256;
@@ -45,6 +47,8 @@ const DATA_FLUSH_TIMEOUT_MS = 5_000;
 export interface RecoveryVolume extends LogVolume {
   readonly logger: Logger;
   readonly counters: Counters;
+  /** @throws {FsError} when the logs are not this node's to redo any more. */
+  readonly goOn?: () => void;
 }
 
 export interface Recovered {
@@ -62,17 +66,26 @@ export async function recoverLife(
   const { nsds, counters, logger } = given;
   const volume = { ...given, nsds: withCopies({ nsds, counters, logger }) };
   const table = await findLogTable(volume);
-  const descriptors = await readDescriptors(volume, table);
-  const slots = descriptors.filter(
-    (descriptor): descriptor is LogDescriptor =>
-      descriptor !== null &&
-      descriptor.state === LogState.open &&
-      descriptor.owner.nodeId === life.nodeId &&
-      descriptor.owner.incarnation === life.incarnation,
-  );
-  // It may be one that is damaged; or it had none.
-  if (slots.length === 0) checkDescriptors(descriptors);
-  return replayLogs(volume, table, slots);
+  for (let attempt = 1; ; attempt++) {
+    // Before they are read: who comes late, when others have redone the logs and gone on with them, is refused with what he says of them.
+    const { versions } = await volume.nsds.versions([{ ...table, sectorCount: LOG_SLOTS }]);
+    const descriptors = await readDescriptors(volume, table);
+    const slots = descriptors.filter(
+      (descriptor): descriptor is LogDescriptor =>
+        descriptor !== null &&
+        descriptor.state === LogState.open &&
+        descriptor.owner.nodeId === life.nodeId &&
+        descriptor.owner.incarnation === life.incarnation,
+    );
+    // It may be one that is damaged; or it had none.
+    if (slots.length === 0) checkDescriptors(descriptors);
+    try {
+      return await replayLogs(volume, table, slots, (slot) => nextSectorVersion(versions[slot]!));
+    } catch (error) {
+      if (!FsError.is(error) || error.reason !== 'staleVersion' || attempt === ATTEMPTS_MAX) throw error;
+      counters.add('recovery.late');
+    }
+  }
 }
 
 /** Redoes the logs of these slots together: their records about one sector are put in order. */
@@ -80,6 +93,7 @@ export async function replayLogs(
   volume: RecoveryVolume,
   table: Extent,
   slots: readonly LogDescriptor[],
+  versionOf: (slot: number) => number | undefined = () => undefined,
 ): Promise<Recovered> {
   const plan = new RedoPlan();
   let transactions = 0;
@@ -107,12 +121,14 @@ export async function replayLogs(
       [...plan.sectors(), ...logs.flatMap(({ descriptor }) => descriptor.pieces)].map(({ nsd }) => nsd),
     );
     await durably(volume.nsds, [...needed], 'leftBehind', async () => {
+      volume.goOn?.();
       for (const { descriptor, uneven } of logs) await evenOut(volume, descriptor, uneven);
     });
     await flushData(volume, needed);
   }
   const result = await redo(volume, plan);
-  for (const descriptor of done) await writeDescriptor(volume, table, descriptor);
+  volume.goOn?.();
+  for (const descriptor of done) await writeDescriptor(volume, table, descriptor, versionOf(descriptor.slot));
   volume.counters.add('recovery.logs', done.length);
   volume.counters.add('recovery.transactions', transactions);
   return { logs: done.length, transactions, ...result };
@@ -146,6 +162,7 @@ async function redo(volume: RecoveryVolume, plan: RedoPlan) {
     let next = 0;
     const work = async (): Promise<void> => {
       while (next < sectors.length) {
+        volume.goOn?.();
         const at = next;
         let end = at + 1;
         while (end < sectors.length && end - at < RUN_MAX && follows(sectors[end - 1]!, sectors[end]!)) end++;

@@ -131,13 +131,22 @@ function readRunOfDescriptors(
   });
 }
 
-/** Durable when it resolves. */
-export async function writeDescriptor(volume: LogVolume, table: Extent, descriptor: LogDescriptor): Promise<void> {
+/**
+ * Durable when it resolves. `version`: that it is to get.
+ * @throws {FsError} staleVersion, if somebody has written it later
+ */
+export async function writeDescriptor(
+  volume: LogVolume,
+  table: Extent,
+  descriptor: LogDescriptor,
+  version?: number,
+): Promise<void> {
   await withSectors(volume, 1, async (bytes, offsetBytes) => {
     bytes.set(encodeDescriptor(descriptor, volume.fsId, 1));
     sealSector(bytes, volume.checksums);
     const memory = { offsetBytes, lengthBytes: SECTOR_BYTES };
-    const io = { nsd: table.nsd, sector: table.sector + descriptor.slot, memory };
+    const versions = version === undefined ? {} : { versions: Uint32Array.of(version) };
+    const io = { nsd: table.nsd, sector: table.sector + descriptor.slot, memory, ...versions };
     await writeDurably(volume.nsds, [io], 'logState');
   });
 }
