@@ -21,6 +21,8 @@ export interface PageCacheApi {
    * from): awaited after pins are gone and before pages are flushed and dropped. Needs no token (T5).
    */
   setRevokeHook(ino: InodeNumber, hook: (range: ByteRange, keep: TokenMode) => Promise<void>): void;
+  /** Told of every token that leaves, before anything else is done about it. */
+  setRevokeListener(listener: (ino: InodeNumber) => void): void;
   /** Everything dirty on this node, written out (not flushed on the devices). */
   flushAll(): Promise<void>;
   /** Pages in use, dirty, limits: for status and back-pressure. */

@@ -48,6 +48,9 @@ class PageCache implements PageCacheApi {
   setRevokeHook(ino: InodeNumber, hook: RevokeHook): void {
     this.#revoker.setHook(ino, hook);
   }
+  setRevokeListener(listener: (ino: InodeNumber) => void): void {
+    this.#revoker.listener = listener;
+  }
 
   async flushAll(): Promise<void> {
     this.#core.dirty.drain();

@@ -27,6 +27,8 @@ const RETRY_MAX_MS = 5_000;
 export class Revoker implements RevokeHandler {
   readonly #core: CacheCore;
   readonly #hooks = new Map<InodeNumber, RevokeHook>();
+  /** Of every token that leaves, before anything else happens. */
+  listener: ((ino: InodeNumber) => void) | null = null;
 
   constructor(core: CacheCore) {
     this.#core = core;
@@ -40,6 +42,7 @@ export class Revoker implements RevokeHandler {
     const { counters, files } = this.#core;
     counters.add('cache.revokes');
     const ino = object as InodeNumber;
+    if (keep < TokenMode.shared) this.listener?.(ino);
     const file = files.get(ino)?.file;
     const hook = this.#hooks.get(ino);
     if (file === undefined) {

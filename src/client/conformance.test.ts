@@ -237,7 +237,10 @@ for (const transport of ['direct', 'socket', 'worker'] as const)
         [l.isSymbolicLink(), l.isFile(), l.size, l.mode],
         [d.isDirectory(), d.isFile(), d.isFIFO(), d.isSocket(), d.isBlockDevice(), d.isCharacterDevice()],
         [b.size, b.mode, b.mtimeNs, b.mtimeMs, b.atimeNs, typeof b.ino, b.isFile()],
-        Object.keys(s).sort(),
+        // The dates are made when asked for, as in node from 22 on.
+        Object.keys(s)
+          .filter((key) => !/time$/.test(key))
+          .sort(),
         Object.keys(b).sort(),
       ];
     });

@@ -352,8 +352,13 @@ export class DispatcherSession {
       },
       writeFile: ({ path, flags, mode, sync, changes }, payload, signal) =>
         done(writeWhole(fs, path, { flags, mode, sync, changes }, payload ?? EMPTY, who, signal)),
-      stat: async ({ path, follow }, _payload, signal) =>
-        attributesToWire(await (follow ? fs.stat(path, who, { signal }) : fs.lstat(path, who, { signal }))),
+      stat: async ({ path, follow, stamped }, _payload, signal) => {
+        const now = fs.tryStat?.(path, follow, who) ?? null;
+        if (now === null)
+          return attributesToWire(await (follow ? fs.stat(path, who, { signal }) : fs.lstat(path, who, { signal })));
+        const wire = attributesToWire(now.attributes);
+        return stamped === true && now.stamps !== null ? { ...wire, stamps: now.stamps } : wire;
+      },
       access: ({ path, mode }, _payload, signal) => done(fs.access(path, mode, who, { signal })),
       mkdir: async ({ path, mode, recursive }, _payload, signal) => {
         if (recursive) return { first: await makeDirectories(fs, path, mode, who, signal) };

@@ -23,6 +23,8 @@ export interface Engine {
   readonly fileSystem: FileSystem;
   /** By which the application's threads open the page pool and the cache map; null: no hits, everything goes to the engine. */
   readonly mapIds: { readonly poolId: number; readonly mapId: number } | null;
+  /** By which they know whether answers that they remember are still right (src/cache/stamps.ts); absent: they remember none. */
+  readonly stamps?: SharedArrayBuffer;
   counters(): Record<string, number>;
   /** Flushes, gives tokens back, leaves the cluster. */
   close(): Promise<void>;

@@ -98,6 +98,8 @@ export interface ClientStats {
   /** What this process's clients refused by themselves: wrong arguments, closed handles, buffers that shrank. */
   readonly client: Record<string, number>;
   /** Hits and misses of this process's threads, where there is a cache map. */
+  /** Answers of stat and lstat that this thread remembered. */
+  readonly statHits: number;
   readonly hits: ReturnType<NonNullable<Session['map']>['stats']> | null;
 }
 
@@ -258,18 +260,28 @@ export class FileSystemClient implements AsyncDisposable {
   async stat(path: PathLike, options: StatOptions & { readonly bigint: true }): Promise<BigIntStats>;
   async stat(path: PathLike, options?: StatOptions): Promise<Stats>;
   async stat(path: PathLike, options?: StatOptions): Promise<Stats | BigIntStats> {
-    return this.#stat(path, true, options);
+    return options === undefined
+      ? (this.#session.remembered?.stats(path, true) ?? this.#stat(path, true))
+      : this.#stat(path, true, options);
   }
   async lstat(path: PathLike, options: StatOptions & { readonly bigint: true }): Promise<BigIntStats>;
   async lstat(path: PathLike, options?: StatOptions): Promise<Stats>;
   async lstat(path: PathLike, options?: StatOptions): Promise<Stats | BigIntStats> {
-    return this.#stat(path, false, options);
+    return options === undefined
+      ? (this.#session.remembered?.stats(path, false) ?? this.#stat(path, false))
+      : this.#stat(path, false, options);
   }
   async #stat(path: PathLike, follow: boolean, options?: StatOptions): Promise<Stats | BigIntStats> {
     const syscall = follow ? 'stat' : 'lstat';
     const { given, absolute } = checkPath(path, 'path', syscall);
-    const { result } = await this.#call('stat', { path: absolute, follow }, syscall, given, options);
-    const attributes = attributesFromWire(result);
+    const { remembered } = this.#session;
+    const known = options?.signal === undefined ? remembered?.get(absolute, follow) : undefined;
+    if (known !== undefined) return options?.bigint === true ? new BigIntStats(known.attributes) : known.stats();
+    const args = { path: absolute, follow, ...(remembered ? { stamped: true } : {}) };
+    const { result } = await this.#call('stat', args, syscall, given, options);
+    const { stamps, ...wire } = result;
+    const attributes = attributesFromWire(wire);
+    if (stamps !== undefined) remembered?.put(absolute, attributes, stamps);
     return options?.bigint === true ? new BigIntStats(attributes) : new Stats(attributes);
   }
 
@@ -626,7 +638,13 @@ export class FileSystemClient implements AsyncDisposable {
 
   async stats(options?: SignalOption): Promise<ClientStats> {
     const { result } = await this.#call('counters', {}, 'stats', undefined, options);
-    return { engine: result, client: refusals.snapshot(), hits: this.#session.map?.stats() ?? null };
+    const { map, remembered } = this.#session;
+    return {
+      engine: result,
+      client: refusals.snapshot(),
+      statHits: remembered?.hits ?? 0,
+      hits: map?.stats() ?? null,
+    };
   }
 
   /** Closes every handle and the session; where the engine is the client's own, it leaves the cluster in good order. */

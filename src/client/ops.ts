@@ -145,7 +145,11 @@ export interface OpTable {
     };
     result: Nothing;
   };
-  stat: { args: PathArgs & { readonly follow: boolean }; result: WireAttributes };
+  /** `stamped`: of who shares memory with the engine; with the answer come stamps, when it may be remembered (src/cache/stamps.ts). */
+  stat: {
+    args: PathArgs & { readonly follow: boolean; readonly stamped?: boolean | undefined };
+    result: WireAttributes & { readonly stamps?: readonly number[] | undefined };
+  };
   access: { args: PathArgs & { readonly mode: number }; result: Nothing };
   mkdir: {
     args: PathArgs & { readonly mode: number; readonly recursive: boolean };

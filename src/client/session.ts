@@ -2,6 +2,7 @@ import type { CacheMap } from '../cache/cache-map.js';
 import { FsError } from '../common/errors.js';
 import type { DispatcherSession } from './dispatcher.js';
 import type { OpArgs, OpName, Reply } from './ops.js';
+import type { RememberedStats } from './remembered-stats.js';
 
 /**
  * A client's way to an engine: the one interface that the API is written against. Three transports: direct (same thread),
@@ -13,6 +14,8 @@ import type { OpArgs, OpName, Reply } from './ops.js';
 export interface Session {
   /** For hits on this thread; null where there are none (proxied clients). */
   readonly map: CacheMap | null;
+  /** What this thread was told and may tell again without asking; absent where the engine shares no memory. */
+  readonly remembered?: RememberedStats | null;
   /** The longest read or write that is one operation of the engine, atomic against others. Longer ones are cut. */
   readonly transferBytesMax: number;
   /** Why nothing works any more (F7), or null. */

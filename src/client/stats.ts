@@ -49,6 +49,20 @@ abstract class TypeTests {
 /** Milliseconds with a fraction, from the parts: a double has no room for nanoseconds since 1970. */
 const toMs = (ns: bigint): number => Number(ns / 1_000_000n) + Number(ns % 1_000_000n) / 1e6;
 
+/** The four times, in milliseconds: of what is told more than once they are computed once. */
+export interface StatTimes {
+  readonly atimeMs: number;
+  readonly mtimeMs: number;
+  readonly ctimeMs: number;
+  readonly birthtimeMs: number;
+}
+export const statTimes = (a: Attributes): StatTimes => ({
+  atimeMs: toMs(a.atimeNs),
+  mtimeMs: toMs(a.mtimeNs),
+  ctimeMs: toMs(a.ctimeNs),
+  birthtimeMs: toMs(a.birthtimeNs),
+});
+
 export class Stats extends TypeTests {
   readonly dev: number;
   readonly mode: number;
@@ -64,12 +78,9 @@ export class Stats extends TypeTests {
   readonly mtimeMs: number;
   readonly ctimeMs: number;
   readonly birthtimeMs: number;
-  readonly atime: Date;
-  readonly mtime: Date;
-  readonly ctime: Date;
-  readonly birthtime: Date;
+  #dates: { -readonly [of in keyof StatTimes]?: Date } | null = null;
 
-  constructor(a: Attributes) {
+  constructor(a: Attributes, times: StatTimes = statTimes(a)) {
     super();
     this.dev = DEVICE;
     this.mode = TYPE_BITS[a.type] | a.mode;
@@ -81,14 +92,28 @@ export class Stats extends TypeTests {
     this.ino = a.ino;
     this.size = a.sizeBytes;
     this.blocks = Math.ceil(a.allocatedBytes / STAT_BLOCK_BYTES);
-    this.atimeMs = toMs(a.atimeNs);
-    this.mtimeMs = toMs(a.mtimeNs);
-    this.ctimeMs = toMs(a.ctimeNs);
-    this.birthtimeMs = toMs(a.birthtimeNs);
-    this.atime = new Date(Math.round(this.atimeMs));
-    this.mtime = new Date(Math.round(this.mtimeMs));
-    this.ctime = new Date(Math.round(this.ctimeMs));
-    this.birthtime = new Date(Math.round(this.birthtimeMs));
+    this.atimeMs = times.atimeMs;
+    this.mtimeMs = times.mtimeMs;
+    this.ctimeMs = times.ctimeMs;
+    this.birthtimeMs = times.birthtimeMs;
+  }
+
+  // As node has them since 22: made when they are asked for. Most who call stat never look at them, and they are half of what it would make.
+  get atime(): Date {
+    return this.#date('atimeMs');
+  }
+  get mtime(): Date {
+    return this.#date('mtimeMs');
+  }
+  get ctime(): Date {
+    return this.#date('ctimeMs');
+  }
+  get birthtime(): Date {
+    return this.#date('birthtimeMs');
+  }
+  #date(of: keyof StatTimes): Date {
+    this.#dates ??= {};
+    return (this.#dates[of] ??= new Date(Math.round(this[of])));
   }
 }
 

@@ -27,7 +27,7 @@ export type ToWorker =
   | { kind: 'close' };
 
 export type FromWorker =
-  | { kind: 'ready'; mapId: number | null; transferBytesMax: number }
+  | { kind: 'ready'; mapId: number | null; stamps: SharedArrayBuffer | undefined; transferBytesMax: number }
   | { kind: 'reply'; id: number; result: OpResult<OpName>; payload: Uint8Array | undefined }
   | { kind: 'error'; id: number; error: FsErrorRecord }
   /** Nothing works any more. Before `ready`: it never did. */

@@ -1,10 +1,13 @@
 import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from 'node:worker_threads';
 import type { CacheMap } from '../cache/cache-map.js';
 import { NativeCacheMap } from '../cache/cache-map-native.js';
+import { Stamps } from '../cache/stamps.js';
 import { type Deferred, deferred } from '../common/deferred.js';
 import { errorFromRecord, FsError } from '../common/errors.js';
 import type { Credentials } from '../fs/file-system-api.js';
+import { bootTimeMs } from '../native/core.js';
 import type { OpArgs, OpName, OpResult, Reply } from './ops.js';
+import { RememberedStats } from './remembered-stats.js';
 import { closedError, FailureState, type Session } from './session.js';
 import { processCredentials } from './socket-session.js';
 import { newHealth, SyncWaiter } from './sync-reply.js';
@@ -60,6 +63,7 @@ export class WorkerSession implements Session {
   readonly #ready = deferred<void>();
   readonly #ended = deferred<void>();
   readonly #closeDeadlineMs: number;
+  #remembered: RememberedStats | null = null;
   #nextId = 1;
   #closing: Promise<void> | null = null;
 
@@ -111,6 +115,9 @@ export class WorkerSession implements Session {
   get failure(): FsError | null {
     return this.#state.failure;
   }
+  get remembered(): RememberedStats | null {
+    return this.#state.failure === null && this.#closing === null ? this.#remembered : null;
+  }
   onFailure(listener: (why: FsError) => void): () => void {
     return this.#state.onFailure(listener);
   }
@@ -121,6 +128,8 @@ export class WorkerSession implements Session {
         this.transferBytesMax = message.transferBytesMax;
         try {
           if (message.mapId !== null) this.map = NativeCacheMap.open(message.mapId);
+          if (message.stamps !== undefined)
+            this.#remembered = new RememberedStats(new Stamps(message.stamps), bootTimeMs);
           this.#ready.resolve();
         } catch (error) {
           this.#ready.reject(FsError.from(error, 'connect'));

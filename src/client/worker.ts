@@ -17,6 +17,7 @@ import { type FromWorker, type Host, type ToWorker, transferOf, type WorkerData 
  */
 interface Executor {
   readonly mapId: number | null;
+  readonly stamps: SharedArrayBuffer | undefined;
   readonly transferBytesMax: number;
   execute<K extends OpName>(cancel: AbortController, op: K, args: OpArgs<K>, payload?: Uint8Array): Promise<Reply<K>>;
   close(): Promise<void>;
@@ -50,6 +51,7 @@ async function startEngine({ modulePath, config }: Host & { kind: 'engine' }): P
   const session = dispatcher.openSession(credentials);
   return {
     mapId: engine.mapIds?.mapId ?? null,
+    stamps: engine.stamps,
     transferBytesMax: limits.readBytesMax,
     execute: (cancel, op, args, payload) => session.executeUntil(cancel, op, args, payload),
     close: async () => {
@@ -66,6 +68,7 @@ async function startSocket(path: string, reconnectForMs: number | undefined): Pr
   });
   return {
     mapId: null,
+    stamps: undefined,
     transferBytesMax: session.transferBytesMax,
     execute: (cancel, op, args, payload) => session.call(op, args, payload, cancel.signal),
     close: () => session.close(),
@@ -127,7 +130,7 @@ function serve(executor: Executor): void {
         break;
     }
   });
-  tell({ kind: 'ready', mapId: executor.mapId, transferBytesMax: executor.transferBytesMax });
+  tell({ kind: 'ready', mapId: executor.mapId, stamps: executor.stamps, transferBytesMax: executor.transferBytesMax });
 }
 
 process.on('uncaughtExceptionMonitor', (error) => fail(FsError.from(error, 'engine')));

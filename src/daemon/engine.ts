@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { NativeCacheMap } from '../cache/cache-map-native.js';
+import { Stamps } from '../cache/stamps.js';
 import type { Engine, EngineConfig } from '../client/engine-contract.js';
 import { EtcdStore } from '../cluster/etcd-store.js';
 import { FileSystemClaims } from '../cluster/file-system-claims.js';
@@ -132,9 +133,11 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
   /** Without NSDs there is nothing to end first, and in a library nobody who would: its tokens must not wait for the program's end. */
   let leaveAlone: (() => void) | null = null;
   let stopServing = (): void => undefined;
+  let endStamps = (): void => undefined;
   const fail = (why: FsError): void => {
     if (failure !== null) return;
     failure = why;
+    endStamps();
     const lost = node?.fence() ?? [];
     node?.stop();
     stopServing();
@@ -150,6 +153,13 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     const plan = planPool(pool.lengthBytes, config.nsds.length);
     const map = NativeCacheMap.create(pool, ENTRIES_MAX, plan.slotCount);
     undo.push(() => map.dispose());
+    const stamps = new Stamps();
+    endStamps = () => stamps.end();
+    undo.push(endStamps);
+    const setLeaseDeadline = (deadlineMs: number): void => {
+      map.setLeaseDeadline(deadlineMs);
+      stamps.setLeaseDeadline(deadlineMs);
+    };
 
     // Several calls fit into a lease, however long it is made for a slow machine.
     const callDeadlineMs = Math.max(ETCD_CALL_MS_MIN, Math.floor(config.leaseTtlMs / 5));
@@ -167,7 +177,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       settings: membershipSettings(config.leaseTtlMs),
       logger,
       listener: {
-        lease: (deadlineMs) => map.setLeaseDeadline(deadlineMs),
+        lease: setLeaseDeadline,
         suspended: () => node?.suspend(),
         resumed: () => node?.resume(),
         fenced: fail,
@@ -182,7 +192,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
         );
       throw error;
     });
-    map.setLeaseDeadline(membership.leaseDeadlineMs);
+    setLeaseDeadline(membership.leaseDeadlineMs);
     let answering: FabricNode | null = null;
     // Out of the view first, then silent: until then the others ask this node to shut out those that left before it.
     undo.push(async () => {
@@ -266,6 +276,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
         pool,
         plan,
         map,
+        stamps,
         clock,
         random: systemRandom,
         logger,
@@ -348,6 +359,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     return {
       fileSystem: lazy,
       mapIds: { poolId: pool.id, mapId: map.id },
+      stamps: stamps.memory,
       membership,
       fabric,
       ladder,
@@ -378,6 +390,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       createFileSystem: (name, nsdNames, options) =>
         createFileSystem({ node: made, membership, claims, wasNeverMade }, name, nsdNames, options),
       close: () => {
+        stamps.end();
         ending ??= end();
         return ending;
       },

@@ -11,6 +11,7 @@ import type {
   OpenFile,
   OpOptions,
   RenameOptions,
+  StampedAttributes,
   XattrSetOptions,
 } from '../fs/file-system-api.js';
 import type { MountedFileSystem } from '../fs/mount.js';
@@ -21,21 +22,36 @@ import type { MountedFileSystem } from '../fs/mount.js';
  */
 export class LazyFileSystem implements FileSystem {
   #mounting: Promise<MountedFileSystem> | null = null;
+  #mounted: MountedFileSystem | null = null;
+  #forgotten = 0;
 
   constructor(private readonly mount: () => Promise<MountedFileSystem>) {}
 
   #get(): Promise<MountedFileSystem> {
-    this.#mounting ??= this.mount().catch((error: unknown) => {
-      this.#mounting = null;
-      throw error;
-    });
+    this.#mounting ??= this.#mountOnce();
     return this.#mounting;
+  }
+  async #mountOnce(): Promise<MountedFileSystem> {
+    const forgotten = this.#forgotten;
+    try {
+      const mounted = await this.mount();
+      if (forgotten === this.#forgotten) this.#mounted = mounted;
+      return mounted;
+    } catch (error) {
+      if (forgotten === this.#forgotten) this.#mounting = null;
+      throw error;
+    }
   }
   /** The mounted one is gone: the next operation mounts anew. */
   forget(): void {
+    this.#forgotten++;
     this.#mounting = null;
+    this.#mounted = null;
   }
 
+  tryStat(path: string, follow: boolean, who: Credentials): StampedAttributes | null {
+    return this.#mounted?.tryStat(path, follow, who) ?? null;
+  }
   async open(path: string, flags: number, mode: number, who: Credentials, options?: OpOptions): Promise<OpenFile> {
     return (await this.#get()).open(path, flags, mode, who, options);
   }

@@ -2,6 +2,7 @@ import type { CacheMap } from '../cache/cache-map.js';
 import { createPageCache } from '../cache/page-cache.js';
 import type { PageCacheApi } from '../cache/page-cache-api.js';
 import type { PageCacheSettings } from '../cache/page-cache-settings.js';
+import type { Stamps } from '../cache/stamps.js';
 import type { FileSystemClaims } from '../cluster/file-system-claims.js';
 import type { ClusterView, Membership } from '../cluster/membership-api.js';
 import type { ExpulsionActions } from '../cluster/membership-runtime.js';
@@ -65,6 +66,8 @@ export interface NodeParts {
   readonly pool: PagePool;
   readonly plan: PoolPlan;
   readonly map: CacheMap;
+  /** For threads of this process that remember answers. */
+  readonly stamps?: Stamps | undefined;
   readonly clock: Clock;
   readonly random: Random;
   readonly logger: Logger;
@@ -336,6 +339,7 @@ export class HoldfastNode {
       backing,
       nsds,
       copyStates: states,
+      stamps: this.#parts.stamps,
       arena: this.#staging,
       pool,
       clock,

@@ -49,6 +49,7 @@ export class AccessTimes {
     if (pins === null) {
       if (this.#pending.size >= PENDING_MAX) return;
       inode.readAtNs = this.#volume.now();
+      parts.stamps?.changed(inode.ino);
       this.#pending.set(inode, clock.nowMs());
       return;
     }

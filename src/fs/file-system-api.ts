@@ -233,6 +233,12 @@ export interface XattrCalls<Where extends unknown[]> {
   ): Promise<void>;
 }
 
+/** Attributes, and the stamps of all that they were made of (src/cache/stamps.ts); null: not to be remembered. */
+export interface StampedAttributes {
+  readonly attributes: Attributes;
+  readonly stamps: readonly number[] | null;
+}
+
 /**
  * The file system of one node's engine. Paths are absolute, '/'-separated UTF-8, at most 4096 bytes, no NUL; symbolic links
  * are followed as POSIX says. Every method may throw FsError.
@@ -241,6 +247,8 @@ export interface FileSystem extends XattrCalls<[path: string, followLinks: boole
   open(path: string, flags: number, mode: number, credentials: Credentials, options?: OpenOptions): Promise<OpenFile>;
   stat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
   lstat(path: string, credentials: Credentials, options?: OpOptions): Promise<Attributes>;
+  /** Either of the two in one turn, when all of it is at hand; null: ask one of them. */
+  tryStat?(path: string, follow: boolean, credentials: Credentials): StampedAttributes | null;
   access(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void>;
   mkdir(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void>;
   rmdir(path: string, credentials: Credentials, options?: OpOptions): Promise<void>;

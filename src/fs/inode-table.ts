@@ -180,7 +180,13 @@ export class InodeTable {
     return inode;
   }
 
+  /** Another thread may remember what it knows of it. */
+  #moved(inode: Inode): void {
+    this.#volume.parts.stamps?.changed(inode.ino);
+  }
+
   holdBack(inode: Inode): void {
+    this.#moved(inode);
     holdBack(this.#volume, inode);
   }
 
@@ -188,6 +194,7 @@ export class InodeTable {
     if (!inode.dirty) inode.dirtySinceMs = this.#volume.clock.nowMs();
     inode.dirty = true;
     inode.dirtyCore ||= core;
+    this.#moved(inode);
   }
 
   /** What hits did to an attached file, merged into its inode, and remembered as dirty. */
@@ -208,6 +215,7 @@ export class InodeTable {
   attach(inode: Inode): CachedFile {
     if (inode.file !== null) return inode.file;
     if (inode.replaced) throw staleError(inode, 'open');
+    this.#moved(inode);
     const { sizeBytes, mtimeNs, ctimeNs } = inode;
     inode.file = this.#volume.cache.attach(inode.ino, { sizeBytes, mtimeNs, ctimeNs });
     inode.seenChanges = inode.file.state.changes;
@@ -457,6 +465,7 @@ export class InodeTable {
   async #giveUp(revocation: Revocation, first: number, end: number): Promise<readonly StatusNote[]> {
     const { keep } = revocation;
     const concerned: Inode[] = [];
+    if (keep < TokenMode.shared) this.#volume.parts.stamps?.changedRun(first, end);
     for (const run of this.#reads) if (run.first < end && first < run.end) run.stale = true;
     for (let number = first; number < end; number++) {
       const inode = number === INODE_FILE ? this.#file.inode : this.#inodes.get(inodeNumber(number));

@@ -1,6 +1,7 @@
 /** Puts a mounted file system together: reads the superblock, the maps' inodes, and connects the parts. */
 
 import type { PageCacheApi } from '../cache/page-cache-api.js';
+import type { Stamps } from '../cache/stamps.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
@@ -33,7 +34,7 @@ import { type Lives, NOBODY_ELSE, type NsdServers, Volume, type VolumeParts } fr
 export type { MountedFileSystem } from './mounted-file-system.js';
 
 export interface MountOptions
-  extends Omit<VolumeParts, 'settings' | 'peers' | 'lives' | 'copyStates' | 'servers' | 'owners'> {
+  extends Omit<VolumeParts, 'settings' | 'peers' | 'lives' | 'copyStates' | 'servers' | 'owners' | 'stamps'> {
   /** Made over `backing`, which is bound to the file system here: the circle is closed at mount. */
   readonly cache: PageCacheApi;
   readonly backing: FileBacking;
@@ -48,6 +49,8 @@ export interface MountOptions
   readonly owners?: SharedOwners;
   /** Absent: every NSD has everything, and nobody could be told otherwise. */
   readonly copyStates?: CopyStates;
+  /** Absent: nobody remembers answers. */
+  readonly stamps?: Stamps | undefined;
   /** What the caller believes is there; refused when the superblock says otherwise. */
   readonly fsUuid?: string | undefined;
   readonly nsdUuids?: readonly string[] | undefined;
@@ -69,6 +72,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
     servers,
     owners,
     copyStates = ALWAYS_UP,
+    stamps = null,
     ...rest
   } = options;
   const { nsds, counters, logger } = rest;
@@ -84,11 +88,13 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
       servers: servers ?? (() => null),
       owners: owners ?? NO_OWNERS,
       copyStates,
+      stamps,
     },
     superblock,
     fsIdOf(superblock.fsUuid),
   );
   volume.cache = cache;
+  if (stamps !== null) cache.setRevokeListener((ino) => stamps.changed(ino));
   volume.backing = backing;
   volume.inodes = new InodeTable(volume);
   volume.allocator = new Allocator(volume);

@@ -21,6 +21,7 @@ import type {
   OpenOptions,
   OpOptions,
   RenameOptions,
+  StampedAttributes,
   XattrSetOptions,
 } from './file-system-api.js';
 import { FileType, isNameless } from './file-system-api.js';
@@ -41,11 +42,13 @@ import { settle } from './settle.js';
 import type { SharedReply, SharedRequest } from './shared/shared-io.js';
 import type { Shipment } from './space/shipment.js';
 import type { Settled, Settling } from './space-peers.js';
+import { tryStat } from './stamped-stat.js';
 import { Statistics } from './statistics.js';
 import type { Superblock } from './superblock.js';
 import type { Volume } from './volume.js';
 
 export interface MountedFileSystem extends FileSystem {
+  tryStat(path: string, follow: boolean, credentials: Credentials): StampedAttributes | null;
   /** A file by its inode: what a handle that outlives its daemon needs, after a rename too. @throws {FsError} staleHandle */
   openInode(ino: InodeNumber, generation: number, flags: number, credentials: Credentials): Promise<OpenFile>;
   readonly superblock: Superblock;
@@ -108,6 +111,9 @@ export class MountedFs implements MountedFileSystem {
     return onPath(this.#volume, path, { op: 'lstat', credentials, followLast: false, options }, (ref) =>
       statInode(this.#volume, ref, 'lstat', options),
     );
+  }
+  tryStat(path: string, follow: boolean, credentials: Credentials): StampedAttributes | null {
+    return tryStat(this.#volume, path, follow, credentials);
   }
   access(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void> {
     return access(this.#volume, path, mode, credentials, options);
@@ -296,6 +302,7 @@ export class MountedFs implements MountedFileSystem {
     this.#check?.stop.abort();
     await this.#check?.ended;
     volume.closed = true;
+    volume.parts.stamps?.allChanged();
     this.#timer?.cancel();
     if (this.#working !== null) await this.#working;
     await volume.shipments.idle();
@@ -341,6 +348,7 @@ export class MountedFs implements MountedFileSystem {
     const volume = this.#volume;
     volume.closed = true;
     volume.fenced = true;
+    volume.parts.stamps?.allChanged();
     this.#check?.stop.abort();
     volume.orphans.stop();
     this.#timer?.cancel();

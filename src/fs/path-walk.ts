@@ -111,12 +111,12 @@ export async function walk(volume: Volume, path: string, request: WalkRequest): 
 }
 
 /** The same as lookupIn in one turn, when everything is at hand; else undefined. Most steps of most walks are this. */
-function tryLookupIn(
+export function tryLookupIn(
   volume: Volume,
   directory: LeafEntry,
   name: string,
   path: string,
-  { op, credentials }: WalkRequest,
+  { op, credentials }: Pick<WalkRequest, 'op' | 'credentials'>,
 ): LeafEntry | null | undefined {
   const { ino } = directory;
   const pins = volume.parts.tokens.tryPin([

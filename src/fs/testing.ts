@@ -7,6 +7,7 @@
 import { TwinCacheMap } from '../cache/cache-map-twin.js';
 import { createPageCache, type PageCacheSettings } from '../cache/page-cache.js';
 import type { PageCacheApi } from '../cache/page-cache-api.js';
+import type { Stamps } from '../cache/stamps.js';
 import type { Clock, Timer } from '../common/clock.js';
 import { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
@@ -513,7 +514,7 @@ export class TestVolume {
   /** Stands between the nodes and the owner. */
   onShared: ((owner: MountedFileSystem, request: SharedRequest) => Promise<SharedReply>) | null = null;
 
-  async mount(node = 1, nodeSettings: Partial<FsSettings> = {}): Promise<TestNode> {
+  async mount(node = 1, nodeSettings: Partial<FsSettings> = {}, stamps?: Stamps): Promise<TestNode> {
     const life = ++this.#lastLife;
     this.#lives.set(node, life);
     const poolPages = this.#options.poolPages ?? 2048;
@@ -561,6 +562,7 @@ export class TestVolume {
       owners: this.#owners(node),
       lives: { state: (id, life) => (this.#lives.get(id) === life ? 'here' : 'gone') },
       copyStates: this.copyStates(node),
+      stamps,
     });
     this.#mounted.set(node, fs);
     this.space.joins(node, fs, tokens);

@@ -2,6 +2,7 @@
 
 import type { BackingStore } from '../cache/backing-store.js';
 import type { CachedFile, PageCacheApi } from '../cache/page-cache-api.js';
+import type { Stamps } from '../cache/stamps.js';
 import type { ByteRange } from '../common/byte-range.js';
 import type { Clock } from '../common/clock.js';
 import type { Counters } from '../common/counters.js';
@@ -60,6 +61,8 @@ export interface VolumeParts {
   readonly owners: SharedOwners;
   /** `nsds` goes by them. */
   readonly copyStates: CopyStates;
+  /** Null: nobody remembers answers. */
+  readonly stamps: Stamps | null;
 }
 
 /**

@@ -1,7 +1,7 @@
 import { constants } from 'node:fs';
 import { FsError } from '../common/errors.js';
 import { pick, type SeededRandom } from '../common/random.js';
-import { ROOT } from '../fs/file-system-api.js';
+import { type FileSystem, ROOT } from '../fs/file-system-api.js';
 import { type DirectoryInput, listingOf } from './directory-model.js';
 import type { SimNode } from './sim-node.js';
 import type { Workload } from './workload.js';
@@ -53,6 +53,31 @@ export class NamesWorkload {
     return ino;
   }
 
+  /** As the library does it: what is remembered, then what is at hand in one turn, then by the walk. */
+  async #inodeOf(life: SimNode, fs: FileSystem, path: string): Promise<number> {
+    const known = life.remembered.get(path, true);
+    if (known !== undefined) return known.attributes.ino;
+    const found = fs.tryStat?.(path, true, ROOT) ?? null;
+    if (found === null) return (await fs.stat(path, ROOT)).ino;
+    if (found.stamps !== null) life.remembered.put(path, found.attributes, found.stamps);
+    return found.attributes.ino;
+  }
+
+  /** By a thread that never waits for the engine, and goes on when that stands still. */
+  recall(life: SimNode, random: SeededRandom): void {
+    const { names, trace } = this.world;
+    const input: DirectoryInput = { op: 'look', name: pick(random, NAMES) };
+    const client = `${life.name}/recalls`;
+    const pending = names.begin(client, life.name, input);
+    const known = life.remembered.get(`${NAMES_DIRECTORY}/${input.name}`, true);
+    if (known === undefined) {
+      names.forget(pending);
+      return;
+    }
+    trace.add(life.id, 0, `${client}: ${JSON.stringify(input)} -> ${known.attributes.ino}`);
+    if (pending.done === null) names.end(pending, String(known.attributes.ino));
+  }
+
   look(life: SimNode): Promise<void> {
     return this.#operation(life, `${life.name} at last`, { op: 'list' });
   }
@@ -86,8 +111,7 @@ export class NamesWorkload {
           return String(ino);
         }
         case 'look': {
-          const { ino } = await fs.stat(path(input.name), ROOT);
-          return String(ino);
+          return String(await this.#inodeOf(life, fs, path(input.name)));
         }
         case 'list':
           return listingOf(await fs.readdir(NAMES_DIRECTORY, ROOT));

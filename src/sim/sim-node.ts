@@ -1,5 +1,7 @@
 import type { EntryId } from '../cache/cache-map.js';
 import { CachedFileOps } from '../cache/cached-file.js';
+import { Stamps } from '../cache/stamps.js';
+import { RememberedStats } from '../client/remembered-stats.js';
 import { membershipSettings } from '../cluster/membership.js';
 import { type ExpulsionActions, MembershipRuntime } from '../cluster/membership-runtime.js';
 import { sleep } from '../common/clock.js';
@@ -35,6 +37,9 @@ import type { World } from './world.js';
 export class SimNode {
   readonly gate: NodeGate;
   readonly map: WatchedCacheMap;
+  readonly stamps = new Stamps();
+  /** What the applications' threads remember, also while the engine stands still. */
+  readonly remembered: RememberedStats;
   readonly pool: PagePool;
   readonly counters = new Counters();
   readonly plan: PoolPlan;
@@ -73,6 +78,7 @@ export class SimNode {
     this.plan = poolPlan(plan.slotCount, world.disksOf(id).length);
     this.pool = heapPagePool(poolBytes(this.plan));
     this.map = world.planted.makeMap?.(world, this) ?? new WatchedCacheMap(this.pool, scheduler, 64, plan.slotCount);
+    this.remembered = new RememberedStats(this.stamps, () => scheduler.nowMs());
     this.#store = new GatedStore(world.connectStore(id), this.gate, () => world.faults.leaseAsked());
   }
 
@@ -111,7 +117,10 @@ export class SimNode {
       settings: membershipSettings(LEASE_TTL_MS),
       logger,
       listener: {
-        lease: (deadlineMs) => map.setLeaseDeadline(deadlineMs),
+        lease: (deadlineMs) => {
+          map.setLeaseDeadline(deadlineMs);
+          this.stamps.setLeaseDeadline(deadlineMs);
+        },
         suspended: () => {
           this.suspended = true;
           this.node?.suspend();
@@ -124,6 +133,7 @@ export class SimNode {
       },
     });
     map.setLeaseDeadline(this.membership.leaseDeadlineMs);
+    this.stamps.setLeaseDeadline(this.membership.leaseDeadlineMs);
     world.trace.add(this.id, 0, `life ${this.name} begins`);
     this.#memoryTransport = world.network.transport(`n${this.id}`, pool);
     this.transport = new GatedTransport(this.#memoryTransport, gate);
@@ -166,6 +176,7 @@ export class SimNode {
         pool,
         plan: this.plan,
         map,
+        stamps: this.stamps,
         clock: gate,
         random: this.random.fork(),
         logger,

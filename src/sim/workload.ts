@@ -1,6 +1,6 @@
 import { sleep } from '../common/clock.js';
 import { FsError, type Reason } from '../common/errors.js';
-import { below, chance, pick, type SeededRandom } from '../common/random.js';
+import { below, chance, pick, SeededRandom } from '../common/random.js';
 import { PAGE_BYTES } from '../common/units.js';
 import { CELLS_MAX, cellsOf, cellsOfSize, type FileInput, runsOf, stampedBytes } from './file-model.js';
 import type { FilePending, HotFile } from './hot-file.js';
@@ -60,6 +60,7 @@ export class Workload {
     }
     const random = this.random.fork();
     this.#run(life, () => this.#hitter(life, random));
+    if (kind === 'metadata') this.#run(life, () => this.#recaller(life));
   }
 
   #run(life: SimNode, client: () => Promise<void>): void {
@@ -305,6 +306,17 @@ export class Workload {
       if (cell < Math.min(CELLS_MAX, file.seenSize)) return cell;
     }
     return null;
+  }
+
+  /** An application's thread that asks for what it remembers of names, and never waits for the engine. A stream of its own. */
+  async #recaller(life: SimNode): Promise<void> {
+    const random = new SeededRandom(this.world.plan.seed + 15_485_863 * (life.id + 64 * this.world.lives.length));
+    while (life.state === 'up') {
+      const idleMs = this.#begun > this.world.plan.operations ? 100 : 0;
+      await sleep(this.world.scheduler, 4 * this.world.plan.thinkMs * (0.2 + random.next()) + idleMs);
+      if (!this.#goesOn(life)) return;
+      this.names.recall(life, random);
+    }
   }
 
   /** The same cell again and again, faster than a device takes it: also while it is being written out. */

@@ -72,6 +72,13 @@ export const CACHE_MAP_BUGS: readonly PlantedBug[] = [
     makeMap: (world, life) => map(world, life, LeaseForEver),
   },
   {
+    name: 'stamps-stay',
+    what: 'What a thread remembers of a name is told again after somebody has changed it (I2).',
+    alterNode: (_world, { stamps }) => {
+      stamps.changed = () => undefined;
+    },
+  },
+  {
     name: 'size-published-late',
     what: 'The size grows a millisecond after the write has returned (I13).',
     makeMap: (world, life) => {
