@@ -113,7 +113,10 @@ export async function loadRoot(volume: PointerHost, inode: Inode, place: Pointer
   if (present) return present;
   const node = await readIndirect(volume, inode, place.level, place.firstBlock, home);
   // Somebody else may have loaded (and changed) it while we read.
-  return (inode.roots[index] ??= node);
+  const first = inode.roots[index];
+  if (first) return first;
+  inode.setRoot(index, node);
+  return node;
 }
 
 export async function loadChild(
@@ -180,7 +183,7 @@ export async function preparePointer(volume: PointerHost, inode: Inode, block: n
     node = await newIndirect(volume, inode, place.level, place.firstBlock);
     added(inode, node);
     setAreaPointer(inode, place.root, node.home);
-    inode.roots[rootIndex(place.root)] = node;
+    inode.setRoot(rootIndex(place.root), node);
   }
   while (node.level > 1) {
     const slot = slotOf(node, block);
@@ -322,7 +325,7 @@ export function cutPointers(inode: Inode, fromBlock: number, toBlock = FILE_BLOC
     if (!node || cutNode(inode, node, fromBlock, toBlock, freed)) continue;
     freed.push(node.home);
     setAreaPointer(inode, DIRECT_POINTERS + index, null);
-    inode.roots[index] = null;
+    inode.setRoot(index, null);
   }
   for (const extent of freed) inode.allocatedSubBlocks -= extent.count;
   return freed;

@@ -166,7 +166,7 @@ export class InodeTable {
       inode = this.#make(ino);
     }
     inode.home = home;
-    inode.roots.fill(null);
+    inode.forgetRoots();
     inode.valid = true;
     inode.usedRound = this.#round;
     this.#spoilReads(ino);
@@ -319,7 +319,7 @@ export class InodeTable {
     if (excess <= 0) return;
     for (const inode of this.#inodes.values()) {
       if (excess <= 0) return;
-      if (inode.concurrent || inode.dirty || inode.openCount > 0 || inode.writing !== null || inode.structure.busy)
+      if (inode.concurrent || inode.dirty || inode.openCount > 0 || inode.writing !== null || inode.structureBusy)
         continue;
       if (this.#writer.isDue(inode)) continue;
       if (indirectHomes(inode).some((home) => this.#volume.sectors.isUndurable(keyOf(home)))) continue;

@@ -34,9 +34,13 @@ export interface IndirectNode {
   readonly children: Map<number, IndirectNode>;
 }
 
+interface AttributeSpace {
+  readonly taken: Extent[];
+  readonly given: Extent[];
+}
+const NO_ROOTS: readonly null[] = Array.from({ length: INDIRECT_LEVELS }, () => null);
+
 export class Inode implements InodeFields {
-  /** Of directories: see Directory.advance. */
-  readonly directoryGate = new Mutex();
   type: FileType | typeof FREE_INODE = FREE_INODE;
   mode = 0;
   uid = 0;
@@ -75,8 +79,6 @@ export class Inode implements InodeFields {
   heldChanges = 0;
   /** Told before pointers change; null: nobody logs them. */
   keeper: { holdBack(inode: Inode): void } | null = null;
-  /** Of its attributes' block: what the transaction that is being made takes, and what it gives up. */
-  readonly attributeSpace: { taken: Extent[]; given: Extent[] } = { taken: [], given: [] };
   /** Space that was allocated for it and that no logged pointer names. */
   reserved: Extent[] = [];
   /** Indirect blocks that are ahead of what the log has, at most: those that were cut off since are counted too. */
@@ -107,8 +109,6 @@ export class Inode implements InodeFields {
   /** While it is synced: so many bytes of its data may still go into the log first. */
   syncBytesLeft = 0;
   syncing = 0;
-  /** Of its data, not through the log: under way, and ever begun. */
-  readonly writesInPlace = { running: 0, begun: 0 };
   /** Set while a write-out of this inode runs: the next one waits for it, or an older image could land last. */
   writing: Promise<void> | null = null;
 
@@ -129,8 +129,6 @@ export class Inode implements InodeFields {
   usedRound = 0;
   /** Where its sector is; set before it is ever valid. */
   home: { readonly nsd: NsdIndex; readonly sector: number } = { nsd: nsdIndex(0), sector: 0 };
-  /** Indirect blocks in memory, below the area's last entries. */
-  readonly roots: (IndirectNode | null)[] = Array.from({ length: INDIRECT_LEVELS }, () => null);
   /** No longer pointed to by the fields; free once a write-out of them is done. */
   pendingFrees: Extent[] = [];
   /** What this node wrote of the file since the last flush. What others wrote was flushed before its tokens came here. */
@@ -151,13 +149,62 @@ export class Inode implements InodeFields {
   }
 
   /** Growth, moves and cuts of its blocks, one at a time. */
-  readonly structure = new Mutex();
+  get structure(): Mutex {
+    this.#structure ??= new Mutex();
+    return this.#structure;
+  }
+  get structureBusy(): boolean {
+    return this.#structure?.busy ?? false;
+  }
   /** Writes share, truncation owns. */
-  readonly contents = new SharedMutex();
+  get contents(): SharedMutex {
+    this.#contents ??= new SharedMutex();
+    return this.#contents;
+  }
   /** Appends of this node, one at a time: each begins where the last ended. */
-  readonly appends = new Mutex();
+  get appends(): Mutex {
+    this.#appends ??= new Mutex();
+    return this.#appends;
+  }
+  /** Of directories: see Directory.advance. */
+  get directoryGate(): Mutex {
+    this.#directoryGate ??= new Mutex();
+    return this.#directoryGate;
+  }
+  /** Of its data, not through the log: under way, and ever begun. */
+  get writesInPlace(): { running: number; begun: number } {
+    this.#writesInPlace ??= { running: 0, begun: 0 };
+    return this.#writesInPlace;
+  }
+  /** Of its attributes' block: what the transaction that is being made takes, and what it gives up. */
+  get attributeSpace(): AttributeSpace {
+    this.#attributeSpace ??= { taken: [], given: [] };
+    return this.#attributeSpace;
+  }
+  /** Null: there is nothing of the kind. */
+  get movedAttributeSpace(): AttributeSpace | null {
+    return this.#attributeSpace;
+  }
+  /** Indirect blocks in memory, below the area's last entries. */
+  get roots(): readonly (IndirectNode | null)[] {
+    return this.#roots ?? NO_ROOTS;
+  }
+  setRoot(index: number, node: IndirectNode | null): void {
+    this.#roots ??= [...NO_ROOTS];
+    this.#roots[index] = node;
+  }
+  forgetRoots(): void {
+    this.#roots = null;
+  }
 
-  // Made when first needed: most inodes in memory have nothing on its way.
+  // Made when first needed: most inodes in memory have nothing on its way, and a node may have a hundred thousand of them.
+  #structure: Mutex | null = null;
+  #contents: SharedMutex | null = null;
+  #appends: Mutex | null = null;
+  #directoryGate: Mutex | null = null;
+  #writesInPlace: { running: number; begun: number } | null = null;
+  #attributeSpace: AttributeSpace | null = null;
+  #roots: (IndirectNode | null)[] | null = null;
   #transfers: Set<Promise<void>> | null = null;
   #unflushed: Unflushed | null = null;
   #lost: LostWrites | null = null;
@@ -186,7 +233,7 @@ export class Inode implements InodeFields {
     this.xattrBlock = null;
     this.acls = null;
     this.readAtNs = null;
-    this.roots.fill(null);
+    this.forgetRoots();
     this.image = null;
     this.unexposed = false;
     this.reserved = [];

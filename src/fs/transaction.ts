@@ -124,8 +124,11 @@ export class MetadataTransaction {
         if (!inode.isInline) this.#recordIndirects(inode, nowMs, writer);
         settled = moved(inode.reserved, settled);
       }
-      settled = moved(inode.attributeSpace.taken, settled);
-      given = moved(inode.attributeSpace.given, given);
+      const space = inode.movedAttributeSpace;
+      if (space !== null) {
+        settled = moved(space.taken, settled);
+        given = moved(space.given, given);
+      }
       const image = inodeImage(volume, inode);
       volume.sectors.record(inode.home, image, nowMs, writer);
       inode.image = inode.unexposed ? image.slice() : null;
