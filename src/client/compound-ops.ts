@@ -1,6 +1,6 @@
 import { constants } from 'node:fs';
 import { FsError } from '../common/errors.js';
-import type { AttributeChanges, Credentials, FileSystem, OpenFile } from '../fs/file-system-api.js';
+import type { AttributeChanges, Credentials, FileSystem, OpenFile, OpOptions } from '../fs/file-system-api.js';
 import { FileType } from '../fs/file-system-api.js';
 import type { OpArgs, WireChanges } from './ops.js';
 
@@ -46,17 +46,17 @@ export async function readWhole(
   flags: number,
   limitBytes: number,
   who: Credentials,
-  signal: AbortSignal,
+  until: OpOptions,
 ): Promise<Uint8Array | null> {
-  const file = await step('open', path, fs.open(path, flags, 0o666, who, { signal }));
+  const file = await step('open', path, fs.open(path, flags, 0o666, who, until));
   return withOpen(file, async () => {
-    const { sizeBytes, type } = await step('fstat', undefined, file.stat({ signal }));
+    const { sizeBytes, type } = await step('fstat', undefined, file.stat(until));
     if (type === FileType.directory) throw new FsError('isDirectory', { op: 'read' });
     if (sizeBytes > limitBytes) return null;
     let bytes = new Uint8Array((sizeBytes === 0 ? UNKNOWN_SIZE_BYTES : sizeBytes) + PROBE_BYTES);
     let filled = 0;
     for (;;) {
-      const count = await step('read', undefined, file.read(filled, bytes.subarray(filled), { signal }));
+      const count = await step('read', undefined, file.read(filled, bytes.subarray(filled), until));
       filled += count;
       // One read that ends short saw the end of file; only then are the bytes of one moment.
       if (count === 0 || filled < bytes.length) return bytes.subarray(0, filled);
@@ -68,11 +68,11 @@ export async function readWhole(
   });
 }
 
-export async function writeAll(file: OpenFile, bytes: Uint8Array, append: boolean, signal: AbortSignal): Promise<void> {
+export async function writeAll(file: OpenFile, bytes: Uint8Array, append: boolean, until: OpOptions): Promise<void> {
   let done = 0;
   while (done < bytes.length) {
     const rest = done === 0 ? bytes : bytes.subarray(done);
-    const { lengthBytes } = await file.write(append ? null : done, rest, { signal });
+    const { lengthBytes } = await file.write(append ? null : done, rest, until);
     if (lengthBytes === 0) throw new FsError('internal', { op: 'write', detail: 'a write made no progress' });
     done += lengthBytes;
   }
@@ -84,13 +84,13 @@ export async function writeWhole(
   { flags, mode, sync, changes }: Omit<OpArgs<'writeFile'>, 'path'>,
   bytes: Uint8Array,
   who: Credentials,
-  signal: AbortSignal,
+  until: OpOptions,
 ): Promise<void> {
-  const file = await step('open', path, fs.open(path, flags, mode, who, { signal }));
+  const file = await step('open', path, fs.open(path, flags, mode, who, until));
   await withOpen(file, async () => {
-    await step('write', undefined, writeAll(file, bytes, (flags & constants.O_APPEND) !== 0, signal));
-    if (changes !== undefined) await step('futime', undefined, file.setAttributes(toChanges(changes), who, { signal }));
-    if (sync) await step('fsync', undefined, file.sync(false, { signal }));
+    await step('write', undefined, writeAll(file, bytes, (flags & constants.O_APPEND) !== 0, until));
+    if (changes !== undefined) await step('futime', undefined, file.setAttributes(toChanges(changes), who, until));
+    if (sync) await step('fsync', undefined, file.sync(false, until));
   });
 }
 
@@ -100,7 +100,7 @@ export async function makeDirectories(
   path: string,
   mode: number,
   who: Credentials,
-  signal: AbortSignal,
+  until: OpOptions,
 ): Promise<string | null> {
   const names = path.split('/').filter((name) => name !== '');
   const prefix = (count: number): string => `/${names.slice(0, count).join('/')}`;
@@ -109,13 +109,13 @@ export async function makeDirectories(
   let first: string | null = null;
   while (have > 0) {
     try {
-      await fs.mkdir(prefix(have), mode, who, { signal });
+      await fs.mkdir(prefix(have), mode, who, until);
       first = prefix(have);
       break;
     } catch (error) {
       if (!FsError.is(error)) throw error;
       if (error.code === 'EEXIST') {
-        const found = await fs.stat(prefix(have), who, { signal });
+        const found = await fs.stat(prefix(have), who, until);
         if (found.type === FileType.directory) break;
         throw new FsError(have === names.length ? 'exists' : 'notDirectory', { op: 'mkdir', object: path });
       }
@@ -125,7 +125,7 @@ export async function makeDirectories(
   }
   for (let count = have + 1; count <= names.length; count++) {
     try {
-      await fs.mkdir(prefix(count), mode, who, { signal });
+      await fs.mkdir(prefix(count), mode, who, until);
       first ??= prefix(count);
     } catch (error) {
       // Somebody else, here or on another node, was making the same tree.
@@ -141,25 +141,25 @@ export async function copyFile(
   to: string,
   mode: number,
   who: Credentials,
-  signal: AbortSignal,
+  until: OpOptions,
 ): Promise<void> {
   if ((mode & constants.COPYFILE_FICLONE_FORCE) !== 0)
     throw new FsError('notSupported', { op: 'copyfile', object: from, detail: 'no clones in this format' });
-  const source = await fs.open(from, constants.O_RDONLY, 0, who, { signal });
+  const source = await fs.open(from, constants.O_RDONLY, 0, who, until);
   await withOpen(source, async () => {
-    const found = await source.stat({ signal });
+    const found = await source.stat(until);
     if (found.type === FileType.directory) throw new FsError('isDirectory', { op: 'copyfile', object: from });
     const exclusive = (mode & constants.COPYFILE_EXCL) !== 0 ? constants.O_EXCL : 0;
     const flags = constants.O_WRONLY | constants.O_CREAT | exclusive;
-    const target = await fs.open(to, flags, found.mode, who, { signal });
+    const target = await fs.open(to, flags, found.mode, who, until);
     await withOpen(target, async () => {
-      const existing = await target.stat({ signal });
+      const existing = await target.stat(until);
       if (existing.ino === found.ino) return;
       // Not O_TRUNC at open: a copy onto itself would be emptied.
-      await target.truncate(0, { signal });
+      await target.truncate(0, until);
       try {
         for (let at = 0; ; ) {
-          const count = await source.copyRange(at, target, at, COPY_BYTES, { signal });
+          const count = await source.copyRange(at, target, at, COPY_BYTES, until);
           if (count === 0) break;
           at += count;
         }
@@ -169,7 +169,7 @@ export async function copyFile(
         throw error;
       }
       if ((existing.mode & 0o7777) !== (found.mode & 0o7777) && (who.uid === 0 || who.uid === existing.uid))
-        await target.setAttributes({ mode: found.mode & 0o7777 }, who, { signal });
+        await target.setAttributes({ mode: found.mode & 0o7777 }, who, until);
     });
   });
 }

@@ -1,9 +1,17 @@
-import { setMaxListeners } from 'node:events';
 import { constants } from 'node:fs';
 import type { Counters } from '../common/counters.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, inodeNumber } from '../common/ids.js';
-import type { Credentials, DirectoryEntry, FileSystem, FileType, OpenFile, XattrCalls } from '../fs/file-system-api.js';
+import type {
+  Credentials,
+  DirectoryEntry,
+  FileSystem,
+  FileType,
+  OpenFile,
+  OpOptions,
+  XattrCalls,
+} from '../fs/file-system-api.js';
+import { Cancel } from './cancel.js';
 import { copyFile, makeDirectories, readWhole, toChanges, writeWhole } from './compound-ops.js';
 import { attributesToWire, type OpArgs, type OpName, type OpResult, type Reply, type XattrTarget } from './ops.js';
 import { packEntries } from './packed-entries.js';
@@ -67,13 +75,21 @@ type Handlers = {
   readonly [K in OpName]: (
     args: OpArgs<K>,
     payload: Uint8Array | undefined,
-    signal: AbortSignal,
+    cancel: Cancel,
   ) => Promise<OpResult<K> | WithPayload<K>> | OpResult<K> | WithPayload<K>;
 };
 
 const WRITABLE = constants.O_WRONLY | constants.O_RDWR;
 const EMPTY = new Uint8Array(0);
 const NOTHING = {} as const;
+
+/** With options of one operation beside the signal, which is still made when asked for. */
+const withOptions = <T extends object>(cancel: Cancel, options: T): T & OpOptions => ({
+  ...options,
+  get signal() {
+    return cancel.signal;
+  },
+});
 
 /** A result with bytes beside it. */
 class WithPayload<K extends OpName> {
@@ -86,7 +102,7 @@ class WithPayload<K extends OpName> {
 export class DispatcherSession {
   readonly #files = new Map<number, OpenFile>();
   readonly #listings = new Map<number, DirectoryEntry[]>();
-  readonly #running = new Map<Promise<unknown>, AbortController>();
+  readonly #running = new Map<Promise<unknown>, Cancel>();
   readonly #locks = new SessionLocks();
   readonly #handlers: Handlers;
   #nextHandle = 1;
@@ -112,7 +128,7 @@ export class DispatcherSession {
     payload?: Uint8Array,
     signal?: AbortSignal,
   ): Promise<Reply<K>> {
-    const cancel = new AbortController();
+    const cancel = new Cancel();
     if (signal === undefined) return this.executeUntil(cancel, op, args, payload);
     if (signal.aborted) throw new FsError('aborted', { op });
     const abort = (): void => cancel.abort(signal.reason);
@@ -125,11 +141,10 @@ export class DispatcherSession {
   }
 
   /**
-   * For transports that make a controller for each call: it is the call's own, and the session's end aborts it too. (Signals made
-   * of two others by AbortSignal.any were a tenth of a daemon's time.)
+   * For transports that have something by which to cancel each call: it is the call's own, and the session's end aborts it too.
    */
   async executeUntil<K extends OpName>(
-    cancel: AbortController,
+    cancel: Cancel,
     op: K,
     args: OpArgs<K>,
     payload?: Uint8Array,
@@ -140,18 +155,15 @@ export class DispatcherSession {
       counters.add('client.refusedQueueFull');
       throw new FsError('queueFull', { op, detail: `more than ${limits.inFlightMax} operations in flight` });
     }
-    const { signal } = cancel;
-    if (signal.aborted) throw new FsError('aborted', { op });
+    if (cancel.aborted) throw new FsError('aborted', { op });
     counters.add('client.calls');
-    // A large transfer is many requests that listen at once; they all stop listening when they end.
-    setMaxListeners(0, signal);
-    const run = this.#run(op, args, payload, signal);
+    const run = this.#run(op, args, payload, cancel);
     this.#running.set(run, cancel);
     try {
       return await run;
     } catch (error) {
       counters.add('client.failedCalls');
-      if (signal.aborted && !FsError.is(error)) throw new FsError('aborted', { op, cause: error });
+      if (cancel.aborted && !FsError.is(error)) throw new FsError('aborted', { op, cause: error });
       throw FsError.from(error, op);
     } finally {
       this.#running.delete(run);
@@ -162,10 +174,10 @@ export class DispatcherSession {
     op: K,
     args: OpArgs<K>,
     payload: Uint8Array | undefined,
-    signal: AbortSignal,
+    cancel: Cancel,
   ): Promise<Reply<K>> {
     const handler = this.#handlers[op] as Handlers[K];
-    const value = await handler(args, payload, signal);
+    const value = await handler(args, payload, cancel);
     if (value instanceof WithPayload) return { result: value.result as OpResult<K>, payload: value.payload };
     return { result: value as OpResult<K> };
   }
@@ -265,11 +277,11 @@ export class DispatcherSession {
       return NOTHING;
     };
     return {
-      open: async ({ path, flags, mode, identify, deny, busyTimeoutMs }, _payload, signal) => {
+      open: async ({ path, flags, mode, identify, deny, busyTimeoutMs }, _payload, cancel) => {
         const handle = this.#nextHandle++;
         const file = await this.#install(
           handle,
-          () => fs.open(path, flags, mode, who, { signal, deny, busyTimeoutMs }),
+          () => fs.open(path, flags, mode, who, withOptions(cancel, { deny, busyTimeoutMs })),
           'open',
         );
         let generation = 0;
@@ -289,50 +301,49 @@ export class DispatcherSession {
         this.#files.delete(handle);
         return done(file === undefined ? Promise.resolve() : this.#locks.close(file));
       },
-      read: async ({ handle, offset, length }, _payload, signal) => {
+      read: async ({ handle, offset, length }, _payload, cancel) => {
         const file = this.#file(handle, 'read');
         let room = Math.min(length, limits.readBytesMax);
         if (room > TRUSTED_READ_BYTES) {
-          const { sizeBytes } = await file.stat({ signal });
+          const { sizeBytes } = await file.stat(cancel);
           room = Math.min(room, Math.max(TRUSTED_READ_BYTES, sizeBytes - offset));
         }
         const bytes = new Uint8Array(room);
-        const count = await file.read(offset, bytes, { signal });
+        const count = await file.read(offset, bytes, cancel);
         return new WithPayload<'read'>(NOTHING, count === room ? bytes : bytes.subarray(0, count));
       },
-      bring: async ({ handle, offset, length }, _payload, signal) => ({
-        length: await this.#file(handle, 'bring').bring(offset, Math.min(length, limits.readBytesMax), { signal }),
+      bring: async ({ handle, offset, length }, _payload, cancel) => ({
+        length: await this.#file(handle, 'bring').bring(offset, Math.min(length, limits.readBytesMax), cancel),
       }),
-      write: async ({ handle, offset }, payload, signal) => {
-        const written = await this.#file(handle, 'write').write(offset, payload ?? EMPTY, { signal });
+      write: async ({ handle, offset }, payload, cancel) => {
+        const written = await this.#file(handle, 'write').write(offset, payload ?? EMPTY, cancel);
         return { offset: written.offsetBytes, length: written.lengthBytes };
       },
-      truncateHandle: ({ handle, size }, _payload, signal) =>
-        done(this.#file(handle, 'truncateHandle').truncate(size, { signal })),
-      allocate: ({ handle, mode, offset, length, keepSize }, _payload, signal) =>
-        done(this.#file(handle, 'allocate').allocate(mode, offset, length, { signal, keepSize })),
-      copyRange: async ({ handle, offset, to, toOffset, length }, _payload, signal) => {
+      truncateHandle: ({ handle, size }, _payload, cancel) =>
+        done(this.#file(handle, 'truncateHandle').truncate(size, cancel)),
+      allocate: ({ handle, mode, offset, length, keepSize }, _payload, cancel) =>
+        done(this.#file(handle, 'allocate').allocate(mode, offset, length, withOptions(cancel, { keepSize }))),
+      copyRange: async ({ handle, offset, to, toOffset, length }, _payload, cancel) => {
         const target = this.#file(to, 'copyRange');
         return {
-          length: await this.#file(handle, 'copyRange').copyRange(offset, target, toOffset, length, { signal }),
+          length: await this.#file(handle, 'copyRange').copyRange(offset, target, toOffset, length, cancel),
         };
       },
-      linkHandle: ({ handle, to }, _payload, signal) =>
-        done(this.#file(handle, 'linkHandle').link(to, who, { signal })),
-      seek: async ({ handle, offset, what }, _payload, signal) => ({
-        offset: await this.#file(handle, 'seek').seek(offset, what, { signal }),
+      linkHandle: ({ handle, to }, _payload, cancel) => done(this.#file(handle, 'linkHandle').link(to, who, cancel)),
+      seek: async ({ handle, offset, what }, _payload, cancel) => ({
+        offset: await this.#file(handle, 'seek').seek(offset, what, cancel),
       }),
-      statHandle: async ({ handle }, _payload, signal) =>
-        attributesToWire(await this.#file(handle, 'statHandle').stat({ signal })),
-      setAttributesHandle: async ({ handle, changes }, _payload, signal) => {
+      statHandle: async ({ handle }, _payload, cancel) =>
+        attributesToWire(await this.#file(handle, 'statHandle').stat(cancel)),
+      setAttributesHandle: async ({ handle, changes }, _payload, cancel) => {
         const file = this.#file(handle, 'setAttributesHandle');
-        return attributesToWire(await file.setAttributes(toChanges(changes), who, { signal }));
+        return attributesToWire(await file.setAttributes(toChanges(changes), who, cancel));
       },
-      sync: ({ handle, dataOnly }, _payload, signal) => done(this.#file(handle, 'sync').sync(dataOnly, { signal })),
-      lock: ({ handle, ...args }, _payload, signal) => done(this.#locks.lock(this.#file(handle, 'lock'), args, signal)),
-      unlock: ({ handle, ...args }, _payload, signal) =>
-        done(this.#locks.unlock(this.#file(handle, 'unlock'), args, signal)),
-      getLock: ({ handle, ...args }, _payload, signal) => this.#locks.test(this.#file(handle, 'getLock'), args, signal),
+      sync: ({ handle, dataOnly }, _payload, cancel) => done(this.#file(handle, 'sync').sync(dataOnly, cancel)),
+      lock: ({ handle, ...args }, _payload, cancel) => done(this.#locks.lock(this.#file(handle, 'lock'), args, cancel)),
+      unlock: ({ handle, ...args }, _payload, cancel) =>
+        done(this.#locks.unlock(this.#file(handle, 'unlock'), args, cancel)),
+      getLock: ({ handle, ...args }, _payload, cancel) => this.#locks.test(this.#file(handle, 'getLock'), args, cancel),
       hint: ({ handle, kind, offset, length }) => {
         this.#files.get(handle)?.hint(kind, offset, length);
         return NOTHING;
@@ -344,39 +355,39 @@ export class DispatcherSession {
         const file = await this.#install(args.handle, () => this.#reopen(args), 'reopen');
         return { entry: file.entry };
       },
-      readFile: async ({ path, flags, limit }, _payload, signal) => {
+      readFile: async ({ path, flags, limit }, _payload, cancel) => {
         const room = Math.min(limit, limits.readBytesMax);
-        const bytes = await readWhole(fs, path, flags, room, who, signal);
+        const bytes = await readWhole(fs, path, flags, room, who, cancel);
         if (bytes === null) return { complete: false };
         return new WithPayload<'readFile'>({ complete: true }, bytes);
       },
-      writeFile: ({ path, flags, mode, sync, changes }, payload, signal) =>
-        done(writeWhole(fs, path, { flags, mode, sync, changes }, payload ?? EMPTY, who, signal)),
-      stat: async ({ path, follow, stamped }, _payload, signal) => {
+      writeFile: ({ path, flags, mode, sync, changes }, payload, cancel) =>
+        done(writeWhole(fs, path, { flags, mode, sync, changes }, payload ?? EMPTY, who, cancel)),
+      stat: async ({ path, follow, stamped }, _payload, cancel) => {
         const now = fs.tryStat?.(path, follow, who) ?? null;
         if (now === null)
-          return attributesToWire(await (follow ? fs.stat(path, who, { signal }) : fs.lstat(path, who, { signal })));
+          return attributesToWire(await (follow ? fs.stat(path, who, cancel) : fs.lstat(path, who, cancel)));
         const wire = attributesToWire(now.attributes);
         return stamped === true && now.stamps !== null ? { ...wire, stamps: now.stamps } : wire;
       },
-      access: ({ path, mode }, _payload, signal) => done(fs.access(path, mode, who, { signal })),
-      mkdir: async ({ path, mode, recursive }, _payload, signal) => {
-        if (recursive) return { first: await makeDirectories(fs, path, mode, who, signal) };
-        await fs.mkdir(path, mode, who, { signal });
+      access: ({ path, mode }, _payload, cancel) => done(fs.access(path, mode, who, cancel)),
+      mkdir: async ({ path, mode, recursive }, _payload, cancel) => {
+        if (recursive) return { first: await makeDirectories(fs, path, mode, who, cancel) };
+        await fs.mkdir(path, mode, who, cancel);
         return { first: path };
       },
-      rmdir: ({ path }, _payload, signal) => done(fs.rmdir(path, who, { signal })),
-      unlink: ({ path }, _payload, signal) => done(fs.unlink(path, who, { signal })),
-      mknod: ({ path, type, mode, rdev }, _payload, signal) =>
-        done(fs.mknod(path, type as FileType, mode, rdev, who, { signal })),
-      rename: ({ from, to, noReplace, exchange }, _payload, signal) =>
-        done(fs.rename(from, to, who, { signal, noReplace, exchange })),
-      link: ({ from, to }, _payload, signal) => done(fs.link(from, to, who, { signal })),
-      symlink: ({ target, path }, _payload, signal) => done(fs.symlink(target, path, who, { signal })),
-      readlink: async ({ path }, _payload, signal) => ({ target: await fs.readlink(path, who, { signal }) }),
-      realpath: async ({ path }, _payload, signal) => ({ path: await fs.realpath(path, who, { signal }) }),
-      readdir: async ({ path }, _payload, signal) => {
-        const page = this.#listing(await fs.readdir(path, who, { signal }), 0, null);
+      rmdir: ({ path }, _payload, cancel) => done(fs.rmdir(path, who, cancel)),
+      unlink: ({ path }, _payload, cancel) => done(fs.unlink(path, who, cancel)),
+      mknod: ({ path, type, mode, rdev }, _payload, cancel) =>
+        done(fs.mknod(path, type as FileType, mode, rdev, who, cancel)),
+      rename: ({ from, to, noReplace, exchange }, _payload, cancel) =>
+        done(fs.rename(from, to, who, withOptions(cancel, { noReplace, exchange }))),
+      link: ({ from, to }, _payload, cancel) => done(fs.link(from, to, who, cancel)),
+      symlink: ({ target, path }, _payload, cancel) => done(fs.symlink(target, path, who, cancel)),
+      readlink: async ({ path }, _payload, cancel) => ({ target: await fs.readlink(path, who, cancel) }),
+      realpath: async ({ path }, _payload, cancel) => ({ path: await fs.realpath(path, who, cancel) }),
+      readdir: async ({ path }, _payload, cancel) => {
+        const page = this.#listing(await fs.readdir(path, who, cancel), 0, null);
         return new WithPayload<'readdir'>(page.result, page.payload);
       },
       readdirMore: ({ cursor, from }) => {
@@ -386,25 +397,32 @@ export class DispatcherSession {
         const page = this.#listing(entries, from, cursor);
         return new WithPayload<'readdirMore'>(page.result, page.payload);
       },
-      setAttributes: async ({ path, changes, follow }, _payload, signal) =>
-        attributesToWire(await fs.setAttributes(path, toChanges(changes), follow, who, { signal })),
-      truncate: ({ path, size }, _payload, signal) => done(fs.truncate(path, size, who, { signal })),
-      sharedWrite: async ({ path, on }, _payload, signal) => ({ on: await fs.sharedWrite(path, on, who, { signal }) }),
-      locate: ({ path, offset, length }, _payload, signal) => fs.locate(path, offset, length, who, { signal }),
-      statfs: async ({ path }, _payload, signal) => {
-        await fs.stat(path, who, { signal });
-        return { ...(await fs.statfs({ signal })) };
+      setAttributes: async ({ path, changes, follow }, _payload, cancel) =>
+        attributesToWire(await fs.setAttributes(path, toChanges(changes), follow, who, cancel)),
+      truncate: ({ path, size }, _payload, cancel) => done(fs.truncate(path, size, who, cancel)),
+      sharedWrite: async ({ path, on }, _payload, cancel) => ({ on: await fs.sharedWrite(path, on, who, cancel) }),
+      locate: ({ path, offset, length }, _payload, cancel) => fs.locate(path, offset, length, who, cancel),
+      statfs: async ({ path }, _payload, cancel) => {
+        await fs.stat(path, who, cancel);
+        return { ...(await fs.statfs(cancel)) };
       },
-      copyFile: ({ from, to, mode }, _payload, signal) => done(copyFile(fs, from, to, mode, who, signal)),
-      getXattr: async ({ name, ...target }, _payload, signal) =>
-        new WithPayload<'getXattr'>(NOTHING, await this.#xattrs(target, 'getXattr').getXattr(name, who, { signal })),
-      listXattrs: async (target, _payload, signal) => ({
-        names: await this.#xattrs(target, 'listXattrs').listXattrs(who, { signal }),
+      copyFile: ({ from, to, mode }, _payload, cancel) => done(copyFile(fs, from, to, mode, who, cancel)),
+      getXattr: async ({ name, ...target }, _payload, cancel) =>
+        new WithPayload<'getXattr'>(NOTHING, await this.#xattrs(target, 'getXattr').getXattr(name, who, cancel)),
+      listXattrs: async (target, _payload, cancel) => ({
+        names: await this.#xattrs(target, 'listXattrs').listXattrs(who, cancel),
       }),
-      setXattr: ({ name, create, replace, ...target }, payload, signal) =>
-        done(this.#xattrs(target, 'setXattr').setXattr(name, payload ?? EMPTY, who, { signal, create, replace })),
-      removeXattr: ({ name, ...target }, _payload, signal) =>
-        done(this.#xattrs(target, 'removeXattr').setXattr(name, null, who, { signal })),
+      setXattr: ({ name, create, replace, ...target }, payload, cancel) =>
+        done(
+          this.#xattrs(target, 'setXattr').setXattr(
+            name,
+            payload ?? EMPTY,
+            who,
+            withOptions(cancel, { create, replace }),
+          ),
+        ),
+      removeXattr: ({ name, ...target }, _payload, cancel) =>
+        done(this.#xattrs(target, 'removeXattr').setXattr(name, null, who, cancel)),
       syncAll: () => done(fs.sync()),
       counters: () => report(),
     };

@@ -2,7 +2,7 @@
  * A client process's locks: fcntl's belong to it, and go when it closes any of its handles of the file, or ends.
  */
 import { FsError } from '../common/errors.js';
-import type { FileLocking, LockRequest, OpenFile } from '../fs/file-system-api.js';
+import type { FileLocking, LockRequest, OpenFile, OpOptions } from '../fs/file-system-api.js';
 import type { OpArgs, OpResult } from './ops.js';
 
 type Args<K extends 'lock' | 'unlock' | 'getLock'> = Omit<OpArgs<K>, 'handle'>;
@@ -22,18 +22,18 @@ export class SessionLocks {
     return { locks, request: { kind, process, offsetBytes, lengthBytes } };
   }
 
-  async lock(file: OpenFile, args: Args<'lock'>, signal: AbortSignal): Promise<void> {
+  async lock(file: OpenFile, args: Args<'lock'>, { signal }: OpOptions): Promise<void> {
     const { locks, request } = this.#request(file, 'lock', args, args.pid);
     if (args.kind === 'process') this.#locked.add(file.ino);
     await locks.lock(request, args.type, args.wait, { signal, timeoutMs: args.timeoutMs });
   }
 
-  async unlock(file: OpenFile, args: Args<'unlock'>, signal: AbortSignal): Promise<void> {
+  async unlock(file: OpenFile, args: Args<'unlock'>, { signal }: OpOptions): Promise<void> {
     const { locks, request } = this.#request(file, 'unlock', args);
     await locks.unlock(request, { signal });
   }
 
-  async test(file: OpenFile, args: Args<'getLock'>, signal: AbortSignal): Promise<OpResult<'getLock'>> {
+  async test(file: OpenFile, args: Args<'getLock'>, { signal }: OpOptions): Promise<OpResult<'getLock'>> {
     const { locks, request } = this.#request(file, 'getLock', args);
     const found = await locks.test(request, args.type, { signal });
     if (found === null) return { lock: null };

@@ -7,6 +7,7 @@ import { Counters } from '../common/counters.js';
 import { errorToRecord, FsError } from '../common/errors.js';
 import { type Logger, silentLogger } from '../common/logger.js';
 import type { Credentials, FileSystem } from '../fs/file-system-api.js';
+import { Cancel } from './cancel.js';
 import { Dispatcher, type DispatcherLimits, type DispatcherSession } from './dispatcher.js';
 import { FrameWriter } from './frame-writer.js';
 import { FRAME_BYTES_MAX, FRAME_HEADER_BYTES, type Frame, FrameDecoder, FrameKind } from './frames.js';
@@ -68,7 +69,7 @@ interface DurableSession {
   readonly id: Buffer;
   readonly session: DispatcherSession;
   readonly replies: ReplyCache;
-  readonly cancels: Map<number, AbortController>;
+  readonly cancels: Map<number, Cancel>;
   connection: Connection | null;
   expiry: NodeJS.Timeout | null;
 }
@@ -309,7 +310,7 @@ class Connection {
   ): Promise<Outcome> {
     try {
       return await durable.replies.run(id, op, mustKeep(op, args), async () => {
-        const cancel = new AbortController();
+        const cancel = new Cancel();
         durable.cancels.set(id, cancel);
         try {
           return { reply: await durable.session.executeUntil(cancel, op, args, payload) };

@@ -6,6 +6,7 @@ import { type Deferred, deferred } from '../common/deferred.js';
 import { errorFromRecord, FsError } from '../common/errors.js';
 import type { Credentials } from '../fs/file-system-api.js';
 import { bootTimeMs } from '../native/core.js';
+import { MessageBatch } from './message-batch.js';
 import type { OpArgs, OpName, OpResult, Reply } from './ops.js';
 import { RememberedStats } from './remembered-stats.js';
 import { closedError, FailureState, type Session } from './session.js';
@@ -56,6 +57,7 @@ export class WorkerSession implements Session {
   transferBytesMax = 0;
   readonly #worker: Worker;
   readonly #port: MessagePort;
+  readonly #out: MessageBatch<ToWorker>;
   readonly #state = new FailureState();
   readonly #waiter: SyncWaiter;
   readonly #calls = new Map<number, Call>();
@@ -82,14 +84,18 @@ export class WorkerSession implements Session {
       ...(options.execArgv === undefined ? {} : { execArgv: options.execArgv }),
     });
     this.#port = port1;
+    this.#out = new MessageBatch(port1);
     this.#waiter = new SyncWaiter(health, options.syncDeadlineMs ?? DEFAULT_SYNC_DEADLINE_MS);
     this.#closeDeadlineMs = options.closeDeadlineMs ?? DEFAULT_CLOSE_DEADLINE_MS;
-    port1.on('message', (message: FromWorker) => this.#message(message));
+    port1.on('message', (messages: FromWorker[]) => {
+      this.#out.expect(messages.length);
+      for (const message of messages) this.#message(message);
+    });
     this.#worker.on('error', (error) => this.#fail(FsError.from(error, 'engine')));
     this.#worker.on('exit', (code) => {
       // The thread's end may overtake what it said last.
       for (let last = receiveMessageOnPort(port1); last !== undefined; last = receiveMessageOnPort(port1))
-        this.#message(last.message as FromWorker);
+        for (const message of last.message as FromWorker[]) this.#message(message);
       this.#fail(new FsError('internal', { op: 'engine', detail: `the engine's thread ended with code ${code}` }));
       this.#ended.resolve();
     });
@@ -188,7 +194,7 @@ export class WorkerSession implements Session {
   }
 
   #post(message: ToWorker, payload?: Uint8Array): void {
-    this.#port.postMessage(message, transferOf(payload, false));
+    this.#out.post(message, transferOf(payload, false));
   }
 
   #take(id: number): Call | undefined {
@@ -217,11 +223,15 @@ export class WorkerSession implements Session {
     if (this.#closing !== null) throw closedError(op);
     const reply = this.#waiter.prepare(replyBytesMax);
     this.#post({ kind: 'sync', op, args, payload, reply }, payload);
+    // This thread stands still now, or goes on for long.
+    this.#out.flush();
     return this.#waiter.wait(op) as Reply<K>;
   }
 
   notify<K extends OpName>(op: K, args: OpArgs<K>): void {
-    if (this.#state.failure === null && this.#closing === null) this.#post({ kind: 'notify', op, args });
+    if (this.#state.failure !== null || this.#closing !== null) return;
+    this.#post({ kind: 'notify', op, args });
+    this.#out.flush();
   }
 
   /** Lets calls in flight end; then the engine flushes and leaves the cluster, within the deadline. */

@@ -1,8 +1,10 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { Counters } from '../common/counters.js';
 import { errorToRecord, FsError } from '../common/errors.js';
+import { Cancel } from './cancel.js';
 import { DEFAULT_LIMITS, Dispatcher } from './dispatcher.js';
 import type { EngineModule } from './engine-contract.js';
+import { MessageBatch } from './message-batch.js';
 import type { OpArgs, OpName, Reply } from './ops.js';
 import { SocketSession } from './socket-session.js';
 import { answerSync, reportDeath } from './sync-reply.js';
@@ -19,15 +21,18 @@ interface Executor {
   readonly mapId: number | null;
   readonly stamps: SharedArrayBuffer | undefined;
   readonly transferBytesMax: number;
-  execute<K extends OpName>(cancel: AbortController, op: K, args: OpArgs<K>, payload?: Uint8Array): Promise<Reply<K>>;
+  execute<K extends OpName>(cancel: Cancel, op: K, args: OpArgs<K>, payload?: Uint8Array): Promise<Reply<K>>;
   close(): Promise<void>;
 }
 
 const { host, credentials, port, health } = workerData as WorkerData;
-const cancels = new Map<number, AbortController>();
+const cancels = new Map<number, Cancel>();
 let stopped = false;
 
-const tell = (message: FromWorker, transfer: ArrayBuffer[] = []): void => port.postMessage(message, transfer);
+/** Answers of one turn that go together. */
+const ANSWERS_MAX = 256;
+const answers = new MessageBatch<FromWorker>(port, ANSWERS_MAX);
+const tell = (message: FromWorker, transfer: ArrayBuffer[] = []): void => answers.post(message, transfer);
 
 /** The engine can't go on: everybody who waits, and who asks later, is told why. */
 function fail(why: FsError): void {
@@ -35,6 +40,7 @@ function fail(why: FsError): void {
   stopped = true;
   reportDeath(health, why);
   tell({ kind: 'failed', error: errorToRecord(why) });
+  answers.flush();
 }
 
 async function startEngine({ modulePath, config }: Host & { kind: 'engine' }): Promise<Executor> {
@@ -76,7 +82,7 @@ async function startSocket(path: string, reconnectForMs: number | undefined): Pr
 }
 
 async function call(executor: Executor, { id, op, args, payload }: ToWorker & { kind: 'call' }): Promise<void> {
-  const cancel = new AbortController();
+  const cancel = new Cancel();
   cancels.set(id, cancel);
   try {
     const reply = await executor.execute(cancel, op, args, payload);
@@ -91,7 +97,7 @@ async function call(executor: Executor, { id, op, args, payload }: ToWorker & { 
 
 async function sync(executor: Executor, { op, args, payload, reply }: ToWorker & { kind: 'sync' }): Promise<void> {
   try {
-    answerSync(reply, await executor.execute(new AbortController(), op, args, payload));
+    answerSync(reply, await executor.execute(new Cancel(), op, args, payload));
   } catch (error) {
     answerSync(reply, FsError.from(error, op));
   }
@@ -106,29 +112,34 @@ async function close(executor: Executor): Promise<void> {
   }
   stopped = true;
   tell({ kind: 'closed', error: error === undefined ? undefined : errorToRecord(error) });
+  answers.flush();
   port.close();
   parentPort?.close();
 }
 
+function take(executor: Executor, message: ToWorker): void {
+  switch (message.kind) {
+    case 'call':
+      void call(executor, message);
+      break;
+    case 'sync':
+      void sync(executor, message);
+      break;
+    case 'notify':
+      executor.execute(new Cancel(), message.op, message.args).catch(() => undefined);
+      break;
+    case 'cancel':
+      cancels.get(message.id)?.abort();
+      break;
+    case 'close':
+      void close(executor);
+      break;
+  }
+}
+
 function serve(executor: Executor): void {
-  port.on('message', (message: ToWorker) => {
-    switch (message.kind) {
-      case 'call':
-        void call(executor, message);
-        break;
-      case 'sync':
-        void sync(executor, message);
-        break;
-      case 'notify':
-        executor.execute(new AbortController(), message.op, message.args).catch(() => undefined);
-        break;
-      case 'cancel':
-        cancels.get(message.id)?.abort();
-        break;
-      case 'close':
-        void close(executor);
-        break;
-    }
+  port.on('message', (messages: ToWorker[]) => {
+    for (const message of messages) take(executor, message);
   });
   tell({ kind: 'ready', mapId: executor.mapId, stamps: executor.stamps, transferBytesMax: executor.transferBytesMax });
 }

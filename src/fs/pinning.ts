@@ -27,6 +27,15 @@ export interface InodeRef {
   readonly generation: number;
 }
 
+/** Waits for open files elsewhere. The signal is asked for by who waits. */
+export const patiently = (options: AcquireOptions | undefined): AcquireOptions => ({
+  patient: true,
+  timeoutMs: options?.timeoutMs,
+  get signal() {
+    return options?.signal;
+  },
+});
+
 /** Everything in one request; the same inode twice is asked for once, in its strongest modes. `more`: of other classes and objects. */
 export async function pinInodes(
   volume: Volume,

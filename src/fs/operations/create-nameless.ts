@@ -5,7 +5,7 @@
 import { TokenMode } from '../../token-manager/token.js';
 import type { Inode } from '../inode.js';
 import { checkAccess, EXECUTE, WRITE } from '../permissions.js';
-import { checkDirectory, type InodeRef, pinInodes } from '../pinning.js';
+import { checkDirectory, type InodeRef, patiently, pinInodes } from '../pinning.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
 import { installXattrs } from '../xattrs.js';
@@ -29,7 +29,7 @@ export async function createNameless<T>(
         { ino: parent.ino, status: TokenMode.shared },
         { ino: ticket.ino, status: TokenMode.exclusive, alone: true, wide: true },
       ],
-      { ...node.options, patient: true },
+      patiently(node.options),
     );
     try {
       for (;;) {

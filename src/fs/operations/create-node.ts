@@ -13,7 +13,7 @@ import { LINK_COUNT_MAX } from '../layout.js';
 import type { LeafEntry } from '../leaf-format.js';
 import { keyOf } from '../log/logged-sectors.js';
 import { checkAccess, EXECUTE, WRITE } from '../permissions.js';
-import { type InodeRef, loadDirectory, pinInodes } from '../pinning.js';
+import { type InodeRef, loadDirectory, patiently, pinInodes } from '../pinning.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
 import { installXattrs } from '../xattrs.js';
@@ -52,7 +52,7 @@ export async function createNode(
         { ino: ticket.ino, status: TokenMode.exclusive, alone: true, wide: true },
       ],
       // Nobody keeps a free number open; one who came too late for its former life looks, and goes.
-      { ...node.options, patient: true },
+      patiently(node.options),
     );
     try {
       const existing = await insertNode(volume, parent, name, node, ticket, inheritance);
