@@ -1,6 +1,7 @@
 import type { ByteRange } from '../common/byte-range.js';
 import { sleep } from '../common/clock.js';
 import type { InodeNumber } from '../common/ids.js';
+import { covers } from '../token-manager/compatibility.js';
 import { type Revocation, TokenMode } from '../token-manager/token.js';
 import type { RevokeHandler } from '../token-manager/token-client-api.js';
 import type { CacheCore } from './cache-core.js';
@@ -42,7 +43,7 @@ export class Revoker implements RevokeHandler {
     const { counters, files } = this.#core;
     counters.add('cache.revokes');
     const ino = object as InodeNumber;
-    if (keep < TokenMode.shared) this.listener?.(ino);
+    if (!covers(keep, TokenMode.shared)) this.listener?.(ino);
     const file = files.get(ino)?.file;
     const hook = this.#hooks.get(ino);
     if (file === undefined) {

@@ -17,6 +17,7 @@ import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
+import { covers } from '../token-manager/compatibility.js';
 import {
   INODES_PER_SEGMENT,
   type Revocation,
@@ -465,7 +466,7 @@ export class InodeTable {
   async #giveUp(revocation: Revocation, first: number, end: number): Promise<readonly StatusNote[]> {
     const { keep } = revocation;
     const concerned: Inode[] = [];
-    if (keep < TokenMode.shared) this.#volume.parts.stamps?.changedRun(first, end);
+    if (!covers(keep, TokenMode.shared)) this.#volume.parts.stamps?.changedRun(first, end);
     for (const run of this.#reads) if (run.first < end && first < run.end) run.stale = true;
     for (let number = first; number < end; number++) {
       const inode = number === INODE_FILE ? this.#file.inode : this.#inodes.get(inodeNumber(number));

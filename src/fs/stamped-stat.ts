@@ -40,7 +40,7 @@ export function tryStat(
   const pins = volume.parts.tokens.tryPin([volume.inodes.statusItem(at.ino, TokenMode.shared)]);
   if (pins === null) return null;
   try {
-    const inode = volume.inodes.get(at.ino);
+    const inode = volume.inodes.getPinned(at.ino);
     if (inode === undefined || inode.type === 0 || inode.generation !== at.generation) return null;
     volume.inodes.refresh(inode);
     board?.take(at.ino, stamps);
