@@ -23,10 +23,13 @@ export class MessageBatch<Message> {
   expect(count: number): void {
     if (count <= this.usual) return;
     this.#expected = count;
-    process.nextTick(() => {
-      this.#expected = this.usual;
-      this.flush();
-    });
+    // A tick that is asked for right here would come before the promises that these messages settle.
+    queueMicrotask(() =>
+      process.nextTick(() => {
+        this.#expected = this.usual;
+        this.flush();
+      }),
+    );
   }
 
   post(message: Message, transfer: readonly ArrayBuffer[] = []): void {
