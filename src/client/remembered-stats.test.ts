@@ -99,6 +99,25 @@ test('an open file is not remembered: hits change it without a word', async () =
   expect(remember(PATH)).toBe(true);
 });
 
+test('a file that other nodes write beside this one is not remembered, and what they wrote is told', async () => {
+  const files = await Promise.all([node, other].map(({ fs }) => fs.open(PATH, O_RDWR, 0, ROOT)));
+  for (let round = 1; round <= 3; round++) {
+    for (const [index, file] of files.entries())
+      await file.write((2 * round + index) * 100_000, Buffer.alloc(10_000, round));
+    expect(remembered.get(PATH, true)).toBeUndefined();
+    expect(node.fs.tryStat(PATH, true, ROOT)?.stamps ?? null).toBeNull();
+  }
+  await files[0]!.close();
+  await node.fs.stat(PATH, ROOT);
+  remember(PATH);
+  await files[1]!.write(900_000, Buffer.alloc(10));
+  expect(remembered.get(PATH, true)).toBeUndefined();
+  await files[1]!.close();
+  await node.fs.stat(PATH, ROOT);
+  expect(remember(PATH)).toBe(true);
+  expect(remembered.get(PATH, true)?.attributes.sizeBytes).toBe(900_010);
+});
+
 test('F3: nothing is told when the lease has run out, or after the engine ended', () => {
   nowMs = 999_000;
   expect(remembered.get(PATH, true)).toBeDefined();
