@@ -196,6 +196,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     let answering: FabricNode | null = null;
     // Out of the view first, then silent: until then the others ask this node to shut out those that left before it.
     undo.push(async () => {
+      answering?.leave();
       await membership.leave(LEAVE_TIMEOUT_MS);
       await answering?.close();
     });

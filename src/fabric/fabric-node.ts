@@ -90,6 +90,7 @@ export class FabricNode implements Fabric, RemotePeerHost {
   readonly #greeting = new Set<Link>();
   #epoch = 0;
   #closed: FsError | null = null;
+  #leaving: FsError | null = null;
 
   constructor(options: FabricNodeOptions) {
     const { self } = options;
@@ -209,6 +210,16 @@ export class FabricNode implements Fabric, RemotePeerHost {
     return lengthBytes;
   }
 
+  /**
+   * From now on this node dials nobody, but goes on answering: said before it takes itself out of the view. Who has seen it gone fences it and
+   * closes the link; dialled again, both sides would report a fenced node knocking.
+   */
+  leave(): void {
+    const error = new FsError('unreachable', { op: 'fabric.dial', detail: 'this node is leaving the cluster' });
+    this.#leaving = error;
+    for (const remote of this.#remotes.values()) remote.stopDialling(error);
+  }
+
   async close(): Promise<void> {
     if (this.#closed !== null) return;
     const error = new FsError('closed', { op: 'fabric', detail: 'the fabric is closed' });
@@ -273,6 +284,7 @@ export class FabricNode implements Fabric, RemotePeerHost {
     transport?: TransportKind,
   ): Promise<DialledLink> {
     const object = `node ${peer.nodeId} at ${address.host}:${address.port}`;
+    if (this.#leaving !== null) return Promise.reject(this.#leaving);
     return new Promise((resolve, reject) => {
       const deadline = new AbortController();
       let link: Link | null = null;

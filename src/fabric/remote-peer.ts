@@ -190,7 +190,7 @@ export class RemotePeer implements Peer, SessionOwner {
     const session = this.#session;
     this.#session = null;
     this.#dialledUnconfirmed = false;
-    this.#stopDialling(error);
+    this.stopDialling(error);
     session?.fail(error);
   }
 
@@ -227,7 +227,7 @@ export class RemotePeer implements Peer, SessionOwner {
   }
 
   #adopt(link: Link, identity: HandshakePeer): void {
-    this.#stopDialling(new FsError('busy', { op: 'fabric.dial', detail: 'another link was taken' }));
+    this.stopDialling(new FsError('busy', { op: 'fabric.dial', detail: 'another link was taken' }));
     this.#adoptedAtMs = this.#host.clock.nowMs();
     const bound = this.#session?.identity ?? null;
     if (bound !== null && bound.incarnation !== identity.incarnation) {
@@ -285,7 +285,7 @@ export class RemotePeer implements Peer, SessionOwner {
     });
   }
 
-  #stopDialling(reason: FsError): void {
+  stopDialling(reason: FsError): void {
     this.#redial?.cancel();
     this.#redial = null;
     this.#dialReached = false;
@@ -321,7 +321,7 @@ export class RemotePeer implements Peer, SessionOwner {
     if (this.#closed !== null) throw this.#closed;
     if (this.#session === null) this.#newSession();
     const object = `node ${this.nodeId}`;
-    this.#stopDialling(new FsError('busy', { op: 'fabric.dial', object, detail: 'another link is asked for' }));
+    this.stopDialling(new FsError('busy', { op: 'fabric.dial', object, detail: 'another link is asked for' }));
     const failure = await this.#tryDial(transport);
     if (failure !== null) throw failure;
   }

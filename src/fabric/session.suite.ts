@@ -456,6 +456,24 @@ export function sessionSuite(carrier: 'memory' | 'rdma'): void {
       expect(changes).toEqual(['2.1 met', '2.2 replaced']);
     });
 
+    test('who leaves answers until it closes, and does not knock at those that have shut it out', async () => {
+      const world = new World();
+      const [one, two] = [await world.node(1), await world.node(2)];
+      two.fabric.handleRequests(T.ping, ({ body }) => body);
+      two.fabric.handleRequests(T.nsdInfo, () => new Promise(() => undefined));
+      one.fabric.handleRequests(T.nsdInfo, () => new Promise(() => undefined));
+      expect(str(await world.finish(one.fabric.peer(nodeId(2)).request(T.ping, text('x'), ok)))).toBe('x');
+      two.fabric.leave();
+      expect(str(await world.finish(one.fabric.peer(nodeId(2)).request(T.ping, text('y'), ok)))).toBe('y');
+      // What is still asked for would have the link dialled again.
+      const owed = failure(two.fabric.peer(nodeId(1)).request(T.nsdInfo, text('z'), { timeoutMs: 20_000 }));
+      await world.run(100);
+      one.fabric.forget(nodeId(2), incarnation(1));
+      expect((await world.finish(owed)).code).not.toBe('');
+      expect(one.counters.get('fabric.refusedHandshake.fenced')).toBe(0);
+      expect(two.counters.get('fabric.handshakeRefused.fenced')).toBe(0);
+    });
+
     test('a forgotten incarnation is refused in both directions from then on, a newer one is welcome', async () => {
       const world = new World();
       const [one, two] = [await world.node(1), await world.node(2)];
