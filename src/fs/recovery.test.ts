@@ -195,6 +195,32 @@ test('a log that is nearly full is emptied while operations wait, and goes on', 
   expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0, inodes: 6 + 960 });
 });
 
+/** Begins to redo the log of a node that is gone, and is kept waiting by an NSD, as by one whose server is on its way back. */
+async function beginLate(volume: TestVolume, { fs: { superblock }, life }: TestNode) {
+  const storage = volume.storage();
+  const flush = storage.nsds.flush.bind(storage.nsds);
+  const waits = deferred<void>();
+  const goes = deferred<void>();
+  storage.nsds.flush = async (...args) => {
+    waits.resolve();
+    await goes.promise;
+    return flush(...args);
+  };
+  const { geometry, inodeFile } = superblock;
+  const fsId = fsIdOf(superblock.fsUuid);
+  const ended = recoverLife(
+    { ...storage, fsId, geometry, inodeFile, logger: silentLogger, counters: new Counters() },
+    life,
+  );
+  await waits.promise;
+  return {
+    goOn: () => {
+      goes.resolve();
+      return ended;
+    },
+  };
+}
+
 test('who redoes a log late, when others have redone and settled it, changes nothing (L3)', async () => {
   const volume = await TestVolume.create();
   const node = await volume.mount(1);
@@ -208,33 +234,41 @@ test('who redoes a log late, when others have redone and settled it, changes not
   await node.fs.sync();
   for (let i = 0; i < 3; i++) await node.fs.unlink(`/f${i}`, ROOT);
   node.nsds.cut();
-  // Its NSD keeps it waiting, as a copy does that is about to be given up.
-  const storage = volume.storage();
-  const flush = storage.nsds.flush.bind(storage.nsds);
-  const waits = deferred<void>();
-  const goes = deferred<void>();
-  storage.nsds.flush = async (...args) => {
-    waits.resolve();
-    await goes.promise;
-    return flush(...args);
-  };
-  const { superblock } = other.fs;
-  const late = recoverLife(
-    {
-      ...storage,
-      fsId: fsIdOf(superblock.fsUuid),
-      geometry: superblock.geometry,
-      inodeFile: superblock.inodeFile,
-      logger: silentLogger,
-      counters: new Counters(),
-    },
-    node.life,
-  );
-  await waits.promise;
+  const late = await beginLate(volume, node);
   await volume.bury(node);
   expect(other.counters.get('recovery.settled')).toBeGreaterThan(0);
-  goes.resolve();
-  expect(await late).toMatchObject({ logs: 0 });
+  expect(await late.goOn()).toMatchObject({ logs: 0 });
+  await other.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ findings: [], problems: [], lostSubBlocks: 0, lostInodes: 0 });
+});
+
+test('the next life of a node has its log and its inode numbers for itself, though the log of the one before is redone late (L3)', async () => {
+  const volume = await TestVolume.create();
+  const node = await volume.mount(1);
+  const other = await volume.mount(2);
+  const create = async (by: TestNode, name: string): Promise<void> => {
+    const file = await by.fs.open(name, O_CREAT | O_RDWR, 0o644, ROOT);
+    await file.write(0, Buffer.from(name));
+    await file.sync(false);
+    await file.close();
+  };
+  await create(node, '/first');
+  node.nsds.cut();
+  const late = await beginLate(volume, node);
+  await volume.bury(node);
+  const next = await volume.mount(1);
+  for (let i = 0; i < 100; i++) await create(next, `/next${i}`);
+  await late.goOn();
+  await other.fs.settleLeft();
+  for (let i = 100; i < 200; i++) await create(next, `/next${i}`);
+  await volume.bury(next);
+  const third = await volume.mount(1);
+  for (let i = 200; i < 300; i++) await create(third, `/next${i}`);
+  for (let i = 0; i < 300; i++) {
+    const { sizeBytes } = await other.fs.lstat(`/next${i}`, ROOT);
+    expect(sizeBytes, `/next${i}`).toBe(`/next${i}`.length);
+  }
+  await third.fs.unmount();
   await other.fs.unmount();
   expect(await checkVolume(volume)).toMatchObject({ findings: [], problems: [], lostSubBlocks: 0, lostInodes: 0 });
 });
