@@ -5,7 +5,13 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { hardware } from './guest/environment.js';
 import { barrier, publish, receive } from './guest/exchange.js';
 import { connectNamespace, disconnect, exportNamespace } from './guest/nvmet.js';
-import { perftestArguments, perftestLatency, perftestMBs, perftestRow } from './guest/perftest.js';
+import {
+  PERFTEST_DEADLINE_MS,
+  perftestArguments,
+  perftestBandwidth,
+  perftestLatency,
+  perftestRow,
+} from './guest/perftest.js';
 import { background, listening, tool } from './guest/tools.js';
 
 const environment = hardware();
@@ -46,7 +52,11 @@ async function acrossGuests<T>(
       round++;
       publish(`${name}.wanted.${round}`, true);
       await receive(`${name}.listening.${round}`);
-      return perftestRow(await tool(program, [...args, peer]));
+      try {
+        return perftestRow(await tool(program, [...args, peer], PERFTEST_DEADLINE_MS));
+      } finally {
+        publish(`${name}.over.${round}`);
+      }
     });
     publish(`${name}.wanted.${round + 1}`, false);
     return result;
@@ -57,21 +67,20 @@ async function acrossGuests<T>(
     const server = background(program, args);
     await listening(18515);
     publish(`${name}.listening.${round}`);
-    await server.ended();
+    await receive(`${name}.over.${round}`);
+    await server.stop();
   }
 }
 
 test('perftest gives the figures between guests', async () => {
   const latency = await acrossGuests('latency', 'ib_send_lat', ['-s', '64', '-n', '500', '-e'], perftestLatency);
-  const readMBs = await acrossGuests('read', 'ib_read_bw', ['-s', '1048576', '-n', '50', '-t', '16'], async (run) =>
-    perftestMBs(await run()),
-  );
+  const read = await acrossGuests('read', 'ib_read_bw', ['-s', '1048576', '-n', '50', '-t', '16'], perftestBandwidth);
   if (guest === 1) return;
   console.log(
-    `baseline: between guests ib_send_lat 64 B ${latency?.typicalUs} us with events, 1 MiB reads ${readMBs} MB/s`,
+    `baseline: between guests ib_send_lat 64 B ${latency?.typicalUs} us with events, 1 MiB reads ${read?.megabytesPerSecond} MB/s`,
   );
   expect(latency?.typicalUs).toBeGreaterThan(0);
-  expect(readMBs).toBeGreaterThan(0);
+  expect(read?.megabytesPerSecond).toBeGreaterThan(0);
 });
 
 test.each(['rdma', 'tcp'] as const)(

@@ -6,7 +6,7 @@ import path from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { characterDevice, hardware } from './guest/environment.js';
 import { connectNamespace, disconnect, exportNamespace } from './guest/nvmet.js';
-import { fioRandomReads, perftestLatency, perftestMBs, perftestPair } from './guest/perftest.js';
+import { fioRandomReads, perftestBandwidth, perftestLatency, perftestPair } from './guest/perftest.js';
 import { background, tool } from './guest/tools.js';
 
 const environment = hardware();
@@ -50,9 +50,14 @@ describe('RDMA', () => {
   test('perftest gives the figures to compare with', async () => {
     const polling = await perftestLatency(() => perftestPair('ib_send_lat', ['-s', '64', '-n', '1000']));
     const events = await perftestLatency(() => perftestPair('ib_send_lat', ['-s', '64', '-n', '1000', '-e']));
-    const read = perftestMBs(await perftestPair('ib_read_bw', ['-s', '1048576', '-n', '200', '-t', '16']));
-    const write = perftestMBs(await perftestPair('ib_write_bw', ['-s', '1048576', '-n', '200', '-t', '16']));
-    const messages = (await perftestPair('ib_send_bw', ['-s', '64', '-n', '20000', '-t', '64']))[4]! * 1e6;
+    const large = (program: string) =>
+      perftestBandwidth(() => perftestPair(program, ['-s', '1048576', '-n', '200', '-t', '16']));
+    const { megabytesPerSecond: read } = await large('ib_read_bw');
+    const { megabytesPerSecond: write } = await large('ib_write_bw');
+    const { messagesPerSecond: messages } = await perftestBandwidth(
+      () => perftestPair('ib_send_bw', ['-s', '64', '-n', '20000', '-t', '64']),
+      'messages',
+    );
     console.log(`baseline: ib_send_lat 64 B ${polling.typicalUs} us polling, ${events.typicalUs} us with events`);
     console.log(`baseline: 1 MiB reads ${read} MB/s, writes ${write} MB/s; 64 B messages ${Math.round(messages)}/s`);
     expect(Math.min(polling.typicalUs, events.typicalUs, read, write, messages)).toBeGreaterThan(0);

@@ -3,6 +3,8 @@ import { gidIndex, hardware } from './environment.js';
 import { background, listening, tool } from './tools.js';
 
 const PORT = 18515;
+/** Of one run, which takes up to some seconds. */
+export const PERFTEST_DEADLINE_MS = 15_000;
 
 /** Arguments that every perftest program takes here; the device's GID for RoCE, no complaint about the processor's clock. */
 export function perftestArguments(extra: readonly string[]): string[] {
@@ -23,7 +25,7 @@ export async function perftestPair(program: string, extra: readonly string[]): P
   const server = background(program, args);
   try {
     await listening(PORT);
-    return perftestRow(await tool(program, [...args, hardware().address]));
+    return perftestRow(await tool(program, [...args, hardware().address], PERFTEST_DEADLINE_MS));
   } finally {
     await server.stop();
   }
@@ -35,21 +37,42 @@ export interface PerftestLatency {
 }
 
 /**
- * ib_send_lat and its sisters. They measure the processor's clock first, and on a busy machine now and then get none: the
- * figures are infinite then, and they are run again.
+ * They measure the processor's clock first, and on a busy machine now and then get none: the figures are infinite then, or nothing. And
+ * now and then one of the two waits for ever for a completion. Both are theirs; they are run again.
  */
-export async function perftestLatency(run: () => Promise<number[]>): Promise<PerftestLatency> {
+async function withFigures(run: () => Promise<number[]>, columns: readonly number[]): Promise<number[]> {
+  const why: string[] = [];
   for (let attempt = 0; attempt < 5; attempt++) {
-    const row = await run();
-    const [, , , , typicalUs, , , p99Us] = row;
-    if (Number.isFinite(typicalUs) && typicalUs! > 0) return { typicalUs: typicalUs!, p99Us: p99Us! };
+    try {
+      const row = await run();
+      if (columns.every((column) => Number.isFinite(row[column]) && row[column]! > 0)) return row;
+      why.push(`no steady clock: ${row.join(' ')}`);
+    } catch (error) {
+      why.push(String(error));
+    }
   }
-  throw new Error('perftest found no steady clock in 5 runs');
+  throw new Error(`perftest gave no figures in 5 runs:\n${why.join('\n')}`);
 }
 
-/** MB/s on average, the fourth column. */
-export function perftestMBs(row: readonly number[]): number {
-  return row[3]!;
+/** ib_send_lat and its sisters. */
+export async function perftestLatency(run: () => Promise<number[]>): Promise<PerftestLatency> {
+  const row = await withFigures(run, [4]);
+  return { typicalUs: row[4]!, p99Us: row[7]! };
+}
+
+export interface PerftestBandwidth {
+  /** On average. */
+  readonly megabytesPerSecond: number;
+  readonly messagesPerSecond: number;
+}
+
+/** ib_read_bw and its sisters. Of large messages there may be too few a second for the figure that is printed. */
+export async function perftestBandwidth(
+  run: () => Promise<number[]>,
+  wanted: 'bytes' | 'messages' = 'bytes',
+): Promise<PerftestBandwidth> {
+  const row = await withFigures(run, wanted === 'bytes' ? [3] : [3, 4]);
+  return { megabytesPerSecond: row[3]!, messagesPerSecond: row[4]! * 1e6 };
 }
 
 export interface FioReads {
