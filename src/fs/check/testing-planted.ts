@@ -83,6 +83,18 @@ const lostAndFound = async (): Promise<string[]> => {
   return [...extentTexts(root), placeText(v.inodePlace('/')), placeText(v.inodePlace(free)), ...mapPlaces(v)];
 };
 
+/** What a repair does about a file whose inode is nobody's any more. */
+const withoutItsInode: Pick<Planted, 'changed' | 'contents'> = {
+  changed: async () => [
+    placeText(v.inodePlace('/a/two')),
+    placeText(v.inodePlace('/a')),
+    placeText((await v.leafOf('/a', 'two')).place),
+    ...extentTexts(v.pointer('/a/two')),
+    ...mapPlaces(v),
+  ],
+  contents: (contents) => void contents.delete('/a/two'),
+};
+
 export const PLANTED: readonly Planted[] = [
   {
     what: 'a superblock copy with a flipped bit',
@@ -191,14 +203,7 @@ export const PLANTED: readonly Planted[] = [
     object: () => `inode ${v.ino('/a/two')}`,
     path: '/a/two',
     plant: () => v.edit(v.inodePlace('/a/two'), (bytes) => setI64(bytes, 8, 77n)),
-    changed: async () => [
-      placeText(v.inodePlace('/a/two')),
-      placeText(v.inodePlace('/a')),
-      placeText((await v.leafOf('/a', 'two')).place),
-      ...extentTexts(v.pointer('/a/two')),
-      ...mapPlaces(v),
-    ],
-    contents: (contents) => void contents.delete('/a/two'),
+    ...withoutItsInode,
   },
   {
     what: 'an inode that can not be read',
@@ -206,14 +211,7 @@ export const PLANTED: readonly Planted[] = [
     object: () => `inode ${v.ino('/a/two')}`,
     path: '/a/two',
     plant: () => v.rot(v.inodePlace('/a/two')),
-    changed: async () => [
-      placeText(v.inodePlace('/a/two')),
-      placeText(v.inodePlace('/a')),
-      placeText((await v.leafOf('/a', 'two')).place),
-      ...extentTexts(v.pointer('/a/two')),
-      ...mapPlaces(v),
-    ],
-    contents: (contents) => void contents.delete('/a/two'),
+    ...withoutItsInode,
   },
   {
     what: 'an indirect block with a wrong magic',
