@@ -8,7 +8,7 @@ import { ROOT } from '../file-system-api.js';
 import { checkParts, checkVolume } from '../testing.js';
 import { type RepairReport, repairFileSystem } from './repair.js';
 import { type Contents, DamagedVolume, differences, readContents } from './testing-damage.js';
-import { PLANTED, plantIn } from './testing-planted.js';
+import { findingOf, PLANTED, plantIn } from './testing-planted.js';
 
 let v: DamagedVolume;
 beforeAll(async () => {
@@ -39,20 +39,16 @@ describe('a file system with', () => {
     const damaged = v.snapshot();
     const { findings } = await checkVolume(v.volume);
     expect(differences(damaged, v.snapshot())).toEqual([]);
-    const found = findings.find(({ kind }) => kind === planted.kind);
-    expect(found, JSON.stringify(findings)).toBeDefined();
-    if (typeof planted.object === 'function') expect(found!.object).toBe(planted.object());
-    else expect(found!.object).toMatch(planted.object);
-    if (planted.path !== undefined) expect(found!.path).toBe(planted.path);
+    const found = findingOf(planted, findings, JSON.stringify(findings));
 
     const report = await repair();
     if (planted.mended === false) {
-      expect(found!.mend).toBeNull();
+      expect(found.mend).toBeNull();
       expect(report.findings.map(({ kind }) => kind)).toContain(planted.kind);
       expect(differences(damaged, v.snapshot())).toEqual([]);
       return;
     }
-    expect(found!.mend).not.toBeNull();
+    expect(found.mend).not.toBeNull();
     expect(report.findings).toEqual([]);
     expect(report.mended.map(({ kind }) => kind)).toContain(planted.kind);
     expect(await checkVolume(v.volume)).toMatchObject({ findings: [], problems: [], lostSubBlocks: 0, lostInodes: 0 });

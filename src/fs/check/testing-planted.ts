@@ -2,6 +2,7 @@
  * Corruptions of a file system, each planted by itself: what they are called, which finding names them, and what mending may change. Tests say in which volume
  * (`plantIn`) before they use any.
  */
+import { expect } from 'vitest';
 import { inodeNumber, nsdIndex } from '../../common/ids.js';
 import { SECTOR_BYTES } from '../../common/units.js';
 import { blockPointer, readPointer, writePointer } from '../block-pointer.js';
@@ -24,7 +25,7 @@ import {
 import { setI64, setU16, setU32 } from '../sector.js';
 import { decodeSuperblock, encodeSuperblock } from '../superblock.js';
 import { testChecksums } from '../testing.js';
-import type { FindingKind } from './findings.js';
+import type { Finding, FindingKind } from './findings.js';
 import { type Contents, type DamagedVolume, extentTexts, mapPlaces, type Place, placeText } from './testing-damage.js';
 
 let v: DamagedVolume;
@@ -56,6 +57,20 @@ export interface Planted {
   readonly onlyOffline?: string;
   /** Whoever creates something next takes it for free, and makes something else of it. */
   readonly usedUp?: true;
+}
+
+/** The finding that names what was planted. @param report what is said when there is none */
+export function findingOf<F extends Omit<Finding, 'kind'> & { readonly kind: string }>(
+  planted: Planted,
+  findings: readonly F[],
+  report: string,
+): F {
+  const found = findings.find(({ kind }) => kind === planted.kind);
+  expect(found, report).toBeDefined();
+  if (typeof planted.object === 'function') expect(found!.object).toBe(planted.object());
+  else expect(found!.object).toMatch(planted.object);
+  if (planted.path !== undefined) expect(found!.path).toBe(planted.path);
+  return found!;
 }
 
 const firstLog = (): Place => v.logDescriptor(0);

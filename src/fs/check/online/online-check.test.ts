@@ -5,7 +5,7 @@ import { copiesOf } from '../../../nsd/copies.js';
 import { ROOT } from '../../file-system-api.js';
 import { checkVolume, type TestNode, TestVolume, turns } from '../../testing.js';
 import { DamagedVolume } from '../testing-damage.js';
-import { PLANTED, plantIn } from '../testing-planted.js';
+import { findingOf, PLANTED, plantIn } from '../testing-planted.js';
 import type { OnlineReport } from './online-report.js';
 import { TestLoad } from './testing-load.js';
 
@@ -74,12 +74,8 @@ describe('while two nodes work in it, a file system with', () => {
       await planted.plant();
       const load = { seed: 1, mayFail: true, quiet: planted.usedUp === true };
       const report = await underLoad(v.volume, load, ({ fs }) => fs.checkOnline());
-      const one = report.findings.find(({ kind }) => kind === planted.kind);
-      expect(one, reportText(report)).toBeDefined();
-      if (typeof planted.object === 'function') expect(one!.object).toBe(planted.object());
-      else expect(one!.object).toMatch(planted.object);
-      if (planted.path !== undefined) expect(one!.path).toBe(planted.path);
-      expect(one!.mend === null).toBe(planted.kind !== 'superblockCopy');
+      const one = findingOf(planted, report.findings, reportText(report));
+      expect(one.mend === null).toBe(planted.kind !== 'superblockCopy');
     },
   );
 });
