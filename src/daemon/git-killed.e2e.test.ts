@@ -10,14 +10,18 @@ import type { FileSystemClient } from '../client/file-system-client.js';
 import { invariant } from '../common/assert.js';
 import { below, SeededRandom } from '../common/random.js';
 import { eventually } from './testing/counting.js';
-import { startDaemonCluster } from './testing/daemon-cluster.js';
+import { type DaemonCluster, startDaemonCluster } from './testing/daemon-cluster.js';
+import { KillRun, seedOr } from './testing/kill-run.js';
 
 /**
- * One repository, two nodes that commit into it at the same time, one of them killed in the middle, again and again: what git finds
- * after recovery is whole, and has every commit that was acknowledged.
+ * One repository, two nodes that commit into it at the same time, one of them killed in the middle, again and again, and now and then the power of all
+ * cut, with what was not flushed: what git finds after recovery is whole, and has every commit that was acknowledged.
  */
-const run = promisify(execFile);
-const ROUNDS = process.env.HOLDFAST_TEST_FULL === '1' ? 20 : 3;
+const execute = promisify(execFile);
+const ROUNDS = process.env.HOLDFAST_TEST_FULL === '1' ? 21 : 3;
+/** In one round of so many the power of all goes. */
+const POWER_CUT_EVERY = 3;
+const NODES = [1, 2, 3] as const;
 const dir = '/repository';
 /** A second instance: its locks between callers of one process must not tie two nodes together. */
 const require = createRequire(import.meta.url);
@@ -27,9 +31,10 @@ const gitOfVictim = require('isomorphic-git') as typeof git;
 invariant(gitOfVictim !== first, 'it was loaded twice');
 const author = { name: 'Holdfast test', email: 'test@holdfast.invalid' };
 
-const cleanups: (() => Promise<unknown>)[] = [];
+let cluster: DaemonCluster | null = null;
 afterEach(async () => {
-  for (let clean = cleanups.pop(); clean !== undefined; clean = cleanups.pop()) await clean();
+  await cluster?.close();
+  cluster = null;
 });
 
 /** As git itself keeps its promises: a file is whole and durable before it gets its name, and the name before anything goes on. */
@@ -70,14 +75,13 @@ interface Committer {
   last: string | null;
   count: number;
   over: boolean;
+  isKilled: boolean;
   ended: Promise<void>;
 }
 /** Commits to a branch of its own until it is over; when its daemon is gone, what is under way waits for the next one. */
 function startCommits(client: FileSystemClient, branch: string, program: typeof git): Committer {
-  const committer: Committer = { last: null, count: 0, over: false, ended: Promise.resolve() };
+  const committer: Committer = { last: null, count: 0, over: false, isKilled: false, ended: Promise.resolve() };
   committer.ended = commit(durable(client), branch, committer, program);
-  // Awaited later.
-  committer.ended.catch(() => undefined);
   return committer;
 }
 async function commit(
@@ -103,8 +107,8 @@ async function commit(
       committer.last = await program.commit({ fs, dir, author, message, tree: next, parent: [parent], ref });
     }
   } catch (error) {
-    // Whoever is told dead may fail; nobody else.
-    if (branch !== 'victim' || !committer.over) throw error;
+    // Whoever is killed may fail; nobody else.
+    if (!committer.isKilled) throw error;
   }
 }
 
@@ -117,56 +121,71 @@ async function copyOut(fs: FileSystemClient, from: string, to: string): Promise<
   }
 }
 
-test(
-  'isomorphic-git on two nodes commits into one repository, one node is killed in the middle: git finds it clean, with every commit',
-  async () => {
-    const cluster = await startDaemonCluster({ nsds: 1, leaseTtl: '30s' });
-    cleanups.push(() => cluster.close());
-    const { start, directory } = cluster;
-    const one = await start(1);
-    await start(2);
-    const admin = await one.admin();
-    cleanups.push(async () => admin.close());
-    await cluster.createFileSystem();
-    const survivor = await one.connect();
-    cleanups.push(() => survivor.close());
-    await survivor.mkdir(dir);
-    const fs = durable(survivor);
-    await git.init({ fs, dir, defaultBranch: 'main' });
-    const tree = await git.writeTree({ fs, dir, tree: [] });
-    const root = await git.commit({ fs, dir, author, message: 'begin', tree, parent: [] });
-    for (const branch of ['steady', 'victim'])
-      await git.writeRef({ fs, dir, ref: `refs/heads/${branch}`, value: root });
+test('isomorphic-git on two nodes commits into one repository, one node is killed in the middle, or the power of all goes: git finds it clean, with every commit', {
+  // Each step has its own.
+  timeout: 0,
+}, async () => {
+  const seed = seedOr(20_261_122);
+  const run = new KillRun(seed);
+  const it = await startDaemonCluster({ nsds: 1, leaseTtl: '30s', seed });
+  cluster = it;
+  run.of(it);
+  const startAll = () => run.step('the daemons start', Promise.all(NODES.map((nodeId) => it.start(nodeId))));
+  let daemons = await startAll();
+  await run.step('the file system is made', it.createFileSystem());
+  let survivor = await daemons[0]!.connect();
+  await survivor.mkdir(dir);
+  const fs = durable(survivor);
+  await git.init({ fs, dir, defaultBranch: 'main' });
+  const tree = await git.writeTree({ fs, dir, tree: [] });
+  const root = await git.commit({ fs, dir, author, message: 'begin', tree, parent: [] });
+  for (const branch of ['steady', 'victim']) await git.writeRef({ fs, dir, ref: `refs/heads/${branch}`, value: root });
 
-    const random = new SeededRandom(20_261_122);
-    let before: { committer: Committer; client: FileSystemClient } | null = null;
-    const ended = async (): Promise<void> => {
-      await before?.committer.ended;
-      await before?.client.close();
-    };
-    for (let round = 0; round < ROUNDS; round++) {
-      const victim = await start(3);
-      await ended();
-      const client = await victim.connect();
-      const steady = startCommits(survivor, 'steady', git);
-      const killed = startCommits(client, 'victim', gitOfVictim);
-      before = { committer: killed, client };
-      await eventually('both have committed', async () => steady.count >= 2 && killed.count >= 2);
-      await new Promise((resolve) => setTimeout(resolve, below(random, 300)));
-      killed.over = true;
-      await victim.kill();
-      expect(await admin.call('expel', { node: 3 })).toMatchObject({ nodeId: 3, done: true });
+  const random = new SeededRandom(seed);
+  for (run.round = 0; run.round < ROUNDS; run.round++) {
+    const isPowerCut = (run.round + 1) % POWER_CUT_EVERY === 0;
+    const client = await daemons[2]!.connect();
+    const steady = startCommits(survivor, 'steady', git);
+    const killed = startCommits(client, 'victim', gitOfVictim);
+    run.watch(steady.ended);
+    run.watch(killed.ended);
+    await run.step(
+      'both have committed',
+      eventually('both have committed', async () => steady.count >= 2 && killed.count >= 2, Number.POSITIVE_INFINITY),
+    );
+    await run.step('a moment', new Promise((resolve) => setTimeout(resolve, below(random, 300))));
+    killed.over = true;
+    killed.isKilled = true;
+    if (isPowerCut) {
       steady.over = true;
-      await steady.ended;
-
-      const out = path.join(directory, `out${round}`);
-      await copyOut(survivor, dir, out);
-      await run('git', ['-C', out, 'fsck', '--strict', '--full']);
-      for (const [branch, { last }] of Object.entries({ steady, victim: killed }))
-        await run('git', ['-C', out, 'merge-base', '--is-ancestor', last!, branch]);
+      steady.isKilled = true;
+      await run.step('the power goes', it.powerCut());
+      daemons = await startAll();
+      await run.step('commits on the killed node end', steady.ended);
+      await run.step('its client closes', survivor.close());
+      survivor = await daemons[0]!.connect();
+    } else {
+      await daemons[2]!.kill();
+      const admin = await daemons[0]!.admin();
+      const told = await run.step('node 3 is told dead', admin.call('expel', { node: 3 }));
+      expect(told).toMatchObject({ nodeId: 3, done: true });
+      admin.close();
+      steady.over = true;
+      await run.step('commits of the survivor end', steady.ended);
+      daemons[2] = await run.step('node 3 starts', it.start(3));
     }
-    await start(3);
-    await ended();
-  },
-  process.env.HOLDFAST_TEST_FULL === '1' ? 600_000 : 120_000,
-);
+    // What was under way when its daemon was killed has waited for the next one, and ends.
+    await run.step('commits of the victim end', killed.ended);
+    await run.step('its client closes', client.close());
+
+    const out = path.join(it.directory, `out${run.round}`);
+    await run.step('the repository is copied out', copyOut(survivor, dir, out));
+    await run.step('git fsck', execute('git', ['-C', out, 'fsck', '--strict', '--full']));
+    for (const [branch, { last }] of Object.entries({ steady, victim: killed }))
+      await run.step(
+        `what was committed to ${branch} is there`,
+        execute('git', ['-C', out, 'merge-base', '--is-ancestor', last!, branch]),
+      );
+  }
+  await survivor.close();
+});

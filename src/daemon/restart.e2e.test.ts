@@ -59,8 +59,7 @@ test('everything survives a clean stop and start of all nodes, twice; synced or 
 
 /** Daemons as processes; `nsds` of them have one. */
 async function daemons(nsds: number, count: number) {
-  // A kill costs what was not flushed, as a power cut would.
-  const cluster = await startDaemonCluster({ nsds, leaseTtl: '5s', fault: (nodeId) => ({ seed: nodeId, early: 0.2 }) });
+  const cluster = await startDaemonCluster({ nsds, leaseTtl: '5s' });
   cleanups.push(() => cluster.close());
   const { start, launch } = cluster;
   const all: DaemonProcess[] = [];

@@ -38,15 +38,16 @@ export interface DaemonProcessOptions {
   readonly fault?: NsdFault;
 }
 
-/** Starts it; it is a member when this resolves. @throws what it said last, when it ends before. */
-export async function startDaemon(options: DaemonProcessOptions): Promise<DaemonProcess> {
-  const daemon = launchDaemon(options);
+export const CLUSTER_NAME = 'test';
+
+/** @throws what it said last, when it ends before it is a member, or isn't in time: then it is killed. */
+export async function untilMember(daemon: DaemonProcess): Promise<void> {
   let ended: number | string | null = null;
   void daemon.exited.then((how) => {
     ended = how;
   });
   try {
-    await eventually(`node ${options.nodeId} is a member`, async () => {
+    await eventually(`node ${daemon.nodeId} is a member`, async () => {
       if (ended !== null) throw new Error(`it ended with ${ended}: ${daemon.log().slice(-2000)}`);
       const client = await daemon.admin().catch(() => null);
       if (client === null) return false;
@@ -60,7 +61,6 @@ export async function startDaemon(options: DaemonProcessOptions): Promise<Daemon
     await daemon.kill();
     throw error;
   }
-  return daemon;
 }
 
 /** Starts it, and doesn't wait. */
@@ -68,7 +68,7 @@ export function launchDaemon(options: DaemonProcessOptions): DaemonProcess {
   const { directory, nodeId } = options;
   const file = (suffix: string): string => path.join(directory, `node${nodeId}.${suffix}`);
   const config: DaemonConfigInput = {
-    clusterName: 'test',
+    clusterName: CLUSTER_NAME,
     nodeId,
     name: `node${nodeId}`,
     listen: { host: '127.0.0.1', port: 0 },
