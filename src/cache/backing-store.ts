@@ -8,6 +8,11 @@ export interface FilePiece {
   readonly poolOffsetBytes: number;
 }
 
+export interface FileWrite {
+  readonly ino: InodeNumber;
+  readonly pieces: readonly FilePiece[];
+}
+
 /** Where pages come from and go to: implemented by the file system, which knows blocks; called by the cache, which doesn't. */
 export interface BackingStore {
   /** Fills every piece: device bytes, or zeros for holes and behind the end of file. */
@@ -27,6 +32,8 @@ export interface BackingStore {
    * Then the inode, in memory, knows where they are.
    */
   write(ino: InodeNumber, pieces: readonly FilePiece[]): Promise<void>;
+  /** The same for several files, each once, in as few transfers as may be; what becomes of each is told by itself. */
+  writeTogether(writes: readonly FileWrite[]): readonly Promise<void>[];
   /**
    * Before the data token of a range leaves, or is lowered; its pages are clean. What was written out and is not where others look for it comes there (T6),
    * and all of it is durable when it resolves. False: some of it was lost, and may be dirty again. Takes no token (T5).

@@ -177,12 +177,7 @@ export class Fills {
       if (page.gone || !hasPartial(slots.refresh(page))) continue;
       if (!slots.tryClose([page])) await slots.close([page]);
       if (page.gone) continue;
-      slots.refresh(page);
-      const all = partialMask(page);
-      const fromDevice = readsNeeded(page, sizeBytes - page.index * PAGE_BYTES);
-      completeSectors(page, all & ~fromDevice, (start, end) => slots.bytesOf(page, start, end).fill(0));
-      slots.store(page);
-      slots.reopen(page);
+      const fromDevice = this.#completeClosed(page, sizeBytes);
       if (fromDevice !== 0) reads.push({ page, mask: fromDevice });
     }
     try {
@@ -191,6 +186,29 @@ export class Fills {
     } catch (error) {
       return error;
     }
+  }
+
+  /** The same in one turn. False: somebody is at one of them, or it takes a read. */
+  tryCompletePartials(pages: readonly Page[], sizeBytes: number): boolean {
+    const { slots } = this.#core;
+    for (const page of pages) {
+      if (page.gone || !hasPartial(slots.refresh(page))) continue;
+      if (!slots.tryClose([page])) return false;
+      if (this.#completeClosed(page, sizeBytes) !== 0) return false;
+    }
+    return true;
+  }
+
+  /** With zeros, and open again. The sectors for which that is not enough. */
+  #completeClosed(page: Page, sizeBytes: number): number {
+    const { slots } = this.#core;
+    slots.refresh(page);
+    const all = partialMask(page);
+    const fromDevice = readsNeeded(page, sizeBytes - page.index * PAGE_BYTES);
+    completeSectors(page, all & ~fromDevice, (start, end) => slots.bytesOf(page, start, end).fill(0));
+    slots.store(page);
+    slots.reopen(page);
+    return fromDevice;
   }
 }
 

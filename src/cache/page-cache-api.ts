@@ -1,4 +1,5 @@
 import type { ByteRange } from '../common/byte-range.js';
+import type { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import type { TokenItem, TokenMode } from '../token-manager/token.js';
 import type { EntryId, EntryState } from './cache-map.js';
@@ -23,6 +24,11 @@ export interface PageCacheApi {
   setRevokeHook(ino: InodeNumber, hook: (range: ByteRange, keep: TokenMode) => Promise<void>): void;
   /** Told of every token that leaves, before anything else is done about it. */
   setRevokeListener(listener: (ino: InodeNumber) => void): void;
+  /**
+   * What is dirty of these files, written out in few transfers as far as that can be done at once: ahead of a flush of each, which waits for the rest. Those that
+   * failed, with their errors; nobody else tells of these.
+   */
+  flushTogether(inos: readonly InodeNumber[]): Promise<ReadonlyMap<InodeNumber, FsError>>;
   /** Everything dirty on this node, written out (not flushed on the devices). */
   flushAll(): Promise<void>;
   /** Pages in use, dirty, limits: for status and back-pressure. */

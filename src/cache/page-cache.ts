@@ -52,13 +52,21 @@ class PageCache implements PageCacheApi {
     this.#revoker.listener = listener;
   }
 
+  async flushTogether(inos: readonly InodeNumber[]): Promise<ReadonlyMap<InodeNumber, FsError>> {
+    const { files, behind, dirty } = this.#core;
+    dirty.drain();
+    const found = inos.map((ino) => files.get(ino)?.file).filter((file) => file !== undefined);
+    const failed = await behind.flushTogether(found);
+    return new Map([...failed].map(([{ ino }, error]) => [ino, error]));
+  }
+
   async flushAll(): Promise<void> {
-    this.#core.dirty.drain();
-    let first: unknown = null;
+    const failed = await this.flushTogether(this.#core.files.all().map(({ file }) => file.ino));
+    let first: unknown = failed.values().next().value ?? null;
     await Promise.all(
       this.#core.files.all().map(async (ops) => {
         try {
-          await ops.flush();
+          if (!failed.has(ops.ino)) await ops.flush();
         } catch (error) {
           first ??= error;
         }

@@ -10,7 +10,7 @@ import { PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
 import { heapPagePool, type PagePool } from '../native/page-pool.js';
 import { TokenClass, type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
 import type { AcquireOptions, RevokeHandler, TokenClientApi } from '../token-manager/token-client-api.js';
-import type { BackingStore, FilePiece } from './backing-store.js';
+import type { BackingStore, FilePiece, FileWrite } from './backing-store.js';
 import type { CacheMap } from './cache-map.js';
 import { TwinCacheMap } from './cache-map-twin.js';
 import { createPageCache, type PageCacheSettings } from './page-cache.js';
@@ -86,6 +86,8 @@ export class FakeBacking implements BackingStore {
   readonly #reserved = new Map<InodeNumber, Set<number>>();
   readonly reads: { ino: InodeNumber; pieces: readonly FilePiece[] }[] = [];
   readonly writes: { ino: InodeNumber; pieces: readonly FilePiece[] }[] = [];
+  /** How many files each write of several had. */
+  readonly together: number[] = [];
   /** Called by each operation; may wait, or throw in its place. */
   beforeRead: (pieces: readonly FilePiece[]) => Promise<void> = async () => undefined;
   beforeWrite: (pieces: readonly FilePiece[]) => Promise<void> = async () => undefined;
@@ -125,6 +127,10 @@ export class FakeBacking implements BackingStore {
 
   makeDurable(): Promise<boolean> {
     return Promise.resolve(true);
+  }
+  writeTogether(writes: readonly FileWrite[]): Promise<void>[] {
+    this.together.push(writes.length);
+    return writes.map(({ ino, pieces }) => this.write(ino, pieces));
   }
   async write(ino: InodeNumber, pieces: readonly FilePiece[]): Promise<void> {
     this.#check(pieces);

@@ -5,25 +5,21 @@ import type { CacheCore } from './cache-core.js';
 import type { FileCore } from './file-core.js';
 import type { Page } from './page.js';
 import { WaitQueue } from './wait-queue.js';
-import { WriteOut } from './write-out.js';
+import { type Group, WriteOut } from './write-out.js';
 
 /**
  * Write-behind: which dirty pages go out, and when, without anybody waiting for them.
  *
  * Pages go when they have been dirty for long enough, when too much is dirty in all (the files that have been dirty longest first),
  * when somebody waits for room or for a slot, and whole dirty blocks at once. A file is written in ascending order, in groups of
- * at most a block, a few groups in flight; a flush somebody waits for goes before everything in the background.
+ * at most a block; groups of small files go together, up to a block of them; a few such transfers are in flight, and a flush somebody waits for goes before
+ * everything in the background.
  *
  * Invariants: `dirtyFiles` are the files with pages counted as dirty, the longest dirty first. What failed stays dirty, is remembered on
  * its file for the next flush (I10), and is tried again after a pause.
  * Fault model: errors of the backing store; nothing here throws at whoever made pages dirty.
  */
 const PAGES_PER_BLOCK = BLOCK_BYTES / PAGE_BYTES;
-
-interface Group {
-  readonly file: FileCore;
-  readonly pages: readonly Page[];
-}
 
 export class WriteBehind {
   readonly #core: CacheCore;
@@ -104,13 +100,14 @@ export class WriteBehind {
     this.#pumping = true;
     try {
       for (;;) {
-        const group = this.#nextGroup();
-        if (group === null || this.#core.closed) return;
+        if (this.#groups.length === 0) this.#plan();
+        if (this.#groups.length === 0 || this.#core.closed) return;
         await this.#transfers.take(1);
-        // Not waited for: the next group follows as soon as a transfer is free.
-        void this.#out.write(group.file, group.pages, false).then((error) => {
+        // Not waited for: the next transfer follows as soon as there may be another one.
+        const groups = takeTogether(this.#groups);
+        const ended = this.#out.writeTogether(groups, (file, error) => this.#failed(file, error));
+        void ended.then(() => {
           this.#transferEnded();
-          if (error !== null) this.#failed(group.file, error);
           this.#core.slots.pump();
           if (this.#needsMore()) this.kick();
         });
@@ -125,11 +122,6 @@ export class WriteBehind {
     return (
       dirty.count > settings.writeBehindStartPages || dirty.roomWanted > 0 || (slots.wanted > 0 && dirty.count > 0)
     );
-  }
-
-  #nextGroup(): Group | null {
-    if (this.#groups.length === 0) this.#plan();
-    return this.#groups.shift() ?? null;
   }
 
   #plan(): void {
@@ -204,6 +196,40 @@ export class WriteBehind {
     return first;
   }
 
+  /**
+   * What is dirty of these files, as far as it can be taken at once, in few transfers: for who is going to flush each of them but those that failed, which it
+   * returns.
+   */
+  async flushTogether(files: readonly FileCore[]): Promise<ReadonlyMap<FileCore, FsError>> {
+    const failed = new Map<FileCore, FsError>();
+    const groups = files.flatMap((file) =>
+      groupByBlock([...file.dirtyPages].filter((page) => page.dirty && page.writing === null)).map((pages) => ({
+        file,
+        pages,
+      })),
+    );
+    const transfers: Promise<void>[] = [];
+    while (groups.length > 0) {
+      const some = takeTogether(groups);
+      transfers.push(this.#transferOf(some, failed));
+    }
+    await Promise.all(transfers);
+    this.#core.slots.pump();
+    return failed;
+  }
+
+  async #transferOf(groups: readonly Group[], failures: Map<FileCore, FsError>): Promise<void> {
+    await this.#transfers.takeUrgent(1);
+    try {
+      await this.#out.writeTogether(groups, (file, error) => {
+        this.lastError = error;
+        if (!failures.has(file)) failures.set(file, error);
+      });
+    } finally {
+      this.#transferEnded();
+    }
+  }
+
   forgetAll(): void {
     this.#dirtyFiles.clear();
     this.#groups = [];
@@ -215,6 +241,20 @@ const firstOf = <T>(set: ReadonlySet<T>): T | undefined => {
   for (const value of set) return value;
   return undefined;
 };
+
+/** Takes from the front what goes in one transfer: a block at most, each file once. */
+function takeTogether(groups: Group[]): Group[] {
+  const files = new Set<FileCore>();
+  let pages = 0;
+  let count = 0;
+  for (const group of groups) {
+    if (count > 0 && (pages + group.pages.length > PAGES_PER_BLOCK || files.has(group.file))) break;
+    files.add(group.file);
+    pages += group.pages.length;
+    count++;
+  }
+  return groups.splice(0, count);
+}
 
 /** Ascending, cut where a block ends: what is written together lies together. */
 function groupByBlock(pages: readonly Page[]): Page[][] {

@@ -8,7 +8,7 @@ import type { Page } from './page.js';
 import { hasPartial, isDirty } from './slot-content.js';
 
 /**
- * The way of dirty pages to the backing store.
+ * The way of dirty pages to the backing store: of one file, or of several small ones together.
  *
  * Partial runs are completed first. Then the pages are pinned shared and stay so until the devices have them (S2): hits that would
  * write miss, writers through the engine wait for `writing`. Nothing is waited for while a pin is held, but the device.
@@ -19,6 +19,20 @@ import { hasPartial, isDirty } from './slot-content.js';
 interface InHand {
   readonly page: Page;
   readonly mask: number;
+}
+
+/** Pages of one file. */
+export interface Group {
+  readonly file: FileCore;
+  readonly pages: readonly Page[];
+}
+
+/** Pages that are on their way to the backing store. */
+interface OnTheirWay {
+  readonly file: FileCore;
+  readonly pieces: PieceList['pieces'];
+  /** With what came of it. */
+  ended(cause: unknown): FsError | null;
 }
 
 export class WriteOut {
@@ -93,27 +107,73 @@ export class WriteOut {
     return { taken, later };
   }
 
-  async #send(file: FileCore, taken: readonly InHand[]): Promise<FsError | null> {
-    const { backing, counters } = this.#core;
-    const pieces = new PieceList();
-    for (const { page, mask } of taken) pieces.addSectors(page.index, mask, page.slot);
-    const ended = deferred<void>();
-    for (const { page } of taken) page.writing = ended.promise;
-    let error: FsError | null = null;
-    try {
-      await backing.write(file.ino, pieces.pieces);
-      counters.add('cache.writeBehinds');
-      counters.add(
-        'cache.writeBehindBytes',
-        pieces.pieces.reduce((sum, piece) => sum + piece.lengthBytes, 0),
-      );
-    } catch (cause) {
-      error = FsError.from(cause, 'cache.writeOut', `inode ${file.ino}`);
+  /**
+   * Groups of different files, none of which anybody waits for: what can be taken in this turn goes in one write of the backing store, the rest by
+   * itself. Calls back for each file that failed.
+   */
+  async writeTogether(groups: readonly Group[], failed: (file: FileCore, error: FsError) => void): Promise<void> {
+    const underWay: Promise<void>[] = [];
+    const writeAlone = async (file: FileCore, pages: readonly Page[]): Promise<void> => {
+      const error = await this.write(file, pages, false);
+      if (error !== null) failed(file, error);
+    };
+    const together: OnTheirWay[] = [];
+    for (const { file, pages } of groups) {
+      const candidates = pages.filter((page) => page.dirty && page.writing === null && !this.isDiscarded(page));
+      const { sizeBytes } = this.#core.files.stateOf(file);
+      if (!this.#core.fills.tryCompletePartials(candidates, sizeBytes)) {
+        underWay.push(writeAlone(file, pages));
+        continue;
+      }
+      const { taken, later } = this.#take(candidates);
+      if (taken.length > 0) together.push(this.#begin(file, taken));
+      if (later.length > 0) underWay.push(writeAlone(file, later));
     }
-    for (const { page, mask } of taken) this.#end(page, error === null ? mask : 0);
-    if (error !== null) this.#postpone(taken.map(({ page }) => page));
-    ended.resolve();
-    return error;
+    const writes = this.#core.backing.writeTogether(together.map(({ file, pieces }) => ({ ino: file.ino, pieces })));
+    for (const [index, { file, ended }] of together.entries())
+      underWay.push(
+        writes[index]!.then(
+          () => void ended(null),
+          (cause: unknown) => {
+            const error = ended(cause);
+            if (error !== null) failed(file, error);
+          },
+        ),
+      );
+    await Promise.all(underWay);
+  }
+
+  async #send(file: FileCore, taken: readonly InHand[]): Promise<FsError | null> {
+    const { pieces, ended } = this.#begin(file, taken);
+    try {
+      await this.#core.backing.write(file.ino, pieces);
+      return ended(null);
+    } catch (cause) {
+      return ended(cause);
+    }
+  }
+
+  #begin(file: FileCore, taken: readonly InHand[]): OnTheirWay {
+    const { counters } = this.#core;
+    const list = new PieceList();
+    for (const { page, mask } of taken) list.addSectors(page.index, mask, page.slot);
+    const over = deferred<void>();
+    for (const { page } of taken) page.writing = over.promise;
+    const ended = (cause: unknown): FsError | null => {
+      const error = cause === null ? null : FsError.from(cause, 'cache.writeOut', `inode ${file.ino}`);
+      if (error === null) {
+        counters.add('cache.writeBehinds');
+        counters.add(
+          'cache.writeBehindBytes',
+          list.pieces.reduce((sum, piece) => sum + piece.lengthBytes, 0),
+        );
+      }
+      for (const { page, mask } of taken) this.#end(page, error === null ? mask : 0);
+      if (error !== null) this.#postpone(taken.map(({ page }) => page));
+      over.resolve();
+      return error;
+    };
+    return { file, pieces: list.pieces, ended };
   }
 
   #end(page: Page, cleanMask: number): void {

@@ -6,7 +6,7 @@
  * Takes no token. An inode that is not valid any more (read-ahead that outlived its status token) is refused with `busy`.
  */
 
-import type { BackingStore, FilePiece } from '../cache/backing-store.js';
+import type { BackingStore, FilePiece, FileWrite } from '../cache/backing-store.js';
 import type { ByteRange } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
@@ -20,6 +20,7 @@ import { isReserved, reserve } from './file-space.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES } from './inode-format.js';
 import { holdBack } from './inode-image.js';
+import { JoinedWrites } from './joined-write.js';
 import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
 import { leafFault } from './leaf-format.js';
 import { keyOf, type SectorWrite } from './log/logged-sectors.js';
@@ -75,6 +76,27 @@ export class FileBacking implements BackingStore {
       if (metadata) await this.#writeMetadata(pieces, ios);
       else await writeData(this.#bound, inode, pieces, ios);
     });
+  }
+
+  /**
+   * What needs nothing but its bytes brought to their places goes in one write, from this turn on: regular files whose blocks are known, with nothing of
+   * any file in the log. So none of them waits for anything that another one of them stands in the way of.
+   */
+  writeTogether(writes: readonly FileWrite[]): Promise<void>[] {
+    const joined = new JoinedWrites(this.#bound);
+    const results = writes.map(({ ino, pieces }) => {
+      const inode = this.#bound.inodes.get(ino);
+      if (inode === undefined || !joined.takes(inode)) return this.write(ino, pieces);
+      let ios: FileIo[] | number;
+      try {
+        ios = this.#tryMap(inode, pieces, 'write', false);
+      } catch (error) {
+        return Promise.reject(error);
+      }
+      return typeof ios === 'number' ? this.write(ino, pieces) : joined.add(inode, ios);
+    });
+    joined.start();
+    return results;
   }
 
   async makeDurable(ino: InodeNumber, range: ByteRange): Promise<boolean> {
@@ -153,8 +175,16 @@ export class FileBacking implements BackingStore {
     return inode !== undefined && isReserved(inode, range);
   }
 
-  /** Pieces cut at block boundaries and turned into sectors; reads of holes are answered with zeros at once. */
   async #map(inode: Inode, pieces: readonly FilePiece[], op: 'read' | 'write', versioned: boolean): Promise<FileIo[]> {
+    for (;;) {
+      const ios = this.#tryMap(inode, pieces, op, versioned);
+      if (typeof ios !== 'number') return ios;
+      await loadPointers(this.#bound, inode, ios);
+    }
+  }
+
+  /** Pieces cut at block boundaries and turned into sectors; reads of holes are answered with zeros at once. A number: the block whose pointer is to be loaded. */
+  #tryMap(inode: Inode, pieces: readonly FilePiece[], op: 'read' | 'write', versioned: boolean): FileIo[] | number {
     const { bytes } = this.#bound.parts.pool;
     const ios: FileIo[] = [];
     if (inode.isInline) {
@@ -169,11 +199,8 @@ export class FileBacking implements BackingStore {
       const end = piece.offsetBytes + piece.lengthBytes;
       for (let at = piece.offsetBytes; at < end; ) {
         const block = Math.floor(at / BLOCK_BYTES);
-        let pointer = findPointer(inode, block);
-        if (pointer === undefined) {
-          await loadPointers(this.#bound, inode, block);
-          pointer = findPointer(inode, block);
-        }
+        const pointer = findPointer(inode, block);
+        if (pointer === undefined) return block;
         const blockStart = block * BLOCK_BYTES;
         const blockEnd = Math.min(end, blockStart + BLOCK_BYTES);
         const presentEnd = Math.min(blockEnd, blockStart + (pointer?.count ?? 0) * SECTOR_BYTES);

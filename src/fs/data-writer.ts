@@ -33,6 +33,8 @@ export async function writeData(
   inode: Inode,
   pieces: readonly FilePiece[],
   ios: readonly FileIo[],
+  /** Brings them to their places, when it isn't done here. */
+  write: () => Promise<void> = () => inPlace(volume, ios),
 ): Promise<void> {
   if (ios.length === 0) return;
   if (inode.syncBytesLeft > 0 && (await intoLog(volume, inode, pieces))) return;
@@ -40,7 +42,7 @@ export async function writeData(
   inode.writesInPlace.begun++;
   inode.writesInPlace.running++;
   try {
-    await inPlace(volume, ios);
+    await write();
   } finally {
     inode.writesInPlace.running--;
   }

@@ -100,6 +100,10 @@ export class InodeWriter {
       if (inode.unexposed) held.push(this.#take(inode));
     }
     try {
+      if (inodes.length > 1) {
+        const failed = await this.#volume.cache.flushTogether(inodes.map(({ ino }) => ino));
+        for (const error of failed.values()) throw error;
+      }
       // Again when an NSD lost some of it.
       do
         for (let at = 0; at < inodes.length; at += FLUSHES_MAX)

@@ -254,6 +254,11 @@ export class Inode implements InodeFields {
     }
   }
 
+  /** A transfer that came now would wait. */
+  get transfersHeldUp(): boolean {
+    return this.#gate !== null;
+  }
+
   /** Resolves when every transfer that runs now has ended, well or not. */
   async transfersEnded(): Promise<void> {
     if (this.#transfers !== null && this.#transfers.size > 0) await Promise.allSettled([...this.#transfers]);
