@@ -106,7 +106,7 @@ export abstract class ClientGrants extends ClientOperations {
     for (let i = 0; i < own.length; i += STRIDE) raised ||= own[i + 2] === TokenMode.concurrentWrite;
     if (!raised && theirs.length === 0) return;
     this.fired('gathered');
-    this.effects.push({ type: 'gathered', object: state.object, range: at, notes: theirs });
+    this.gathered.push({ type: 'gathered', object: state.object, range: at, notes: theirs });
   }
 
   protected hold(state: ObjectState, at: ByteRange, mode: TokenMode, seq: number): void {

@@ -79,6 +79,8 @@ export abstract class ClientState {
   protected wakeDueMs = NEVER;
   protected touched: Link[] = [];
   protected effects: ClientEffect[] = [];
+  /** What others told of inodes: carried out before anybody uses these, who was pinned earlier in the step included. */
+  protected gathered: ClientEffect[] = [];
 
   constructor(options: TokenClientMachineOptions) {
     this.self = options.self;
@@ -163,8 +165,9 @@ export abstract class ClientState {
 
   /** `moreFollows`: the messages wait for what the next step adds to them. */
   protected takeEffects(moreFollows: boolean): ClientEffect[] {
-    const effects = this.effects;
+    const effects = this.gathered.length === 0 ? this.effects : this.gathered.concat(this.effects);
     this.effects = [];
+    this.gathered = [];
     if (this.touched.length === 0 || moreFollows) return effects;
     const sends: ClientEffect[] = [];
     for (const link of this.touched) {

@@ -62,13 +62,13 @@ export type ClientEvent =
 
 /**
  * Effects of one step, in this order: messages, one per server, by the order in which the servers were first written to;
- * then the others in the order in which they were decided.
+ * then what was gathered, then the others in the order in which they were decided.
  */
 export type ClientEffect =
   | { readonly type: 'send'; readonly to: ServerIdentity; readonly message: ToServerMessage }
   /** Flush, invalidate, then `revokeDone`. No pin of an older operation is left in the range, and no new one gets in. */
   | { readonly type: 'revoke'; readonly handle: number; readonly revocation: Revocation }
-  /** Before `pinned`: see RevokeHandler.gathered. */
+  /** See RevokeHandler.gathered. */
   | {
       readonly type: 'gathered';
       readonly object: TokenObject;
