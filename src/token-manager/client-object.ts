@@ -56,6 +56,8 @@ export interface WaitingOp {
   /** Group `next` is pinned too, but revocations older than its grant must end first. */
   behindRevoke: boolean;
   done: boolean;
+  /** By group: the request that was waited for instead of sending one. */
+  joined: Map<number, SentRequest> | null;
 }
 
 export interface SentRequest {
@@ -65,6 +67,9 @@ export interface SentRequest {
   /** Null once the operation gave up. */
   waiter: WaitingOp | null;
   readonly groupIndex: number;
+  /** Whom its grant may serve too; until when they wait for it. */
+  readonly joiners: WaitingOp[];
+  readonly joinUntilMs: number;
 }
 
 export interface Revoking {

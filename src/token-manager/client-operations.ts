@@ -2,19 +2,21 @@
  * Operations of this node that want tokens: pinned group by group in the total order (T4), at their grants (T3), or failed.
  *
  * Invariants: an operation waits on the object of its first group that is not pinned; for overlapping ranges of an object one
- * request is outstanding (T2); every operation is pinned or fails (I12).
+ * request is outstanding (T2); every operation is pinned or fails (I12). Who is about to ask for what a request under way desires too
+ * waits for that one's grant: once per operation and object, for a bounded time, then it asks by itself.
  */
-import { type ByteRange, overlaps } from '../common/byte-range.js';
+import { type ByteRange, contains, overlaps } from '../common/byte-range.js';
 import type { Reason } from '../common/errors.js';
 import { type ObjectState, PinSet, type SentRequest, type WaitingOp } from './client-object.js';
 import { ClientState, NEVER } from './client-state.js';
-import { TokenClass } from './token.js';
+import { covers } from './compatibility.js';
+import { TokenClass, TokenMode } from './token.js';
 import type { AcquireOp, TokenGroup } from './token-client-events.js';
-import type { Blocker } from './token-messages.js';
+import type { Blocker, RequestPart } from './token-messages.js';
 
 export abstract class ClientOperations extends ClientState {
   protected enter(op: AcquireOp): WaitingOp {
-    const waiting = { op, pins: new PinSet(), next: 0, waitsOn: null, behindRevoke: false, done: false };
+    const waiting = { op, pins: new PinSet(), next: 0, waitsOn: null, behindRevoke: false, done: false, joined: null };
     this.ops.set(op.opId, waiting);
     this.wakeAt(op.deadlineAtMs + this.settings.deadlineGraceMs);
     return waiting;
@@ -92,7 +94,7 @@ export abstract class ClientOperations extends ClientState {
       this.fired('waitsForRevoke');
       return;
     }
-    if (state.coversParts(group.parts)) return;
+    if (state.coversParts(group.parts) || this.joins(waiting, index, state)) return;
     const link = this.linkOf(state);
     if (link === undefined || state.retryAtMs > this.nowMs) {
       if (state.retryAtMs > this.nowMs) this.wakeAt(state.retryAtMs);
@@ -107,6 +109,8 @@ export abstract class ClientOperations extends ClientState {
       group,
       waiter: waiting,
       groupIndex: index,
+      joiners: [],
+      joinUntilMs: this.nowMs + this.settings.joinMs,
     };
     state.requests.push(request);
     this.requests.set(request.requestId, request);
@@ -120,6 +124,38 @@ export abstract class ClientOperations extends ClientState {
       prompt: this.isPrompt(waiting, group),
       deadlineMs: op.deadlineAtMs === NEVER ? 0 : Math.max(1, op.deadlineAtMs - this.nowMs),
     });
+  }
+
+  /**
+   * Neighbours that are wanted side by side come with one grant. Nobody is held up by it for long: a request may wait for a holder that is
+   * in nobody else's way, and what it is granted may be less than it desired.
+   */
+  private joins(waiting: WaitingOp, index: number, state: ObjectState): boolean {
+    const { op } = waiting;
+    const before = waiting.joined?.get(index);
+    if (before !== undefined) {
+      const isUnderWay = this.requests.get(before.requestId) === before;
+      if (isUnderWay && before.joinUntilMs > this.nowMs) return true;
+      this.fired(isUnderWay ? 'joinedTooLong' : 'joinedInVain');
+      return false;
+    }
+    const { class: tokenClass, parts } = op.groups[index]!;
+    // Of data, what is granted is often less than what is desired: several nodes are at work in the file.
+    if (op.nowait || (tokenClass !== TokenClass.status && tokenClass !== TokenClass.open)) return false;
+    const request = state.requests.find(
+      (r) =>
+        r.waiter !== null &&
+        r.waiter.op.patient !== true &&
+        r.joinUntilMs > this.nowMs &&
+        parts.every((part) => r.group.parts.some((other) => brings(other, part))),
+    );
+    if (request === undefined) return false;
+    this.fired('joinsRequest');
+    waiting.joined ??= new Map();
+    waiting.joined.set(index, request);
+    request.joiners.push(waiting);
+    this.wakeAt(request.joinUntilMs);
+    return true;
   }
 
   protected endRequest(request: SentRequest): void {
@@ -181,3 +217,7 @@ export abstract class ClientOperations extends ClientState {
     }
   }
 }
+
+/** Granted all that it desires, the one serves the other. Concurrent-write status is granted for one sector. */
+const brings = ({ mode, desired }: RequestPart, part: RequestPart): boolean =>
+  mode !== TokenMode.concurrentWrite && covers(mode, part.mode) && contains(desired, part.required);

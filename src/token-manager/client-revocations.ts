@@ -87,38 +87,43 @@ export abstract class ClientRevocations extends ClientGrants {
   /** Hands over to the handler what no pin and no older revocation stands in the way of. */
   protected runRevokes(state: ObjectState): void {
     if (this.suspended) return;
+    // Those that have begun ascend, so one pass does: what is looked at later is in nobody's way that was looked at before.
+    const older: Revoking[] = [];
     for (const revoking of state.revokes.slice()) {
-      if (revoking.phase !== 'draining') continue;
-      const isOlder = (r: Revoking): boolean =>
-        r.phase !== 'held' && r.handle < revoking.handle && overlaps(r.give, revoking.give);
-      if (revoking.prompt && this.isInUse(state, revoking, isOlder)) {
+      if (revoking.phase === 'held') continue;
+      if (revoking.phase === 'running') {
+        older.push(revoking);
+        continue;
+      }
+      const isInTheWay = (r: Revoking): boolean => overlaps(r.give, revoking.give);
+      if (revoking.prompt && this.isInUse(state, revoking, older.filter(isInTheWay))) {
         this.keepInUse(revoking);
         continue;
       }
-      if (state.revokes.some(isOlder)) {
+      if (older.some(isInTheWay)) {
         this.fired('revokeWaitsInLine');
+        older.push(revoking);
         continue;
       }
       if (this.mustWaitForPins(state, revoking)) {
         this.fired('revokeWaitsForPins');
+        older.push(revoking);
         continue;
       }
       const affected = state.affected(revoking);
       if (affected === null) {
-        this.finishRevoke(revoking);
-        // Finishing may have changed the list: once more from the start.
-        this.runRevokes(state);
-        return;
+        this.endRevoke(revoking);
+        continue;
       }
+      older.push(revoking);
       revoking.phase = 'running';
       const revocation = { class: state.tokenClass, object: state.object, range: affected, keep: revoking.keep };
       this.effects.push({ type: 'revoke', handle: revoking.handle, revocation });
     }
   }
 
-  private isInUse(state: ObjectState, revoking: Revoking, isOlder: (r: Revoking) => boolean): boolean {
-    if (state.pinnedAgainst(revoking)) return true;
-    return state.revokes.some((r) => isOlder(r) && r.phase === 'draining' && state.pinnedAgainst(r));
+  private isInUse(state: ObjectState, revoking: Revoking, older: readonly Revoking[]): boolean {
+    return state.pinnedAgainst(revoking) || older.some((r) => r.phase === 'draining' && state.pinnedAgainst(r));
   }
 
   /** Nothing is given up, and that is the answer. */
@@ -137,6 +142,11 @@ export abstract class ClientRevocations extends ClientGrants {
   }
 
   protected finishRevoke(revoking: Revoking, notes: readonly StatusNote[] = []): void {
+    this.endRevoke(revoking, notes);
+    this.runRevokes(revoking.object);
+  }
+
+  private endRevoke(revoking: Revoking, notes: readonly StatusNote[] = []): void {
     const { object: state, keep } = revoking;
     if (revoking.phase === 'running') {
       this.fired(state.affected(revoking) === null ? 'revokeCrossedByGrant' : 'revokeHandled');
@@ -160,7 +170,6 @@ export abstract class ClientRevocations extends ClientGrants {
     }
     if (revoking.releaseId !== null) this.endRelease(revoking.releaseId);
     this.reconsider(state);
-    this.runRevokes(state);
   }
 
   /** Remembered until it is seen to be in the inode: if the server goes before that, its successor is told (T8). */

@@ -96,12 +96,15 @@ export interface TokenClientSettings {
   readonly retryMs: number;
   /** Ranges held before idle objects are given back, least recently used first. */
   readonly rangesMax: number;
+  /** How long a request may keep others of this node waiting that its grant would serve too, in milliseconds; 0: each sends its own. */
+  readonly joinMs: number;
 }
 export const TOKEN_CLIENT_DEFAULTS: TokenClientSettings = {
   minHoldMs: 0,
   deadlineGraceMs: 250,
   retryMs: 20,
   rangesMax: 250_000,
+  joinMs: 100,
 };
 
 /** Every transition of the machine under peers that keep the protocol; the simulator fails if one never fires. */
@@ -115,6 +118,9 @@ export const CLIENT_TRANSITIONS = [
   'grantUnknown',
   'requestSent',
   'waitsForOwnRequest',
+  'joinsRequest',
+  'joinedInVain',
+  'joinedTooLong',
   'waitsForRevoke',
   'waitsForServer',
   'revokeWaitsForPins',

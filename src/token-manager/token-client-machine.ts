@@ -200,6 +200,15 @@ export class TokenClientMachine extends ClientRevocations {
         this.fail(waiting, this.suspended ? 'suspended' : gone ? 'tokenServerGone' : 'tokenDeadline', []);
       }
     }
+    for (const request of [...this.requests.values()]) {
+      const joiners = request.joiners.filter((w) => !w.done);
+      if (joiners.length === 0) continue;
+      if (request.joinUntilMs > this.nowMs) this.wakeAt(request.joinUntilMs);
+      else {
+        request.joiners.length = 0;
+        for (const waiting of joiners) if (!waiting.done && !waiting.behindRevoke) this.progress(waiting);
+      }
+    }
     for (const revoking of [...this.revokes.values()]) {
       if (revoking.phase !== 'held') continue;
       if (revoking.beginsAtMs > this.nowMs) this.wakeAt(revoking.beginsAtMs);
