@@ -20,7 +20,7 @@ import { dirtyIndirects, findPointer, type PointerHost, preparePointer, setPoint
 import { blockPointer } from './block-pointer.js';
 import { type Flush, LossMark } from './durable.js';
 import { FileType } from './file-system-api.js';
-import { Inode } from './inode.js';
+import type { Inode } from './inode.js';
 import { encodeInode } from './inode-format.js';
 import {
   ALLOCATION_MAP,
@@ -62,6 +62,7 @@ import {
   setRegionFree,
   setSegmentFree,
 } from './map-formats.js';
+import { layOutSystemFiles, MkfsSpace, systemFileSectors, systemInode } from './mkfs-layout.js';
 import { sealSector } from './sector.js';
 import { checkFsName, encodeSuperblock, fsIdOf, type NsdDescription, type Superblock } from './superblock.js';
 
@@ -152,10 +153,7 @@ class Mkfs implements PointerHost {
     allocateMetadata: (_: InodeNumber, __: number, count: number) => Promise.resolve(this.#allocate(count)),
   };
   readonly #options: CreateFileSystemOptions;
-  /** First blocks of the NSDs are handed out one after the other. */
-  readonly #nextBlock: number[];
-  #turn = 0;
-  #fragment: { nsd: NsdIndex; sector: number; left: number } | null = null;
+  readonly #space: MkfsSpace;
   /** Sectors of the allocation map that are not all free, by index. */
   readonly #regions = new Map<number, Uint8Array>();
 
@@ -168,23 +166,18 @@ class Mkfs implements PointerHost {
     this.fsId = fsIdOf(options.fsUuid);
     this.checksums = options.checksums;
     this.parts = { epoch: () => options.epoch ?? epoch(1) };
-    this.#nextBlock = geometry.nsdBlocks.map(() => RESERVED_BLOCKS);
+    this.#space = new MkfsSpace(geometry, options.name);
     for (let nsd = 0; nsd < geometry.nsdCount; nsd++)
       this.#mark({ nsd: nsdIndex(nsd), sector: 0, count: RESERVED_BLOCKS * SUB_BLOCKS_PER_BLOCK });
   }
 
   async run(): Promise<Superblock> {
     const { geometry } = this;
-    const inodeFile = await this.#file(INODE_FILE, 1);
-    const sectorsOfMap = geometry.regionCount * geometry.nsdCount;
-    const map = await this.#file(ALLOCATION_MAP, Math.ceil(sectorsOfMap / SUB_BLOCKS_PER_BLOCK));
-    const inodeMap = await this.#file(INODE_MAP, Math.ceil(geometry.segmentCount / SUB_BLOCKS_PER_BLOCK));
-    const logTable = await this.#file(LOG_TABLE, 1);
+    const now = this.#options.clock.wallNs();
+    const { inodeFile, allocationMap, inodeMap, logTable } = await layOutSystemFiles(this, now);
     const logs = this.#logs();
-    map.sizeBytes = sectorsOfMap * SECTOR_BYTES;
-    inodeMap.sizeBytes = geometry.segmentCount * SECTOR_BYTES;
     const first = findPointer(inodeFile, 0)!;
-    const inodes = [inodeFile, this.#root(), map, inodeMap, this.#inode(RENAME_LOCK), logTable];
+    const inodes = [inodeFile, this.#root(now), allocationMap, inodeMap, systemInode(RENAME_LOCK, now), logTable];
     await this.#writeSectors(first.nsd, first.sector, FIRST_USER_INODE, (sector, index) => {
       const inode = inodes.find(({ ino }) => ino === index);
       if (inode === undefined) return;
@@ -196,7 +189,9 @@ class Mkfs implements PointerHost {
         sealSector(sector, this.checksums);
         await this.#writeSectors(home.nsd, home.sector, 1, (bytes) => bytes.set(sector));
       }
-    await this.#writeFile(map, sectorsOfMap, (sector, index) => this.#region(sector, index));
+    await this.#writeFile(allocationMap, systemFileSectors(geometry, ALLOCATION_MAP), (sector, index) =>
+      this.#region(sector, index),
+    );
     await this.#writeFile(inodeMap, geometry.segmentCount, (sector, index) => this.#segment(sector, index));
     // All of them: none is written for the first time later, when a power cut could tear it and nobody knew that it was the first (S1).
     await this.#writeFile(logTable, LOG_SLOTS, (sector, slot) => {
@@ -233,14 +228,7 @@ class Mkfs implements PointerHost {
   // Space
 
   #allocate(count: number): Extent {
-    if (count === SUB_BLOCKS_PER_BLOCK) return this.#mark(this.#block());
-    if (this.#fragment === null || this.#fragment.left < count) {
-      const { nsd, sector } = this.#block();
-      this.#fragment = { nsd, sector, left: SUB_BLOCKS_PER_BLOCK };
-    }
-    const { nsd, sector } = this.#fragment;
-    this.#fragment = { nsd, sector: sector + count, left: this.#fragment.left - count };
-    return this.#mark({ nsd, sector, count });
+    return this.#mark(this.#space.take(count));
   }
 
   /** One for each node that is expected, ready to be taken. */
@@ -254,25 +242,6 @@ class Mkfs implements PointerHost {
       pieceSectors,
       pieces: Array.from({ length: pieces }, () => this.#allocate(pieceSectors)),
     }));
-  }
-
-  /** A fresh one, the next NSD's turn; with two copies the first block that is fresh on both. */
-  #block(): Extent {
-    const { nsdCount, nsdBlocks, metadataCopies } = this.geometry;
-    for (let i = 0; i < nsdCount; i++) {
-      const first = nsdIndex((this.#turn + i) % nsdCount);
-      const homes =
-        metadataCopies === 1 ? [first] : secondsFor(this.geometry, first).map((second) => mirrored(first, second));
-      for (const nsd of homes) {
-        const copies = copiesOf(nsd);
-        const block = Math.max(...copies.map((copy) => this.#nextBlock[copy]!));
-        if (copies.some((copy) => block >= nsdBlocks[copy]!)) continue;
-        this.#turn = first + 1;
-        for (const copy of copies) this.#nextBlock[copy] = block + 1;
-        return { nsd, sector: block * SUB_BLOCKS_PER_BLOCK, count: SUB_BLOCKS_PER_BLOCK };
-      }
-    }
-    throw new FsError('noSpace', { op: 'mkfs', object: this.#options.name, detail: 'the NSDs do not hold the maps' });
   }
 
   #mark(extent: Extent): Extent {
@@ -317,33 +286,13 @@ class Mkfs implements PointerHost {
 
   // Inodes
 
-  #inode(ino: InodeNumber): Inode {
-    const inode = new Inode(ino);
-    const now = this.#options.clock.wallNs();
-    inode.type = FileType.regular;
-    inode.nlink = 1;
-    inode.generation = 1;
-    inode.atimeNs = inode.mtimeNs = inode.ctimeNs = inode.birthtimeNs = now;
-    return inode;
-  }
-
-  #root(): Inode {
-    const inode = this.#inode(ROOT_DIRECTORY);
+  #root(nowNs: bigint): Inode {
+    const inode = systemInode(ROOT_DIRECTORY, nowNs);
     inode.type = FileType.directory;
     inode.mode = this.#options.rootMode ?? 0o755;
     inode.nlink = 2;
     inode.parent = ROOT_DIRECTORY;
     inode.directorySeed = Math.floor((this.#options.random ?? systemRandom).next() * 2 ** 32);
-    return inode;
-  }
-
-  async #file(ino: InodeNumber, blocks: number): Promise<Inode> {
-    const inode = this.#inode(ino);
-    for (let block = 0; block < blocks; block++) {
-      await preparePointer(this, inode, block);
-      setPointer(inode, block, blockPointer(this.#allocate(SUB_BLOCKS_PER_BLOCK), this.parts.epoch()));
-    }
-    inode.sizeBytes = blocks * SUB_BLOCKS_PER_BLOCK * SECTOR_BYTES;
     return inode;
   }
 
