@@ -332,6 +332,10 @@ export class InodeTable {
 
   // Where inodes are
 
+  /** Pointers of the inode file as this node knows them: right, and of what others have added lately some may be missing. */
+  get inodeFile(): Pick<Inode, 'area' | 'flags' | 'generation'> {
+    return this.#file.inode;
+  }
   locate(ino: InodeNumber): Inode['home'] | null | undefined {
     return this.#file.locate(ino);
   }

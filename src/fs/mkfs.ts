@@ -11,13 +11,11 @@ import { type Random, systemRandom } from '../common/random.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import type { BufferArena, PagePool } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
-import { copiesOf, mirrored } from '../nsd/copies.js';
+import { copiesOf } from '../nsd/copies.js';
 import { withCopies } from '../nsd/mirrored-nsds.js';
 import type { NsdClientApi } from '../nsd/nsd-api.js';
 import { INODES_PER_SEGMENT } from '../token-manager/token.js';
-import { secondsFor } from './allocator.js';
-import { dirtyIndirects, findPointer, type PointerHost, preparePointer, setPointer } from './block-map.js';
-import { blockPointer } from './block-pointer.js';
+import { dirtyIndirects, findPointer, type PointerHost } from './block-map.js';
 import { type Flush, LossMark } from './durable.js';
 import { FileType } from './file-system-api.js';
 import type { Inode } from './inode.js';
@@ -29,9 +27,6 @@ import {
   FIRST_USER_INODE,
   FORMAT_VERSION,
   type Geometry,
-  INODE_FILE,
-  INODE_MAP,
-  LOG_TABLE,
   type MetadataCopies,
   NSD_COUNT_MAX,
   REGION_BLOCKS_MAX,

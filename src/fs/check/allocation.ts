@@ -1,9 +1,8 @@
 /** The two maps against what there is: space that is pointed to, numbers that are in use. */
-import { type InodeNumber, inodeNumber, type NsdIndex, nsdIndex } from '../../common/ids.js';
+import { inodeNumber, type NsdIndex, nsdIndex } from '../../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
 import { INODES_PER_SEGMENT } from '../../token-manager/token.js';
-import type { BlockPointer } from '../block-pointer.js';
-import { decodeInode, FREE_INODE } from '../inode-format.js';
+import { FREE_INODE } from '../inode-format.js';
 import { ALLOCATION_MAP, type Extent, FIRST_USER_INODE, INODE_MAP } from '../layout.js';
 import { LogState } from '../log/log-table.js';
 import {
@@ -24,65 +23,18 @@ import {
 } from '../map-formats.js';
 import type { SectorEdits } from './check-storage.js';
 import { UNREADABLE } from './inodes.js';
-import { walkPointers } from './pointer-walk.js';
 import type { Scan } from './scan.js';
-
-/** Where the sectors of the maps are. */
-export interface MapSectors {
-  regionAt(index: number): Extent | null;
-  segmentAt(segment: number): Extent | null;
-}
-
-const found = new WeakMap<Scan, Promise<MapSectors>>();
-/** Looked for once. */
-export function mapSectors(scan: Scan): Promise<MapSectors> {
-  let sectors = found.get(scan);
-  if (sectors === undefined) {
-    sectors = findSectors(scan);
-    found.set(scan, sectors);
-  }
-  return sectors;
-}
-
-async function findSectors(scan: Scan): Promise<MapSectors> {
-  const regions = await blocksOfMap(scan, ALLOCATION_MAP);
-  const segments = await blocksOfMap(scan, INODE_MAP);
-  const at = (blocks: Map<number, BlockPointer>, index: number): Extent | null => {
-    const pointer = blocks.get(Math.floor(index / SUB_BLOCKS_PER_BLOCK));
-    const within = index % SUB_BLOCKS_PER_BLOCK;
-    return pointer === undefined || within >= pointer.count
-      ? null
-      : { nsd: pointer.nsd, sector: pointer.sector + within, count: 1 };
-  };
-  return { regionAt: (index) => at(regions, index), segmentAt: (segment) => at(segments, segment) };
-}
-
-async function blocksOfMap(scan: Scan, ino: InodeNumber): Promise<Map<number, BlockPointer>> {
-  const blocks = new Map<number, BlockPointer>();
-  const home = scan.inodes.home(ino);
-  const sector = home === null ? null : await scan.storage.readOne(home.nsd, home.sector);
-  if (sector === null || scan.inodes.type(ino) === FREE_INODE) return blocks;
-  const fields = decodeInode(ino, sector, scan.fsId, scan.geometry, scan.checksums);
-  if (fields !== null)
-    await walkPointers(scan, ino, fields, {
-      block: (block, pointer) => void blocks.set(block, pointer),
-      indirect: () => undefined,
-      broken: () => undefined,
-    });
-  return blocks;
-}
 
 export async function checkMaps(scan: Scan): Promise<void> {
   const { geometry } = scan;
-  const sectors = await mapSectors(scan);
   const regions = geometry.regionCount * geometry.nsdCount;
-  for (let index = 0; index < regions; index++) {
+  for (let index = 0; index < regions && scan.system.has(ALLOCATION_MAP); index++) {
     if (index % SUB_BLOCKS_PER_BLOCK === 0) scan.progress('allocation map', index, regions);
-    await checkRegion(scan, index, sectors.regionAt(index));
+    await checkRegion(scan, index, scan.systemSector(ALLOCATION_MAP, index)!);
   }
-  for (let segment = 0; segment < geometry.segmentCount; segment++) {
+  for (let segment = 0; segment < geometry.segmentCount && scan.system.has(INODE_MAP); segment++) {
     if (segment % SUB_BLOCKS_PER_BLOCK === 0) scan.progress('inode map', segment, geometry.segmentCount);
-    await checkSegment(scan, segment, sectors.segmentAt(segment));
+    await checkSegment(scan, segment, scan.systemSector(INODE_MAP, segment)!);
   }
 }
 
@@ -91,16 +43,11 @@ interface Run {
   count: number;
 }
 
-async function checkRegion(scan: Scan, index: number, home: Extent | null): Promise<void> {
+async function checkRegion(scan: Scan, index: number, home: Extent): Promise<void> {
   const { geometry } = scan;
   const region = Math.floor(index / geometry.nsdCount);
   const nsd = nsdIndex(index % geometry.nsdCount);
   const object = `allocation map sector ${index} (region ${region} of NSD ${nsd})`;
-  if (home === null) {
-    scan.blind = true;
-    scan.report('systemInode', { object }, 'inode 3 has no place for it');
-    return;
-  }
   const sector = await scan.storage.readOne(home.nsd, home.sector);
   const fault = sector === null ? UNREADABLE : regionFault(sector, index, geometry, scan.fsId, scan.checksums);
   const expected = expectedRegion(scan, region, nsd, fault === null ? sector : null);
@@ -189,13 +136,8 @@ function expectedRegion(scan: Scan, region: number, nsd: NsdIndex, present: Uint
   return sector;
 }
 
-async function checkSegment(scan: Scan, segment: number, home: Extent | null): Promise<void> {
+async function checkSegment(scan: Scan, segment: number, home: Extent): Promise<void> {
   const object = `inode map segment ${segment}`;
-  if (home === null) {
-    scan.blind = true;
-    scan.report('systemInode', { object }, 'inode 4 has no place for it');
-    return;
-  }
   const sector = await scan.storage.readOne(home.nsd, home.sector);
   const fault = sector === null ? UNREADABLE : segmentFault(sector, segment, scan.fsId, scan.checksums);
   const before = sector === null || fault !== null ? 1 : segmentGeneration(sector);

@@ -4,9 +4,8 @@ import type { NsdIndex } from '../../common/ids.js';
 import { SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
 import { copiesOf, mirrored } from '../../nsd/copies.js';
 import { secondsFor } from '../allocator.js';
-import { allNsds, type Extent, type Geometry, RESERVED_BLOCKS } from '../layout.js';
+import { ALLOCATION_MAP, allNsds, type Extent, type Geometry, RESERVED_BLOCKS } from '../layout.js';
 import { BITMAPS_AT, regionFault } from '../map-formats.js';
-import { mapSectors } from './allocation.js';
 import type { Scan } from './scan.js';
 
 export class FreeSpace {
@@ -62,7 +61,7 @@ export class FreeSpace {
     if (known !== undefined) return known;
     const scan = this.#scan;
     let bits: Uint8Array = new Uint8Array(this.#geometry.regionBlocks * (SUB_BLOCKS_PER_BLOCK / 8)).fill(0xff);
-    const home = (await mapSectors(scan)).regionAt(index);
+    const home = scan.systemSector(ALLOCATION_MAP, index);
     const sector = home === null ? null : await scan.storage.readOne(home.nsd, home.sector);
     if (sector !== null && regionFault(sector, index, scan.geometry, scan.fsId, scan.checksums) === null)
       bits = sector.subarray(BITMAPS_AT, BITMAPS_AT + bits.length);

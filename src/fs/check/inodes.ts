@@ -8,23 +8,14 @@ import { pointerFault, readPointer, writePointer } from '../block-pointer.js';
 import { FileType } from '../file-system-api.js';
 import { INDIRECT_POINTERS, INDIRECT_POINTERS_AT, span } from '../indirect-format.js';
 import { decodeInode, EMPTY_AREA, encodeInode, FREE_INODE, type InodeFields, InodeFlag } from '../inode-format.js';
-import {
-  ALLOCATION_MAP,
-  type Extent,
-  FIRST_USER_INODE,
-  INODE_FILE,
-  INODE_MAP,
-  INODES_PER_BLOCK,
-  LOG_TABLE,
-  RENAME_LOCK,
-  ROOT_DIRECTORY,
-} from '../layout.js';
+import { type Extent, FIRST_USER_INODE, INODE_FILE, INODES_PER_BLOCK, RENAME_LOCK, ROOT_DIRECTORY } from '../layout.js';
 import { Magic, writeHeader } from '../sector.js';
 import { decodeXattrBlock, encodeKept, keptBlock, keptEntries, XattrSpace } from '../xattr-format.js';
 import { clearInode, editInode, setPointerAt } from './inode-edits.js';
 import { isItself, salvageInode } from './inode-salvage.js';
 import { type IndirectPlace, walkPointers } from './pointer-walk.js';
 import type { Scan } from './scan.js';
+import { SYSTEM_FILES } from './system/structures.js';
 
 export const UNREADABLE = 'it can not be read, its bytes do not have their checksum';
 
@@ -32,57 +23,31 @@ export const detailOf = (error: unknown): string => (error as { detail?: string 
 
 /** False: there is no way to the inodes, and nothing more to be said. */
 export async function checkInodes(scan: Scan): Promise<boolean> {
-  const home = scan.superblock.inodeFile;
-  const own = await readSystemInode(scan, home, INODE_FILE);
-  if (own === null) return false;
   await scan.logs.read();
-  const blocks: { block: number; home: Extent }[] = [];
-  await walkPointers(scan, INODE_FILE, own, {
-    block: (block, pointer) => blocks.push({ block, home: pointer }),
-    indirect: () => undefined,
-    broken: (place, why) => {
-      scan.blind = true;
-      const object = `inode file, indirect block of level ${place.level} from block ${place.firstBlock} on`;
-      scan.report('systemInode', { object }, `${why}: the inodes below it are not known`);
-    },
-  });
-  for (const [at, { block, home: extent }] of blocks.entries()) {
+  const own = scan.system.get(INODE_FILE);
+  if (own === undefined) return false;
+  const blocks = [...own.blocks].sort(([a], [b]) => a - b);
+  for (const [at, [block, extent]] of blocks.entries()) {
     scan.progress('inodes', at, blocks.length);
     scan.inodes.addBlock(block, extent);
     const present: { ino: InodeNumber; fields: InodeFields }[] = [];
     await scan.storage.each(extent, INODES_PER_BLOCK, (sector, index) => {
       const ino = inodeNumber(block * INODES_PER_BLOCK + index);
-      if (ino === 0) return;
+      if (ino === 0 || isSystemFile(ino)) return;
       const fields = decoded(scan, ino, sector);
       if (fields !== null) present.push({ ino, fields });
     });
     for (const { ino, fields } of present) await checkInode(scan, ino, fields);
   }
+  for (const { ino, fields, blocks: pointers, indirects } of scan.system.values()) {
+    scan.inodes.set(ino, fields.type, fields.generation, fields.nlink);
+    for (const extent of [...pointers.values(), ...indirects]) scan.claim(extent);
+  }
   checkSystemInodes(scan);
   return true;
 }
 
-async function readSystemInode(scan: Scan, file: Extent, ino: InodeNumber): Promise<InodeFields | null> {
-  const sector = await scan.storage.readOne(file.nsd, file.sector + ino);
-  let why = UNREADABLE;
-  try {
-    if (sector !== null) {
-      const fields = decodeInode(ino, sector, scan.fsId, scan.geometry, scan.checksums);
-      if (fields !== null && fields.type === FileType.regular) return fields;
-      why = 'is not the inode file';
-    }
-  } catch (error) {
-    why = detailOf(error);
-  }
-  scan.blind = true;
-  const salvaged = sector === null ? null : salvage(scan, ino, sector);
-  if (salvaged === null) scan.report('systemInode', { ino }, `${why}: no inode can be found without it`);
-  else
-    scan.report('systemInode', { ino }, why, 'kept as it reads', async (edits) =>
-      edits.put(file.nsd, file.sector + ino, salvaged.sector),
-    );
-  return null;
-}
+const isSystemFile = (ino: InodeNumber): boolean => SYSTEM_FILES.some((file) => file === ino);
 
 const identityOf = (scan: Scan, ino: InodeNumber) => ({ magic: Magic.inode, fsId: scan.fsId, owner: ino, index: ino });
 const salvage = (scan: Scan, ino: InodeNumber, sector: Uint8Array) =>
@@ -110,11 +75,6 @@ function decoded(scan: Scan, ino: InodeNumber, sector: Uint8Array | null): Inode
       const home = scan.inodes.home(ino)!;
       edits.put(home.nsd, home.sector, salvaged.sector);
     });
-    // What it points to is not known before it is mended.
-    if (ino < FIRST_USER_INODE) return null;
-  } else if (ino < FIRST_USER_INODE && ino !== ROOT_DIRECTORY && ino !== RENAME_LOCK) {
-    scan.blind = true;
-    scan.report('systemInode', { ino }, why);
   } else
     scan.report(kind, { ino }, `${why}: what was in it is lost`, 'freed, with what it pointed to', async (edits) =>
       clearInode(scan, edits, ino),
@@ -132,7 +92,7 @@ async function checkInode(scan: Scan, ino: InodeNumber, fields: InodeFields): Pr
     block: (_, pointer) => take(pointer),
     indirect: ({ pointer }) => take(pointer),
     broken: (place, why, sector) => {
-      if (ino !== INODE_FILE) reportBrokenIndirect(scan, ino, fields, place, why, sector);
+      reportBrokenIndirect(scan, ino, fields, place, why, sector);
     },
   });
   const attributes = keptBlock(fields.kept);
@@ -255,11 +215,6 @@ async function checkAttributes(scan: Scan, ino: InodeNumber, fields: InodeFields
 
 function checkSystemInodes(scan: Scan): void {
   const { damaged } = scan;
-  for (const ino of [ALLOCATION_MAP, INODE_MAP, LOG_TABLE]) {
-    if (scan.inodes.type(ino) !== FREE_INODE || damaged.has(ino)) continue;
-    scan.blind = true;
-    scan.report('systemInode', { ino }, 'is missing');
-  }
   const remake = (ino: InodeNumber, why: string, mend: string, change: (fields: InodeFields) => void): void =>
     scan.report('systemInode', { ino }, why, mend, async (edits) => {
       const home = scan.inodes.home(ino)!;

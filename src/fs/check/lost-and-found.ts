@@ -7,9 +7,8 @@ import { FsError } from '../../common/errors.js';
 import { type InodeNumber, inodeNumber } from '../../common/ids.js';
 import { FileType } from '../file-system-api.js';
 import { encodeInode, FREE_INODE } from '../inode-format.js';
-import { FIRST_USER_INODE, INODES_PER_BLOCK, ROOT_DIRECTORY, segmentOf } from '../layout.js';
+import { FIRST_USER_INODE, INODE_MAP, INODES_PER_BLOCK, ROOT_DIRECTORY, segmentOf } from '../layout.js';
 import { segmentFault, segmentGeneration } from '../map-formats.js';
-import { mapSectors } from './allocation.js';
 import type { SectorEdits } from './check-storage.js';
 import { DirectoryEdits } from './directory-edits.js';
 import { editInode } from './inode-edits.js';
@@ -70,7 +69,7 @@ function freeNumber(scan: Scan): InodeNumber {
 
 async function generationFor(scan: Scan, ino: InodeNumber): Promise<number> {
   const segment = segmentOf(ino);
-  const home = (await mapSectors(scan)).segmentAt(segment);
+  const home = scan.systemSector(INODE_MAP, segment);
   const sector = home === null ? null : await scan.storage.readOne(home.nsd, home.sector);
   const good = sector !== null && segmentFault(sector, segment, scan.fsId, scan.checksums) === null;
   return Math.max(scan.inodes.generation(ino) + 1, good ? segmentGeneration(sector) : 1);

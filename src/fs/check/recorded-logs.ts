@@ -1,8 +1,7 @@
 /** The logs, as a check sees them: where they are, whether they are at their end, and whether what is in them is whole. */
-import { FsError } from '../../common/errors.js';
 import { SECTOR_BYTES } from '../../common/units.js';
-import type { Extent } from '../layout.js';
-import { findLogTable, type LogVolume, readLog } from '../log/log-reader.js';
+import { type Extent, LOG_TABLE } from '../layout.js';
+import { type LogVolume, readLog } from '../log/log-reader.js';
 import { decodeDescriptor, encodeDescriptor, LOG_SLOTS, type LogDescriptor, LogState } from '../log/log-table.js';
 import type { Scan } from './scan.js';
 
@@ -33,14 +32,9 @@ export class RecordedLogs {
 
   async read(): Promise<void> {
     const scan = this.#scan;
-    try {
-      this.table = await findLogTable(this.volume);
-    } catch (error) {
-      // Its inode is looked at among the others, and reported there.
-      if (FsError.is(error) && (error.reason === 'corrupt' || error.reason === 'checksumMismatch')) return;
-      throw error;
-    }
+    this.table = scan.system.get(LOG_TABLE)?.blocks.get(0) ?? null;
     const { table } = this;
+    if (table === null) return;
     const descriptors: (LogDescriptor | null)[] = [];
     await scan.storage.each(table, LOG_SLOTS, (sector, slot) => descriptors.push(this.#decode(sector, slot)));
     this.descriptors = descriptors;

@@ -10,7 +10,7 @@
 import type { Counters } from '../../common/counters.js';
 import { FsError } from '../../common/errors.js';
 import type { Logger } from '../../common/logger.js';
-import { findLogTable, readDescriptors, readLog } from '../log/log-reader.js';
+import { readDescriptors } from '../log/log-reader.js';
 import { type LogDescriptor, LogState } from '../log/log-table.js';
 import { type RecoveryVolume, replayLogs } from '../recovery.js';
 import type { CheckParts } from './check-storage.js';
@@ -82,17 +82,11 @@ const holesOf = async (scan: Scan): Promise<Finding[]> =>
 
 async function redoLogs(scan: Scan, { logger, counters }: RepairParts): Promise<number> {
   const volume: RecoveryVolume = { ...scan.logs.volume, nsds: scan.storage.mirror, logger, counters };
-  let open: LogDescriptor[];
-  try {
-    const table = await findLogTable(volume);
-    open = (await readDescriptors(volume, table)).filter(
-      (descriptor): descriptor is LogDescriptor => descriptor?.state === LogState.open,
-    );
-    for (const descriptor of open) await readLog(volume, descriptor);
-    return (await replayLogs(volume, table, open)).logs;
-  } catch (error) {
-    // The table itself is damaged: what is said of it comes first.
-    if (FsError.is(error) && (error.reason === 'corrupt' || error.reason === 'checksumMismatch')) return 0;
-    throw error;
-  }
+  const { table } = scan.logs;
+  // What is said of it comes first.
+  if (table === null) return 0;
+  const open = (await readDescriptors(volume, table)).filter(
+    (descriptor): descriptor is LogDescriptor => descriptor?.state === LogState.open,
+  );
+  return (await replayLogs(volume, table, open)).logs;
 }

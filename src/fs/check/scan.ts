@@ -6,6 +6,7 @@
  */
 import { FsError } from '../../common/errors.js';
 import { type InodeNumber, nsdIndex } from '../../common/ids.js';
+import { SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
 import type { Checksums } from '../../nsd/checksums.js';
 import type { Extent, Geometry } from '../layout.js';
 import { decodeSuperblock, encodeSuperblock, fsIdOf, type Superblock } from '../superblock.js';
@@ -20,6 +21,7 @@ import { checkNames, type Naming } from './names.js';
 import { PathFinder } from './paths.js';
 import { RecordedLogs } from './recorded-logs.js';
 import { checkSharedSpace } from './shared-space.js';
+import { findSystemFiles, type SystemFile } from './system/system-files.js';
 import { checkTree } from './tree.js';
 
 export interface Progress {
@@ -63,6 +65,8 @@ export class Scan {
   readonly namings = new Map<InodeNumber, Naming>();
   /** Something is damaged beyond mending that may point to anything: what nobody is seen to use may be in use. */
   blind = false;
+  /** Those that are known. */
+  readonly system = new Map<InodeNumber, SystemFile>();
   lostSubBlocks = 0;
   lostInodes = 0;
   readonly logs: RecordedLogs;
@@ -87,6 +91,7 @@ export class Scan {
     const { superblock, copies } = await readCopies(parts, nsdCount);
     const scan = new Scan(parts, superblock, options);
     scan.#checkCopies(copies);
+    await findSystemFiles(scan);
     if (await checkInodes(scan)) {
       await checkSharedSpace(scan);
       await checkNames(scan);
@@ -118,6 +123,7 @@ export class Scan {
 
   /** It could not be mended, for the reason given. */
   giveUp(found: FoundNow, why: string): void {
+    if (found.kind === 'systemInode') this.blind = true;
     this.found[this.found.indexOf(found)] = { ...found, detail: `${found.detail}; not mended: ${why}`, mending: null };
   }
 
@@ -184,6 +190,15 @@ export class Scan {
     } catch (error) {
       return (FsError.is(error) ? error.detail : undefined) ?? String(error);
     }
+  }
+
+  /** Where a sector of a system's file is. */
+  systemSector(ino: InodeNumber, index: number): Extent | null {
+    const pointer = this.system.get(ino)?.blocks.get(Math.floor(index / SUB_BLOCKS_PER_BLOCK));
+    const within = index % SUB_BLOCKS_PER_BLOCK;
+    return pointer === undefined || within >= pointer.count
+      ? null
+      : { nsd: pointer.nsd, sector: pointer.sector + within, count: 1 };
   }
 
   claim(extent: Extent): void {

@@ -95,6 +95,13 @@ async function findClaims(scan: Scan): Promise<Claim[]> {
 }
 
 async function addClaimsOf(scan: Scan, ino: InodeNumber, add: (claim: Claim) => void): Promise<void> {
+  const system = scan.system.get(ino);
+  if (system !== undefined) {
+    const about = { ino, what: 'a file of the system', rank: Rank.system, moveTo: null };
+    for (const pointer of system.blocks.values()) add({ ...about, pointer });
+    for (const pointer of system.indirects) add({ ...about, pointer: { ...pointer, birthEpoch: 0 } });
+    return;
+  }
   const home = scan.inodes.home(ino)!;
   const sector = await scan.storage.readOne(home.nsd, home.sector);
   const fields = sector === null ? null : decodeInode(ino, sector, scan.fsId, scan.geometry, scan.checksums);

@@ -11,7 +11,6 @@ import { leafEntries, leafExists, type NamedEntry } from '../leaf-format.js';
 import { sealSector } from '../sector.js';
 import { checkParts, TestVolume, testChecksums } from '../testing.js';
 import { KEPT_AT } from '../xattr-format.js';
-import { type MapSectors, mapSectors } from './allocation.js';
 import { directoryBlocks } from './names.js';
 import { Scan } from './scan.js';
 
@@ -95,7 +94,6 @@ export class DamagedVolume {
   private constructor(
     readonly volume: TestVolume,
     readonly scan: Scan,
-    readonly maps: MapSectors,
     readonly inos: ReadonlyMap<string, InodeNumber>,
     readonly contents: Contents,
     readonly image: Image,
@@ -104,13 +102,14 @@ export class DamagedVolume {
 
   static async create(
     mkfs: { readonly metadataCopies?: 1 | 2; readonly segmentCount?: number } = {},
+    by = 1,
   ): Promise<DamagedVolume> {
     const volume = await TestVolume.create({
       blocks: [40, 40],
       mkfs: { segmentCount: 2, regionBlocks: 8, expectedNodes: 2, ...mkfs },
     });
     const inos = new Map<string, InodeNumber>();
-    const node = await volume.mount();
+    const node = await volume.mount(by);
     await fill(node.fs, new Map(), inos);
     const contents = await readContents(node.fs);
     await node.fs.unmount();
@@ -119,7 +118,6 @@ export class DamagedVolume {
     return new DamagedVolume(
       volume,
       scan,
-      await mapSectors(scan),
       inos,
       contents,
       copyOf(volume.nsds.devices),
@@ -155,10 +153,10 @@ export class DamagedVolume {
     return { nsd, sector: sector + slot };
   }
   region(index: number): Place {
-    return this.maps.regionAt(index)!;
+    return this.scan.systemSector(ALLOCATION_MAP, index)!;
   }
   segment(index: number): Place {
-    return this.maps.segmentAt(index)!;
+    return this.scan.systemSector(INODE_MAP, index)!;
   }
   read({ nsd, sector }: Place): Uint8Array {
     return this.volume.nsds.sector(firstCopy(nsd), sector).slice();
@@ -235,11 +233,14 @@ const ZEROS = new Uint8Array(SECTOR_BYTES);
 const copyOf = (devices: readonly Map<number, Uint8Array>[]): Image =>
   devices.map((device) => new Map([...device].map(([sector, bytes]) => [sector, bytes.slice()])));
 
+export const copyTexts = ({ nsd, sector }: Place): string[] =>
+  copiesOf(nsd).map((copy) => placeText({ nsd: copy, sector }));
 export const placeText = ({ nsd, sector }: Place): string => `${nsd}:${sector}`;
 export const extentTexts = ({ nsd, sector, count }: Extent): string[] =>
   Array.from({ length: count }, (_, i) => `${nsd}:${sector + i}`);
-export const mapPlaces = (volume: DamagedVolume): string[] => [
-  ...Array.from({ length: volume.scan.geometry.regionCount * 2 }, (_, index) => placeText(volume.region(index))),
-  ...Array.from({ length: volume.scan.geometry.segmentCount }, (_, index) => placeText(volume.segment(index))),
-];
+export const mapPlaces = (volume: DamagedVolume): string[] =>
+  [
+    ...Array.from({ length: volume.scan.geometry.regionCount * 2 }, (_, index) => copyTexts(volume.region(index))),
+    ...Array.from({ length: volume.scan.geometry.segmentCount }, (_, index) => copyTexts(volume.segment(index))),
+  ].flat();
 export { ALLOCATION_MAP, INODE_MAP, nsdIndex };

@@ -150,7 +150,7 @@ export const PLANTED: readonly Planted[] = [
     kind: 'systemInode',
     object: /inode 3$/,
     plant: () => v.write(v.inodePlace(ALLOCATION_MAP), new Uint8Array(SECTOR_BYTES)),
-    mended: false,
+    changed: () => [placeText(v.inodePlace(ALLOCATION_MAP))],
   },
   {
     what: 'the inode of the rename lock that is gone',

@@ -12,6 +12,7 @@ import { ClaimedSpace } from '../claimed-space.js';
 import { InodeFacts } from '../inode-facts.js';
 import { walkPointers } from '../pointer-walk.js';
 import { lookAtInode } from './look-at-inode.js';
+import type { Volume } from '../../volume.js';
 import type { OnlineContext } from './online-context.js';
 import type { View } from './view.js';
 
@@ -90,6 +91,15 @@ export class InodePass {
   }
 }
 
+function inodeFileFields({ fsId, geometry, checksums }: Volume, sector: Uint8Array | null): InodeFields | null {
+  try {
+    const fields = sector === null ? null : decodeInode(INODE_FILE, sector, fsId, geometry, checksums);
+    return fields?.type === FileType.regular ? fields : null;
+  } catch {
+    return null;
+  }
+}
+
 /** Blocks of the inode file as they are now, in order. */
 export async function inodeBlocks(
   context: OnlineContext,
@@ -100,14 +110,14 @@ export async function inodeBlocks(
     blocks.clear();
     const { nsd, sector } = volume.superblock.inodeFile;
     const own = await view.readOne(nsd, sector + INODE_FILE);
-    const fields = own === null ? null : decodeInode(INODE_FILE, own, volume.fsId, volume.geometry, volume.checksums);
     const { fsId, geometry, checksums } = volume;
-    if (fields !== null)
-      await walkPointers({ storage: view, fsId, geometry, checksums }, INODE_FILE, fields, {
-        block: (block, home) => void blocks.set(block, home),
-        indirect: () => undefined,
-        broken: () => undefined,
-      });
+    // Its inode is looked at among the others, and reported there; what this node knows of it leads to them.
+    const fields = inodeFileFields(volume, own) ?? volume.inodes.inodeFile;
+    await walkPointers({ storage: view, fsId, geometry, checksums }, INODE_FILE, fields, {
+      block: (block, home) => void blocks.set(block, home),
+      indirect: () => undefined,
+      broken: () => undefined,
+    });
   };
   await context.holding({ inodes: [{ ino: INODE_FILE }] }, TokenMode.shared, () =>
     context.inOneMoment(async (view) => {

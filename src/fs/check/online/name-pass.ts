@@ -65,6 +65,7 @@ export class NamePass {
     const object = `name '${textOf(entry)}' in directory ${directory}`;
     const fault = (kind: Fault['kind'], detail: string): Fault[] => [{ kind, object, ino: directory, detail }];
     const isThere = (await context.find(ino)) !== null && ino >= FIRST_USER_INODE;
+    if (context.unreached.has(ino)) return context.notChecked('unreached', 1);
     const about = [{ ino: directory, names: true }, ...(isThere ? [{ ino }] : [])];
     await context.find(directory);
     const target = async (view: Parameters<typeof readInode>[0], wanted: NamedEntry): Promise<Fault[]> => {

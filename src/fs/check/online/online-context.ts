@@ -93,14 +93,17 @@ export class OnlineContext {
     this.goOn();
   }
 
+  /** Inodes that may be there: what leads to them is damaged. */
+  readonly unreached = new Set<InodeNumber>();
   /** Where it lies; null: nowhere. Nothing is pinned yet. */
   async find(ino: InodeNumber): Promise<{ readonly nsd: number; readonly sector: number } | null> {
     try {
       return await this.volume.inodes.find(ino);
     } catch (error) {
       // A block of pointers of the inode file: that is found where these are looked at.
-      if (FsError.is(error) && (error.reason === 'corrupt' || error.reason === 'checksumMismatch')) return null;
-      throw error;
+      if (!FsError.is(error) || !(error.reason === 'corrupt' || error.reason === 'checksumMismatch')) throw error;
+      this.unreached.add(ino);
+      return null;
     }
   }
 

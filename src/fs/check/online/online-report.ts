@@ -15,6 +15,7 @@ export const NOT_CHECKED = {
   lostNumbers: 'inode numbers that are marked as used and that no inode in place has: some node has them, or lost',
   nameless: 'inodes with neither a name nor links: open, being freed, or orphans',
   hidden: 'inodes of which names may be in what is damaged',
+  unreached: 'names of inodes to which a damaged block of pointers of the inode file leads',
   logs: 'logs in use: what is in them',
   logsLeft: 'logs of nodes that are gone: to be redone and settled',
   freeMarks: 'regions: whether their marks of shipped frees are ahead of the logs',
