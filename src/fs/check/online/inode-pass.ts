@@ -7,12 +7,12 @@ import { TokenMode } from '../../../token-manager/token.js';
 import { FileType } from '../../file-system-api.js';
 import { decodeInode, FREE_INODE, type InodeFields } from '../../inode-format.js';
 import { type Extent, FIRST_USER_INODE, INODE_FILE, INODES_PER_BLOCK } from '../../layout.js';
+import type { Volume } from '../../volume.js';
 import { READ_RUN } from '../check-storage.js';
 import { ClaimedSpace } from '../claimed-space.js';
 import { InodeFacts } from '../inode-facts.js';
 import { walkPointers } from '../pointer-walk.js';
 import { lookAtInode } from './look-at-inode.js';
-import type { Volume } from '../../volume.js';
 import type { OnlineContext } from './online-context.js';
 import type { View } from './view.js';
 

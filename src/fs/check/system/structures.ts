@@ -56,8 +56,9 @@ export async function holdingOf(
   const first = block * SUB_BLOCKS_PER_BLOCK;
   const sectors = Math.min(SUB_BLOCKS_PER_BLOCK, systemFileSectors(volume.geometry, ino) - first);
   let holding: Holding = 'damage';
-  for (let at = 0; at < sectors; at += READ_RUN) {
-    const run = { nsd: home.nsd, sector: home.sector + at, count: Math.min(READ_RUN, sectors - at) };
+  // As a rule the first says it.
+  for (let at = 0, length = 1; at < sectors; at += length, length = READ_RUN) {
+    const run = { nsd: home.nsd, sector: home.sector + at, count: Math.min(length, sectors - at) };
     await volume.storage.each(run, run.count, (sector, i) => {
       const said = sector === null ? null : placeSaid(sector, volume);
       if (said === null || holding === 'its own') return;

@@ -64,7 +64,7 @@ class SystemFinder {
   /** Of mkfs; empty, if it can't have laid them out. */
   readonly #laid = new Map<InodeNumber, Inode>();
   /** Something of these files is where mkfs puts it. */
-  #isLaidOut = false;
+  #laidOut: boolean | null = null;
   #found: FoundBlock[] | null = null;
 
   constructor(scan: Scan) {
@@ -75,10 +75,16 @@ class SystemFinder {
     const scan = this.#scan;
     for (const ino of SYSTEM_FILES) this.#present.set(ino, await readPresent(scan, ino));
     await this.#layOut();
+  }
+
+  async #isLaidOut(): Promise<boolean> {
+    if (this.#laidOut !== null) return this.#laidOut;
     const first = this.#laidAt(INODE_FILE, 0);
-    if (first === null || !isSamePlace(first, scan.superblock.inodeFile)) return;
+    this.#laidOut = false;
+    if (first === null || !isSamePlace(first, this.#scan.superblock.inodeFile)) return false;
     for (const ino of [ALLOCATION_MAP, INODE_MAP, LOG_TABLE])
-      this.#isLaidOut ||= (await this.#holding(ino, 0, this.#laidAt(ino, 0))) === 'its own';
+      this.#laidOut ||= (await this.#holding(ino, 0, this.#laidAt(ino, 0))) === 'its own';
+    return this.#laidOut;
   }
 
   async #layOut(): Promise<void> {
@@ -135,7 +141,7 @@ class SystemFinder {
       return;
     }
     const homes = new Map(present.indirects);
-    for (const { level, firstBlock, home } of this.#isLaidOut ? dirtyIndirects(this.#laid.get(ino)!) : [])
+    for (const { level, firstBlock, home } of (await this.#isLaidOut()) ? dirtyIndirects(this.#laid.get(ino)!) : [])
       if (!homes.has(indirectKey({ level, firstBlock }))) homes.set(indirectKey({ level, firstBlock }), home);
     const why = present.fault ?? `its blocks ${moved.join(', ')} are not where it says`;
     this.#remake(ino, why, blocks, homes);
@@ -150,7 +156,7 @@ class SystemFinder {
     if (there === 'its own') return laid!;
     // What is in it is gone, and will be made anew.
     if (laid !== null && has !== null && isSamePlace(has, laid)) return has;
-    if (laid !== null && this.#isLaidOut && there === 'damage') return laid;
+    if (laid !== null && there === 'damage' && (await this.#isLaidOut())) return laid;
     const homes = (await this.#search()).find((one) => one.ino === ino && one.block === block)?.homes ?? [];
     if (homes.length === 1) return blockPointer(homes[0]!, BIRTH_EPOCH);
     if (homes.length === 0 && has !== null && present.fault === null) return has;

@@ -18,8 +18,7 @@ beforeAll(async () => {
 });
 beforeEach(() => v.restore());
 
-const repair = () =>
-  repairFileSystem({ ...checkParts(v.volume), logger: silentLogger, counters: new Counters() }, 2);
+const repair = () => repairFileSystem({ ...checkParts(v.volume), logger: silentLogger, counters: new Counters() }, 2);
 
 async function writeFile({ fs }: TestNode, path: string, text: string): Promise<void> {
   const file = await fs.open(path, O_CREAT | O_RDWR, 0o644, ROOT);
