@@ -6,7 +6,7 @@
  */
 import { type NsdIndex, nsdIndex } from '../common/ids.js';
 import { SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
-import { copiesOf, firstCopy, secondCopy } from '../nsd/copies.js';
+import { firstCopy, secondCopy } from '../nsd/copies.js';
 import { type Extent, type Geometry, RESERVED_BLOCKS } from './layout.js';
 import { getU16, getU32, setU16, setU32 } from './sector.js';
 
@@ -50,19 +50,27 @@ export function writePointer(bytes: Uint8Array, at: number, pointer: BlockPointe
 }
 
 /** Why a stored pointer can't be right, or null: it must lie inside one block of an NSD that exists. */
-export function pointerFault(pointer: BlockPointer, geometry: Geometry): string | null {
-  if (pointer.count > SUB_BLOCKS_PER_BLOCK) return `pointer to ${pointer.count} sub-blocks`;
-  const block = Math.floor(pointer.sector / SUB_BLOCKS_PER_BLOCK);
-  for (const nsd of copiesOf(pointer.nsd)) {
-    const blocks = geometry.nsdBlocks[nsd];
-    if (blocks === undefined) return `pointer to NSD ${nsd} of ${geometry.nsdCount}`;
-    if (block < RESERVED_BLOCKS || block >= blocks) return `pointer to block ${block} of ${blocks} on NSD ${nsd}`;
-  }
-  if (secondCopy(pointer.nsd) === firstCopy(pointer.nsd))
-    return `pointer to two copies on NSD ${firstCopy(pointer.nsd)}`;
-  if ((pointer.sector % SUB_BLOCKS_PER_BLOCK) + pointer.count > SUB_BLOCKS_PER_BLOCK)
-    return `pointer to ${pointer.count} sub-blocks from ${pointer.sector} on leaves its block`;
+export const pointerFault = ({ nsd, sector, count }: Extent, geometry: Geometry): string | null =>
+  placeFault(nsd, sector, count, geometry);
+
+/** The same of a place that nobody makes an object of. */
+export function placeFault(nsd: NsdIndex, sector: number, count: number, geometry: Geometry): string | null {
+  if (count > SUB_BLOCKS_PER_BLOCK) return `pointer to ${count} sub-blocks`;
+  const block = Math.floor(sector / SUB_BLOCKS_PER_BLOCK);
+  const first = firstCopy(nsd);
+  const second = secondCopy(nsd);
+  const fault = blockFault(first, block, geometry) ?? (second === null ? null : blockFault(second, block, geometry));
+  if (fault !== null) return fault;
+  if (second === first) return `pointer to two copies on NSD ${first}`;
+  if ((sector % SUB_BLOCKS_PER_BLOCK) + count > SUB_BLOCKS_PER_BLOCK)
+    return `pointer to ${count} sub-blocks from ${sector} on leaves its block`;
   return null;
+}
+
+function blockFault(nsd: NsdIndex, block: number, { nsdBlocks, nsdCount }: Geometry): string | null {
+  const blocks = nsdBlocks[nsd];
+  if (blocks === undefined) return `pointer to NSD ${nsd} of ${nsdCount}`;
+  return block < RESERVED_BLOCKS || block >= blocks ? `pointer to block ${block} of ${blocks} on NSD ${nsd}` : null;
 }
 
 /** The first fault among consecutive pointers, or null. */

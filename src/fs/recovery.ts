@@ -32,8 +32,8 @@ import {
 } from './log/log-reader.js';
 import { LOG_SLOTS, type LogDescriptor, LogState } from './log/log-table.js';
 import { isMadeAnew, NOT_READ, type PresentSector, redoCopies } from './log/redo.js';
-import { type PlannedSector, RedoPlan } from './log/redo-plan.js';
-import { sealSector } from './sector.js';
+import { type PlannedSector, type PlannedSectors, RedoPlan } from './log/redo-plan.js';
+import { sealSectors } from './sector.js';
 
 /** Others are at it, too. */
 const ATTEMPTS_MAX = 5;
@@ -109,24 +109,24 @@ export async function replayLogs(
     } else if (scanned.ended !== null)
       volume.logger.info({ slot: descriptor.slot, why: scanned.ended }, 'the log ends with a write that was cut off');
     logs.push({ descriptor, uneven: scanned.uneven });
-    const ends = plan.add(scanned.transactions);
-    transactions += scanned.transactions.length;
+    const ends = plan.add(scanned.records);
+    transactions += scanned.records.transactions;
     // Places in a log never come again: shipped frees are told apart by them (S6).
     if (ends.empty) done.push({ ...descriptor, state: LogState.clean, tail: scanned.head, settledEnds: 0 });
     else done.push({ ...descriptor, state: LogState.replayed, settledEnds: 0 });
   }
   // From here on everything that they had written is durable, and the same on all copies; and what may be lost of what follows is noticed.
+  const sectors = plan.sectors();
   if (logs.length > 0) {
-    const needed = new Set(
-      [...plan.sectors(), ...logs.flatMap(({ descriptor }) => descriptor.pieces)].map(({ nsd }) => nsd),
-    );
+    const needed = sectors.nsds();
+    for (const { descriptor } of logs) for (const { nsd } of descriptor.pieces) needed.add(nsd);
     await durably(volume.nsds, [...needed], 'leftBehind', async () => {
       volume.goOn?.();
       for (const { descriptor, uneven } of logs) await evenOut(volume, descriptor, uneven);
     });
     await flushData(volume, needed);
   }
-  const result = await redo(volume, plan);
+  const result = await redo(volume, sectors);
   volume.goOn?.();
   for (const descriptor of done) await writeDescriptor(volume, table, descriptor, versionOf(descriptor.slot));
   volume.counters.add('recovery.logs', done.length);
@@ -152,22 +152,18 @@ async function flushData(volume: RecoveryVolume, done: Iterable<NsdIndex>): Prom
   );
 }
 
-async function redo(volume: RecoveryVolume, plan: RedoPlan) {
+async function redo(volume: RecoveryVolume, sectors: PlannedSectors) {
   let sectorsRedone = 0;
   let sectorsUnfit = 0;
-  const sectors = plan.sectors();
-  const nsds = [...new Set(sectors.map(({ nsd }) => nsd))];
-  await durably(volume.nsds, nsds, 'redo', async () => {
+  await durably(volume.nsds, [...sectors.nsds()], 'redo', async () => {
     sectorsUnfit = 0;
     let next = 0;
     const work = async (): Promise<void> => {
       while (next < sectors.length) {
         volume.goOn?.();
-        const at = next;
-        let end = at + 1;
-        while (end < sectors.length && end - at < RUN_MAX && follows(sectors[end - 1]!, sectors[end]!)) end++;
-        next = end;
-        const { redone, unfit } = await redoRun(volume, sectors.slice(at, end));
+        const run = sectors.runFrom(next, RUN_MAX);
+        next += run.length;
+        const { redone, unfit } = await redoRun(volume, run);
         sectorsRedone += redone;
         sectorsUnfit += unfit;
       }
@@ -179,8 +175,6 @@ async function redo(volume: RecoveryVolume, plan: RedoPlan) {
   volume.counters.add('recovery.sectorsUnfit', sectorsUnfit);
   return { sectorsRedone, sectorsUnfit };
 }
-
-const follows = (a: PlannedSector, b: PlannedSector): boolean => a.nsd === b.nsd && a.sector + 1 === b.sector;
 
 async function redoRun(volume: RecoveryVolume, run: readonly PlannedSector[]) {
   const { nsd, sector } = run[0]!;
@@ -199,11 +193,11 @@ async function redoRun(volume: RecoveryVolume, run: readonly PlannedSector[]) {
       }
       if (result.kind !== 'write') return null;
       if (result.image !== into) into.set(result.image);
-      if (!result.raw) sealSector(into, volume.checksums);
       redone++;
       // Torn by this very write, it could only be made anew from a full image.
-      return { version: result.version, logged: records.some(({ full }) => full) };
+      return { version: result.version, raw: result.raw, logged: records.some(({ full }) => full) };
     });
+    sealSectors(bytes, volume.checksums, (index) => written[index]?.raw === false);
     const ios: SectorIo[] = [];
     for (let at = 0; at < written.length; ) {
       const one = written[at]!;
@@ -223,6 +217,7 @@ async function redoRun(volume: RecoveryVolume, run: readonly PlannedSector[]) {
 
 interface RedoneSector {
   readonly version: number;
+  readonly raw: boolean;
   /** The log has all of it and is the write's intent (S1). */
   readonly logged: boolean;
 }

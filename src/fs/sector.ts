@@ -101,6 +101,15 @@ export function sealSector(sector: Uint8Array, checksums: Checksums): void {
   setU32(sector, 4, crcOf(sector, checksums));
 }
 
+/** The same of many, one behind the other, in one pass. Those that are not to be sealed stay as they are. */
+export function sealSectors(bytes: Uint8Array, checksums: Checksums, isSealed: (index: number) => boolean): void {
+  const count = bytes.length / SECTOR_BYTES;
+  for (let i = 0; i < count; i++) if (isSealed(i)) setU32(bytes, i * SECTOR_BYTES + 4, 0);
+  const crcs = new Uint32Array(count);
+  checksums.sectors(bytes, 0, count, crcs, 0);
+  for (let i = 0; i < count; i++) if (isSealed(i)) setU32(bytes, i * SECTOR_BYTES + 4, crcs[i]!);
+}
+
 const ZEROS = Buffer.alloc(SECTOR_BYTES);
 
 export function isZero(sector: Uint8Array): boolean {

@@ -59,7 +59,7 @@ export async function settleReplayed(volume: Volume, logs: LogVolume, table: Ext
 
 async function settleOne(volume: Volume, logs: LogVolume, table: Extent, left: LogDescriptor): Promise<void> {
   const scanned = await readLog(logs, left);
-  const steps = stepsOf(volume, left.slot, new RedoPlan().add(scanned.transactions));
+  const steps = stepsOf(volume, left.slot, new RedoPlan().add(scanned.records));
   const home = { nsd: table.nsd, sector: table.sector + left.slot };
   await volume.learnVersions([{ ...home, count: 1 }]);
   let descriptor = left;

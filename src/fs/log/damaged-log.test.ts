@@ -15,7 +15,7 @@ import { fsIdOf } from '../superblock.js';
 import { checkParts, checkVolume, type TestNode, TestVolume, testChecksums } from '../testing.js';
 import { findLogTable, readDescriptors, readLog } from './log-reader.js';
 import { encodeTransaction, type LogRecord } from './log-records.js';
-import { encodeGroup, scanLog } from './log-sectors.js';
+import { encodeGroup, LogScan } from './log-sectors.js';
 import { LogSpace } from './log-space.js';
 import { recordFault } from './record-bounds.js';
 
@@ -169,17 +169,20 @@ test('whatever the sectors of a log say, even under good checksums, what is beli
         if (seal) sealSector(bytes, testChecksums);
         damaged.set(sector, bytes);
       }
-      const scanned = scanLog(
-        tail,
-        64,
-        log.identity,
-        testChecksums,
-        (n) => damaged.get(n) ?? null,
-        (record) => recordFault(record, geometry),
-      );
+      const scan = new LogScan({
+        from: tail,
+        capacity: 64,
+        identity: log.identity,
+        checksums: testChecksums,
+        geometry,
+      });
+      for (let n = tail; n < tail + 64; n++) scan.take([damaged.get(n) ?? null]);
+      const scanned = scan.finish();
       expect(scanned.head).toBeLessThanOrEqual(head);
-      for (const transaction of scanned.transactions)
-        for (const record of transaction) expect(recordFault(record, geometry)).toBeNull();
+      const { records } = scanned;
+      for (let i = 0; i < records.length; i++)
+        expect(recordFault({ kind: 'sector', sector: records.record(i) }, geometry)).toBeNull();
+      for (const { change } of records.ends) expect(recordFault(change, geometry)).toBeNull();
     }),
     fuzzRuns(300, 1),
   );

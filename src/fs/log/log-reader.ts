@@ -5,16 +5,16 @@ import type { BufferArena, PagePool } from '../../native/page-pool.js';
 import type { Checksums } from '../../nsd/checksums.js';
 import { isCopyLost, readableCopies } from '../../nsd/mirrored-nsds.js';
 import type { NsdClientApi, SectorIo } from '../../nsd/nsd-api.js';
+import { settleAll } from '../../nsd/settle-all.js';
 import { findPointer } from '../block-map.js';
 import { writeDurably } from '../durable.js';
 import { Inode } from '../inode.js';
 import { decodeInode } from '../inode-format.js';
 import { type Extent, type Geometry, LOG_TABLE } from '../layout.js';
 import { corrupt, sealSector } from '../sector.js';
-import { isLogSector, type ScannedLog, scanLog } from './log-sectors.js';
+import { isLogSector, LogScan, type ScannedLog } from './log-sectors.js';
 import { LogSpace } from './log-space.js';
 import { decodeDescriptor, encodeDescriptor, LOG_SLOTS, type LogDescriptor } from './log-table.js';
-import { recordFault } from './record-bounds.js';
 
 export interface LogStorage {
   readonly nsds: NsdClientApi;
@@ -169,39 +169,36 @@ export async function clearLog(storage: LogStorage, pieces: readonly Extent[]): 
   });
 }
 
-export interface ReadLog extends ScannedLog {
-  /** Sectors that are not the same on every copy, or not there. */
-  readonly uneven: readonly number[];
-}
-
 /** A whole log, from its descriptor's tail on. Each sector is taken from a copy that has it: of a group that was cut off one may have more than the other. */
-export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Promise<ReadLog> {
+export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Promise<ScannedLog> {
   const { slot, generation, pieceSectors, pieces, tail } = descriptor;
   const space = new LogSpace(pieceSectors, pieces);
   const capacity = space.capacitySectors;
-  const places: (readonly (Uint8Array | null)[])[] = [];
-  for (let at = 0; at < capacity; at += RUNS_AT_ONCE * LOG_RUN) {
-    const runs: Promise<(Uint8Array | null)[][]>[] = [];
-    for (let run = at; run < Math.min(capacity, at + RUNS_AT_ONCE * LOG_RUN); run += LOG_RUN)
-      runs.push(readPlaces(volume, space, run, Math.min(LOG_RUN, capacity - run)));
-    for (const run of await Promise.all(runs)) for (const place of run) places.push(place);
+  const { checksums, geometry, fsId } = volume;
+  const scan = new LogScan({ from: tail, capacity, identity: { fsId, slot, generation }, checksums, geometry });
+  const runs = space.runs(tail, capacity, LOG_RUN);
+  // What has come is looked at while the next are on their way.
+  const underWay: Promise<ReadPlaces>[] = [];
+  try {
+    for (let begun = 0; begun < runs.length || underWay.length > 0; ) {
+      while (begun < runs.length && underWay.length < RUNS_AT_ONCE) {
+        const reading = readPlaces(volume, runs[begun++]!);
+        // Who waits for it later gets to know.
+        reading.catch(() => undefined);
+        underWay.push(reading);
+      }
+      const read = await underWay[0]!;
+      underWay.shift();
+      try {
+        for (const place of read.places) scan.take(place);
+      } finally {
+        read.free();
+      }
+    }
+  } finally {
+    for (const left of await Promise.allSettled(underWay)) if (left.status === 'fulfilled') left.value.free();
   }
-  const identity = { fsId: volume.fsId, slot, generation };
-  const isIt = (sector: Uint8Array | null, n: number): boolean =>
-    sector !== null && isLogSector(sector, n, identity, volume.checksums);
-  const sectorAt = (n: number): Uint8Array | null => {
-    const copies = places[n % capacity]!;
-    return (copies.length === 1 ? copies[0] : copies.find((sector) => isIt(sector, n))) ?? null;
-  };
-  const scanned = scanLog(tail, capacity, identity, volume.checksums, sectorAt, (record) =>
-    recordFault(record, volume.geometry),
-  );
-  const uneven: number[] = [];
-  for (let n = scanned.tail; n < scanned.head; n++) {
-    const copies = places[n % capacity]!;
-    if (copies.length > 1 && !copies.every((sector) => isIt(sector, n))) uneven.push(n);
-  }
-  return { ...scanned, uneven };
+  return scan.finish();
 }
 
 /** What was read becomes what every copy has; to be flushed before anybody goes by it: whoever reads it next may have only one of them (L3). */
@@ -210,54 +207,65 @@ export async function evenOut(volume: LogVolume, descriptor: LogDescriptor, unev
   const space = new LogSpace(pieceSectors, pieces);
   const identity = { fsId: volume.fsId, slot, generation };
   for (const n of uneven) {
-    const [place] = await readPlaces(volume, space, n % space.capacitySectors, 1);
-    const good = place!.find((sector) => sector !== null && isLogSector(sector, n, identity, volume.checksums));
-    if (good == null) throw corrupt('log.read', `log ${slot}`, `sector ${n} is not there any more`);
-    const { nsd, sector } = space.runs(n, 1)[0]!;
-    await withSectors(volume, 1, async (bytes, offsetBytes) => {
-      bytes.set(good);
-      const memory = { offsetBytes, lengthBytes: SECTOR_BYTES };
-      await volume.nsds.write([{ nsd, sector, memory, selfChecking: true }]);
-    });
-  }
-}
-
-/** By place: what each copy that can be read says, null where it can't say. */
-async function readPlaces(
-  volume: LogVolume,
-  space: LogSpace,
-  first: number,
-  count: number,
-): Promise<(Uint8Array | null)[][]> {
-  const found: (Uint8Array | null)[][] = Array.from({ length: count }, () => []);
-  for (const { nsd, sector, at, count: length } of space.runs(first, count)) {
-    let away: FsError | null = null;
-    const copies = readableCopies(volume.nsds, nsd);
-    let reached = 0;
-    for (const copy of copies) {
-      const run = await readCopy(volume, { nsd: copy, sector, count: length }).catch((error: unknown) => {
-        if (!isCopyLost(error)) throw error;
-        away ??= error;
-        return null;
-      });
-      if (run === null) continue;
-      reached++;
-      run.forEach((one, index) => {
-        found[at + index]!.push(one);
-      });
+    const run = space.runs(n, 1)[0]!;
+    const { places, free } = await readPlaces(volume, run);
+    try {
+      const good = places[0]!.find((sector) => sector !== null && isLogSector(sector, n, identity, volume.checksums));
+      if (good == null) throw corrupt('log.read', `log ${slot}`, `sector ${n} is not there any more`);
+      const memory = { offsetBytes: good.byteOffset - volume.pool.bytes.byteOffset, lengthBytes: SECTOR_BYTES };
+      await volume.nsds.write([{ nsd: run.nsd, sector: run.sector, memory, selfChecking: true }]);
+    } finally {
+      free();
     }
-    if (reached === 0)
-      throw (
-        away ?? new FsError('nsdUnavailable', { op: 'log.read', object: `nsd ${nsd}`, detail: 'no copy is up to date' })
-      );
   }
-  return found;
 }
 
-async function readCopy(volume: LogVolume, { nsd, sector, count }: Extent): Promise<(Uint8Array | null)[]> {
+interface ReadPlaces {
+  /** By place: what each copy that can be reached says, null where it can't say. Views of staging space. */
+  readonly places: readonly (readonly (Uint8Array | null)[])[];
+  /** Once: they are of no use any more. */
+  free(): void;
+}
+
+async function readPlaces(volume: LogVolume, { nsd, sector, count }: Extent): Promise<ReadPlaces> {
+  const { arena, nsds } = volume;
+  const copies = readableCopies(nsds, nsd);
+  const gone = new FsError('nsdUnavailable', { op: 'log.read', object: `nsd ${nsd}`, detail: 'no copy is up to date' });
+  if (copies.length === 0) throw gone;
+  const memory = await arena.allocate(copies.length * count * SECTOR_BYTES);
   try {
-    const bytes = await readRun(volume, { nsd, sector, count });
-    return Array.from({ length: count }, (_, i) => bytes.subarray(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES));
+    const away: FsError[] = [];
+    const reads = copies.map((copy, index) =>
+      readCopy(volume, { nsd: copy, sector, count }, memory.offsetBytes + index * count * SECTOR_BYTES).catch(
+        (error: unknown) => {
+          if (!isCopyLost(error)) throw error;
+          away.push(error);
+          return null;
+        },
+      ),
+    );
+    await settleAll(reads);
+    const reached = (await Promise.all(reads)).filter((copy) => copy !== null);
+    if (reached.length === 0) throw away[0] ?? gone;
+    const places = Array.from({ length: count }, (_, index) => reached.map((copy) => copy[index]!));
+    return { places, free: () => arena.free(memory) };
+  } catch (error) {
+    arena.free(memory);
+    throw error;
+  }
+}
+
+async function readCopy(
+  { nsds, pool }: LogVolume,
+  { nsd, sector, count }: Extent,
+  offsetBytes: number,
+): Promise<(Uint8Array | null)[]> {
+  const bytes = Array.from({ length: count }, (_, i) =>
+    pool.bytes.subarray(offsetBytes + i * SECTOR_BYTES, offsetBytes + (i + 1) * SECTOR_BYTES),
+  );
+  try {
+    await nsds.read([{ nsd, sector, memory: { offsetBytes, lengthBytes: count * SECTOR_BYTES } }]);
+    return bytes;
   } catch (error) {
     if (!isMismatch(error)) throw error;
   }
@@ -265,7 +273,9 @@ async function readCopy(volume: LogVolume, { nsd, sector, count }: Extent): Prom
   const found: (Uint8Array | null)[] = [];
   for (let i = 0; i < count; i++)
     try {
-      found.push(await readRun(volume, { nsd, sector: sector + i, count: 1 }));
+      const memory = { offsetBytes: offsetBytes + i * SECTOR_BYTES, lengthBytes: SECTOR_BYTES };
+      await nsds.read([{ nsd, sector: sector + i, memory }]);
+      found.push(bytes[i]!);
     } catch (error) {
       if (!isMismatch(error)) throw error;
       found.push(null);

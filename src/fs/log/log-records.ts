@@ -18,7 +18,7 @@ import { inodeNumber, type NsdIndex, nsdIndex } from '../../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../../common/units.js';
 import { ByteReader, ByteWriter } from '../../protocol/codec.js';
 import type { Extent } from '../layout.js';
-import { getU16 } from '../sector.js';
+import { getU16, getU32, getU64 } from '../sector.js';
 import { EXTENTS_MAX, type LooseEnd } from './loose-ends.js';
 import { applyRuns, type Run, runBounds } from './sector-delta.js';
 
@@ -48,8 +48,16 @@ const KINDS = [
   'arrived',
 ];
 const codeOf = (kind: LogRecord['kind']): number => KINDS.indexOf(kind) + 1;
+const SECTOR_CODE = codeOf('sector');
 const FULL = 1;
 const RAW = 2;
+const FLAGS_AT = 1;
+const NSD_AT = 2;
+const BASE_AT = 4;
+const ADDRESS_AT = 8;
+const RUN_COUNT_AT = 16;
+const SECTOR_HEAD_BYTES = 18;
+const RUN_HEAD_BYTES = 4;
 /** Of one step: a block and every indirect block above it. With fewer it could come to nothing. */
 export const STEP_EXTENTS_MIN = 8;
 /** Of one transaction: a bound for what is read, and for what is written at once. */
@@ -161,23 +169,42 @@ function encodeExtents(
   }
 }
 
+/** Where the records of a transaction go, in their order. */
+export interface RecordSink {
+  /** A record about a sector, which lies at `at` (`sectorRecordAt`). */
+  sector(nsd: NsdIndex, sector: number, at: number): void;
+  end(change: LooseEnd): void;
+}
+
+/** The records from `from` up to `to`. @throws {FsError} badFrame; the sink has been told of those before it. */
+export function readTransaction(bytes: Uint8Array, from: number, to: number, sink: RecordSink): void {
+  for (let at = from; at < to; ) {
+    if (bytes[at] === SECTOR_CODE) at = readSectorRecord(bytes, at, to, sink);
+    else {
+      const reader = new ByteReader(bytes.subarray(at, to), 'log transaction');
+      sink.end(decodeEnd(reader));
+      at = to - reader.remainingBytes;
+    }
+  }
+}
+
 /** The records keep the bytes. @throws {FsError} badFrame */
 export function decodeTransaction(body: Uint8Array): LogRecord[] {
-  const reader = new ByteReader(body, 'log transaction');
   const records: LogRecord[] = [];
-  while (reader.remainingBytes > 0) records.push(decodeRecord(reader, body));
+  readTransaction(body, 0, body.length, {
+    sector: (_nsd, _sector, at) => void records.push({ kind: 'sector', sector: sectorRecordAt(body, at) }),
+    end: (change) => void records.push(change),
+  });
   return records;
 }
 
 const wrong = (detail: string): FsError => new FsError('badFrame', { op: 'log.read', detail });
 
-function decodeRecord(reader: ByteReader, body: Uint8Array): LogRecord {
-  const kind = KINDS[reader.u8() - 1] as LogRecord['kind'] | undefined;
+function decodeEnd(reader: ByteReader): LooseEnd {
+  const kind = KINDS[reader.u8() - 1] as LooseEnd['kind'] | undefined;
   switch (kind) {
     case undefined:
       throw wrong('a record of an unknown kind');
-    case 'sector':
-      return { kind, sector: decodeSector(reader, body) };
     case 'limbo':
     case 'settled':
       return { kind, extents: decodeExtents(reader) };
@@ -204,23 +231,25 @@ function decodeRecord(reader: ByteReader, body: Uint8Array): LogRecord {
 
 /** As it lies in the log: its runs were looked at, and stay where they are. A log that is redone has hundreds of thousands of them. */
 class WrittenRecord implements SectorRecord {
+  readonly nsd: NsdIndex;
+  readonly sector: number;
+  readonly base: number;
+  readonly full: boolean;
+  readonly raw: boolean;
   readonly #bytes: Uint8Array;
   readonly #at: number;
   readonly #count: number;
 
-  constructor(
-    readonly nsd: NsdIndex,
-    readonly sector: number,
-    readonly base: number,
-    readonly full: boolean,
-    readonly raw: boolean,
-    bytes: Uint8Array,
-    at: number,
-    count: number,
-  ) {
+  constructor(bytes: Uint8Array, at: number) {
+    const flags = bytes[at + FLAGS_AT]!;
+    this.full = (flags & FULL) !== 0;
+    this.raw = (flags & RAW) !== 0;
+    this.nsd = nsdIndex(getU16(bytes, at + NSD_AT));
+    this.base = getU32(bytes, at + BASE_AT);
+    this.sector = getU64(bytes, at + ADDRESS_AT);
     this.#bytes = bytes;
-    this.#at = at;
-    this.#count = count;
+    this.#at = at + SECTOR_HEAD_BYTES;
+    this.#count = getU16(bytes, at + RUN_COUNT_AT);
   }
 
   get runs(): Run[] {
@@ -250,30 +279,34 @@ class WrittenRecord implements SectorRecord {
 }
 const SHORT_RUN_BYTES = 64;
 
+/** One that `readTransaction` has told of; it keeps the bytes. */
+export const sectorRecordAt = (bytes: Uint8Array, at: number): SectorRecord => new WrittenRecord(bytes, at);
+
 /** What it says, into the image of the sector before it. */
 export function applyRecord(image: Uint8Array, record: SectorRecord): void {
   if (record instanceof WrittenRecord) record.applyTo(image);
   else applyRuns(image, record.runs);
 }
 
-function decodeSector(reader: ByteReader, body: Uint8Array): SectorRecord {
-  const flags = reader.u8();
+/** Where the next record begins. */
+function readSectorRecord(bytes: Uint8Array, at: number, to: number, sink: RecordSink): number {
+  if (at + SECTOR_HEAD_BYTES > to) throw wrong(`a record of ${to - at} bytes`);
+  const flags = bytes[at + FLAGS_AT]!;
   if ((flags & ~(FULL | RAW)) !== 0) throw wrong(`flags ${flags}`);
-  const nsd = nsdIndex(reader.u16());
-  const base = reader.u32();
-  const sector = reader.u64();
-  const count = reader.u16();
-  const at = body.length - reader.remainingBytes;
+  const sector = getU64(bytes, at + ADDRESS_AT);
+  if (Number.isNaN(sector)) throw wrong('a sector beyond 2^53');
+  let next = at + SECTOR_HEAD_BYTES;
   let from = 0;
-  for (let i = 0; i < count; i++) {
-    const offsetBytes = reader.u16();
-    const length = reader.u16();
-    if (length === 0 || offsetBytes < from || offsetBytes + length > SECTOR_BYTES)
-      throw wrong(`a run of ${length} bytes at ${offsetBytes}`);
-    from = offsetBytes + length;
-    reader.skip(length);
+  for (let left = getU16(bytes, at + RUN_COUNT_AT); left > 0; left--) {
+    if (next + RUN_HEAD_BYTES > to) throw wrong(`${left} runs more than there are`);
+    const offsetBytes = getU16(bytes, next);
+    const length = getU16(bytes, next + 2);
+    next += RUN_HEAD_BYTES + length;
+    from = offsetBytes >= from ? offsetBytes + length : SECTOR_BYTES + 1;
+    if (length === 0 || from > SECTOR_BYTES || next > to) throw wrong(`a run of ${length} bytes at ${offsetBytes}`);
   }
-  return new WrittenRecord(nsd, sector, base, (flags & FULL) !== 0, (flags & RAW) !== 0, body, at, count);
+  sink.sector(nsdIndex(getU16(bytes, at + NSD_AT)), sector, at);
+  return next;
 }
 
 function decodeExtents(reader: ByteReader): Extent[] {

@@ -9,11 +9,11 @@
  *   24 u64 n · 32 u16 place in the group · 34 u16 sectors of the group · 36 u32 payload bytes
  *   40 u64 tail: the sector from which on recovery needs the log, when the group was written · 48 zeros · 64 payload
  */
-import { FsError } from '../../common/errors.js';
 import { SECTOR_BYTES } from '../../common/units.js';
 import type { Checksums } from '../../nsd/checksums.js';
+import type { Geometry } from '../layout.js';
 import { getI64, getU16, getU32, getU64, Magic, sealSector, setI64, setU16, setU32, setU64 } from '../sector.js';
-import { decodeTransaction, type LogRecord, TRANSACTION_BYTES_MAX } from './log-records.js';
+import { RecordTable, type TableMark } from './record-table.js';
 
 const PAYLOAD_AT = 64;
 export const PAYLOAD_BYTES = SECTOR_BYTES - PAYLOAD_AT;
@@ -104,7 +104,7 @@ export const isLogSector = (sector: Uint8Array, n: number, identity: LogIdentity
 
 export interface ScannedLog {
   /** From the tail on, in order. */
-  readonly transactions: readonly (readonly LogRecord[])[];
+  readonly records: RecordTable;
   /** The first sector behind what was believed, and the tail as the last group says. */
   readonly head: number;
   readonly tail: number;
@@ -112,105 +112,112 @@ export interface ScannedLog {
   readonly ended: string | null;
   /** There is more behind that end, of groups that were begun after it had been durable: something was lost. */
   readonly hole: string | null;
+  /** Sectors from tail to head that are not the same on every copy, or not there. */
+  readonly uneven: readonly number[];
+}
+
+export interface LogScanParts {
+  /** The sector that a group begins with. */
+  readonly from: number;
+  readonly capacity: number;
+  readonly identity: LogIdentity;
+  readonly checksums: Checksums;
+  /** What records may name; null: anything. */
+  readonly geometry: Geometry | null;
 }
 
 /**
- * Reads a log from sector `from` on, where a group begins. `sectorAt` gives what lies at the place of a sector number, null where the device
- * couldn't say. Believes nothing: the first group that is not whole or not the next one ends the log, and what lies behind it was never
- * acknowledged; so does one that doesn't decode or has a record with a fault, and that is a hole.
+ * Reads a log, sector after sector, each place of it once. Believes nothing: the first group that is not whole or not the next one ends the log, and what lies
+ * behind it was never acknowledged; so does one that doesn't decode or has a record that can't be, and that is a hole.
  */
-export function scanLog(
-  from: number,
-  capacity: number,
-  identity: LogIdentity,
-  checksums: Checksums,
-  sectorAt: (number: number) => Uint8Array | null,
-  faultOf: (record: LogRecord) => string | null = () => null,
-): ScannedLog {
-  const groups: { first: number; transactions: LogRecord[][] }[] = [];
-  let tail = from;
-  let at = from;
-  let ended: string | null = null;
-  let refused: string | null = null;
-  const headOf = (number: number): SectorHead | null => {
-    const sector = sectorAt(number);
-    const head = sector === null ? null : decodeHead(sector, identity, checksums);
-    return head !== null && head.number === number ? head : null;
-  };
-  while (at - from < capacity) {
-    const first = headOf(at);
-    if (first === null) break;
-    if (first.place !== 0 || at + first.sectorCount - from > capacity) {
-      ended = `sector ${at} does not begin a group`;
-      break;
+export class LogScan {
+  readonly #parts: LogScanParts;
+  readonly #records: RecordTable;
+  /** Groups that are whole: their first sectors, and what was there before them. */
+  readonly #groups: { readonly first: number; readonly mark: TableMark }[] = [];
+  readonly #uneven: number[] = [];
+  #next: number;
+  /** The first sector behind what is believed. */
+  #head: number;
+  #tail: number;
+  #group: { readonly mark: TableMark; readonly sectorCount: number; tail: number } | null = null;
+  #over = false;
+  #ended: string | null = null;
+  #hole: string | null = null;
+
+  constructor(parts: LogScanParts) {
+    this.#parts = parts;
+    this.#next = parts.from;
+    this.#head = parts.from;
+    this.#tail = parts.from;
+    this.#records = new RecordTable(parts.capacity * PAYLOAD_BYTES, parts.geometry);
+  }
+
+  /** The next sector, as each copy has it: the first of them that is it counts. Null: one couldn't say. The memory is the caller's again. */
+  take(copies: readonly (Uint8Array | null)[]): void {
+    const n = this.#next++;
+    const { identity, checksums } = this.#parts;
+    let head: SectorHead | null = null;
+    let bytes: Uint8Array | null = null;
+    let isUneven = false;
+    for (const sector of copies) {
+      const found = sector === null ? null : decodeHead(sector, identity, checksums);
+      if (found?.number !== n) isUneven = true;
+      else if (head === null) [head, bytes] = [found, sector];
     }
-    const payload: Uint8Array[] = [];
-    for (let place = 0; place < first.sectorCount; place++) {
-      const head = headOf(at + place);
-      if (head === null || head.place !== place || head.sectorCount !== first.sectorCount) break;
-      payload.push(sectorAt(at + place)!.subarray(PAYLOAD_AT, PAYLOAD_AT + head.payloadBytes));
+    if (isUneven && copies.length > 1) this.#uneven.push(n);
+    if (!this.#over) this.#scan(n, head, bytes);
+    // A group is written when the one before it is durable: one that is there, behind one that is not, says that this one was there.
+    if (this.#over && this.#hole === null && head !== null && n - head.place > this.#head)
+      this.#hole = `sectors ${this.#head} to ${n - head.place - 1} are lost`;
+  }
+
+  #scan(n: number, head: SectorHead | null, bytes: Uint8Array | null): void {
+    if (this.#group === null) {
+      if (head === null) this.#end(null);
+      else if (head.place !== 0 || n + head.sectorCount - this.#parts.from > this.#parts.capacity)
+        this.#end(`sector ${n} does not begin a group`);
+      else this.#group = { mark: this.#records.mark, sectorCount: head.sectorCount, tail: head.tail };
     }
-    if (payload.length < first.sectorCount) {
-      ended = `the group at sector ${at} has a torn end`;
-      break;
+    const group = this.#group;
+    if (group === null) return;
+    const place = n - this.#head;
+    if (head === null || head.place !== place || head.sectorCount !== group.sectorCount) {
+      this.#records.backTo(group.mark);
+      this.#end(`the group at sector ${this.#head} has a torn end`);
+      return;
     }
-    const transactions = transactionsOf(payload, faultOf);
-    if (typeof transactions === 'string') {
+    this.#records.fill(bytes!.subarray(PAYLOAD_AT, PAYLOAD_AT + head.payloadBytes));
+    if (place + 1 === group.sectorCount) this.#groupEnds(group);
+  }
+
+  #groupEnds({ mark, sectorCount, tail }: { mark: TableMark; sectorCount: number; tail: number }): void {
+    const why = this.#records.addFilled(mark.bytes);
+    this.#group = null;
+    if (why !== null) {
       // Whole, so it was durable: what it said is lost all the same.
-      refused = `the group at sector ${at} is refused: ${transactions}`;
-      break;
+      this.#records.backTo(mark);
+      this.#hole = `the group at sector ${this.#head} is refused: ${why}`;
+      this.#end(null);
+      return;
     }
-    groups.push({ first: at, transactions });
-    tail = Math.max(tail, first.tail);
-    at += first.sectorCount;
+    this.#groups.push({ first: this.#head, mark });
+    this.#tail = Math.max(this.#tail, tail);
+    this.#head += sectorCount;
   }
-  return {
-    transactions: groups.filter(({ first }) => first >= tail).flatMap((group) => group.transactions),
-    head: at,
-    tail,
-    ended,
-    hole: refused ?? holeBehind(at, from + capacity, headOf),
-  };
-}
 
-/** A group is written when the one before it is durable: one that is there, behind one that is not, says that this one was there. */
-function holeBehind(end: number, limit: number, headOf: (number: number) => SectorHead | null): string | null {
-  for (let number = end + 1; number < limit; number++) {
-    const head = headOf(number);
-    if (head !== null && head.number - head.place > end)
-      return `sectors ${end} to ${head.number - head.place - 1} are lost`;
+  #end(why: string | null): void {
+    this.#over = true;
+    this.#group = null;
+    this.#ended = why;
   }
-  return null;
-}
 
-/** Or why not. */
-function transactionsOf(
-  payload: readonly Uint8Array[],
-  faultOf: (record: LogRecord) => string | null,
-): LogRecord[][] | string {
-  // No Buffer: views of one cost more, and every run of a record is one.
-  const bytes = new Uint8Array(payload.reduce((sum, { length }) => sum + length, 0));
-  let filled = 0;
-  for (const part of payload) {
-    bytes.set(part, filled);
-    filled += part.length;
+  /** When all have been taken. */
+  finish(): ScannedLog {
+    const [head, tail] = [this.#head, this.#tail];
+    const first = this.#groups.find((group) => group.first >= tail);
+    this.#records.beginAt(first?.mark ?? this.#records.mark);
+    const uneven = this.#uneven.filter((n) => n >= tail && n < head);
+    return { records: this.#records, head, tail, ended: this.#ended, hole: this.#hole, uneven };
   }
-  const found: LogRecord[][] = [];
-  try {
-    for (let at = 0; at < bytes.length; ) {
-      if (at + 4 > bytes.length) return 'it is not made of transactions';
-      const length = getU32(bytes, at);
-      if (length > TRANSACTION_BYTES_MAX || at + 4 + length > bytes.length) return `a transaction of ${length} bytes`;
-      const transaction = decodeTransaction(bytes.subarray(at + 4, at + 4 + length));
-      for (const record of transaction) {
-        const fault = faultOf(record);
-        if (fault !== null) return fault;
-      }
-      found.push(transaction);
-      at += 4 + length;
-    }
-  } catch (error) {
-    return (FsError.is(error) && error.detail) || String(error);
-  }
-  return found;
 }

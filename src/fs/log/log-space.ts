@@ -20,14 +20,14 @@ export class LogSpace {
     this.capacitySectors = pieces.length * pieceSectors;
   }
 
-  /** The places of log sectors `first` on. */
-  runs(first: number, count: number): LogRun[] {
+  /** The places of log sectors `first` on, so many at most in each run. */
+  runs(first: number, count: number, max = Number.POSITIVE_INFINITY): LogRun[] {
     const runs: LogRun[] = [];
     for (let at = 0; at < count; ) {
       const place = (first + at) % this.capacitySectors;
       const piece = this.pieces[Math.floor(place / this.pieceSectors)]!;
       const inside = place % this.pieceSectors;
-      const length = Math.min(count - at, this.pieceSectors - inside);
+      const length = Math.min(count - at, this.pieceSectors - inside, max);
       runs.push({ nsd: piece.nsd, sector: piece.sector + inside, at, count: length });
       at += length;
     }

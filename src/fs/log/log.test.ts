@@ -13,9 +13,10 @@ import {
   type SectorRecord,
   TransactionWriter,
 } from './log-records.js';
-import { encodeGroup, type LogGroup, PAYLOAD_BYTES, scanLog, sectorsFor } from './log-sectors.js';
+import { encodeGroup, type LogGroup, LogScan, PAYLOAD_BYTES, type ScannedLog, sectorsFor } from './log-sectors.js';
 import { LoggedSectors } from './logged-sectors.js';
 import { LooseEnds } from './loose-ends.js';
+import { RecordTable } from './record-table.js';
 import { isMadeAnew, NOT_READ, redoSector } from './redo.js';
 import { RedoPlan } from './redo-plan.js';
 import { applyRuns, sectorDelta } from './sector-delta.js';
@@ -123,7 +124,9 @@ class Device {
     }
   }
   scan(from: number) {
-    return scanLog(from, CAPACITY, IDENTITY, checksumsJs, (n) => this.sectors.get(n % CAPACITY) ?? null);
+    const scan = new LogScan({ from, capacity: CAPACITY, identity: IDENTITY, checksums: checksumsJs, geometry: null });
+    for (let n = from; n < from + CAPACITY; n++) scan.take([this.sectors.get(n % CAPACITY) ?? null]);
+    return scan.finish();
   }
 }
 
@@ -141,8 +144,9 @@ const transaction = (number: number, bytes = 20): Uint8Array =>
       },
     },
   ]);
-const numbersOf = (transactions: readonly (readonly LogRecord[])[]): number[] =>
-  transactions.map(([record]) => (record!.kind === 'sector' ? record!.sector.sector : -1));
+/** Each of its transactions is one record. */
+const numbersOf = ({ records }: ScannedLog): number[] =>
+  Array.from({ length: records.transactions }, (_, index) => records.record(index).sector);
 
 describe('the log on its device', () => {
   test('is read from the tail on, around the end of its space, past what it needs no more', () => {
@@ -164,7 +168,7 @@ describe('the log on its device', () => {
       expect(machine.durable).toBe(machine.appended);
       const scanned = device.scan(announced);
       expect(scanned.head).toBe(machine.head);
-      expect(numbersOf(scanned.transactions).at(-1)).toBe(machine.appended);
+      expect(numbersOf(scanned).at(-1)).toBe(machine.appended);
       machine.step({ type: 'trim', needed: Math.max(1, machine.durable - 4) });
       announced = machine.tail;
       machine.step({ type: 'tailAnnounced', tail: announced });
@@ -213,21 +217,21 @@ describe('the log on its device', () => {
       device.write(group(1, [3, 4, 5], 3000));
       return device;
     };
-    expect(numbersOf(whole().scan(0).transactions)).toEqual([1, 2, 3, 4, 5]);
+    expect(numbersOf(whole().scan(0))).toEqual([1, 2, 3, 4, 5]);
     const torn = new Device();
     torn.write(group(0, [1, 2]));
     torn.write(group(1, [3, 4, 5], 3000), IDENTITY.generation, (place) => place !== 1);
     expect(torn.scan(0)).toMatchObject({ ended: expect.stringContaining('torn end') });
-    expect(numbersOf(torn.scan(0).transactions)).toEqual([1, 2]);
+    expect(numbersOf(torn.scan(0))).toEqual([1, 2]);
     const stale = whole();
     stale.write(group(0, [1, 2]), IDENTITY.generation - 1);
-    expect(stale.scan(0)).toMatchObject({ transactions: [], head: 0 });
+    expect(stale.scan(0)).toMatchObject({ records: { transactions: 0, length: 0 }, head: 0 });
     const rotten = whole();
     rotten.sectors.get(2)![100]! ^= 1;
-    expect(numbersOf(rotten.scan(0).transactions)).toEqual([1, 2]);
+    expect(numbersOf(rotten.scan(0))).toEqual([1, 2]);
     const hole = whole();
     hole.sectors.delete(0);
-    expect(hole.scan(0).transactions).toEqual([]);
+    expect(numbersOf(hole.scan(0))).toEqual([]);
     // Of these only the hole says that something is lost that had been durable.
     expect(hole.scan(0).hole).toBe('sectors 0 to 0 are lost');
     for (const device of [whole(), torn, rotten]) expect(device.scan(0).hole).toBeNull();
@@ -358,11 +362,11 @@ describe('redo (L2, L3)', () => {
     second.change();
     second.change();
     const plan = new RedoPlan();
-    plan.add([second.records.map((sector) => ({ kind: 'sector', sector }) as const)]);
-    plan.add([first.records.map((sector) => ({ kind: 'sector', sector }) as const)]);
-    const [planned] = plan.sectors();
+    plan.add(RecordTable.of([second.records.map((sector) => ({ kind: 'sector', sector }) as const)]));
+    plan.add(RecordTable.of([first.records.map((sector) => ({ kind: 'sector', sector }) as const)]));
+    const planned = plan.sectors().at(0);
     // A power cut took the first one's write in place.
-    const redone = redoSector(planned!.records, { version: 3, bytes: new Uint8Array(SECTOR_BYTES) });
+    const redone = redoSector(planned.records, { version: 3, bytes: new Uint8Array(SECTOR_BYTES) });
     expect(redone.kind).toBe('write');
     if (redone.kind === 'write') expect(withoutCrc(redone.image)).toEqual(withoutCrc(second.memory));
     expect(redoSector(first.records, { version: first.version + 1, bytes: first.inPlace }).kind).toBe('current');
@@ -377,12 +381,18 @@ describe('redo (L2, L3)', () => {
   test('sub-blocks that came into limbo are not written again', () => {
     const plan = new RedoPlan();
     const sector: SectorRecord = { nsd, sector: 9, base: 1, full: true, raw: false, runs: [] };
-    const ends = plan.add([
-      [{ kind: 'sector', sector }],
-      [{ kind: 'limbo', extents: [{ nsd, sector: 8, count: 4 }] }],
-      [{ kind: 'sector', sector: { ...sector, sector: 20 } }],
-    ]);
-    expect(plan.sectors().map((planned) => planned.sector)).toEqual([20]);
+    const ends = plan.add(
+      RecordTable.of([
+        [{ kind: 'sector', sector }],
+        [{ kind: 'sector', sector: { ...sector, sector: 10 } }],
+        [{ kind: 'limbo', extents: [{ nsd, sector: 8, count: 4 }] }],
+        [{ kind: 'sector', sector: { ...sector, sector: 20 } }],
+        [{ kind: 'sector', sector: { ...sector, sector: 10, base: 5 } }],
+      ]),
+    );
+    // What came behind it is of a new life of that sub-block.
+    expect(plan.sectors().runFrom(0, 9)).toMatchObject([{ sector: 10, records: [{ base: 5 }] }]);
+    expect(plan.sectors().at(1).sector).toBe(20);
     expect(ends.limbo.extents()).toEqual([{ nsd, sector: 8, count: 4 }]);
   });
 });
@@ -534,12 +544,12 @@ describe('loose ends', () => {
     expect(parts.length).toBeGreaterThan(4);
     const behind: LogRecord[] = [{ kind: 'limbo', extents: [{ nsd, sector: 4, count: 1 }] }];
     for (let there = 0; there <= parts.length; there++) {
-      const read = new RedoPlan().add([...before.snapshot(1 << 20), ...parts.slice(0, there)]);
+      const read = new RedoPlan().add(RecordTable.of([...before.snapshot(1 << 20), ...parts.slice(0, there)]));
       const expected = there === parts.length ? after : before;
       expect(read.limbo.extents()).toEqual(expected.limbo.extents());
       expect(read.orphans).toEqual(expected.orphans);
     }
-    const read = new RedoPlan().add([...before.snapshot(1 << 20), ...parts, behind]);
+    const read = new RedoPlan().add(RecordTable.of([...before.snapshot(1 << 20), ...parts, behind]));
     expect(read.limbo.count).toBe(41);
   });
 

@@ -29,9 +29,11 @@ export interface MetadataPlace {
 export type SectorKey = number;
 const SECTORS_MAX = NSD_BLOCKS_MAX * SUB_BLOCKS_PER_BLOCK;
 /** Neighbours have successive keys, and the same copies. */
+export const keyAt = (nsd: number, sector: number): SectorKey => nsd * SECTORS_MAX + sector;
 export const keyOf = ({ nsd, sector }: { readonly nsd: number; readonly sector: number }): SectorKey =>
-  nsd * SECTORS_MAX + sector;
+  keyAt(nsd, sector);
 export const nsdOf = (key: SectorKey): NsdIndex => nsdIndex(Math.floor(key / SECTORS_MAX));
+export const sectorOf = (key: SectorKey): number => key % SECTORS_MAX;
 
 export interface DirtySector {
   readonly key: SectorKey;
