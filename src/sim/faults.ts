@@ -225,10 +225,10 @@ export class Faults {
         // Requests to a disk's server take longer than they are given, one way or both: the first is still on its way, or has been
         // executed and its answer is, when the next is sent.
         const { server } = pick(random, world.disks);
-        const from = pick(
-          random,
-          world.up.filter(({ id }) => id !== server),
-        ).id;
+        const others = world.up.filter(({ id }) => id !== server);
+        // An earlier fault may have left nobody else.
+        if (others.length === 0) return;
+        const from = pick(random, others).id;
         const allowedMs = world.plan.nsdAttemptTimeoutMs ?? 0;
         const both = chance(random, 0.5);
         const delayMs = allowedMs * (0.6 + random.next());
