@@ -1,12 +1,12 @@
 import { invariant } from '../common/assert.js';
-import { nsdIndex } from '../common/ids.js';
+import { type NsdIndex, nsdIndex } from '../common/ids.js';
 import { BLOCK_BYTES, SECTOR_BYTES } from '../common/units.js';
 import { readPointer } from '../fs/block-pointer.js';
 import { DIRECT_POINTERS, decodeInode, FREE_INODE, type InodeFields, InodeFlag } from '../fs/inode-format.js';
 import { INODE_FILE } from '../fs/layout.js';
 import { decodeSuperblock, fsIdOf, type Superblock } from '../fs/superblock.js';
 import type { Checksums } from '../nsd/checksums.js';
-import { firstCopy } from '../nsd/copies.js';
+import { copiesOf } from '../nsd/copies.js';
 import {
   decodeChecksumSector,
   ENTRIES_PER_CHECKSUM_SECTOR,
@@ -27,6 +27,8 @@ export class DiskReader {
   constructor(
     private readonly disks: readonly { readonly disk: SimDisk; readonly uuid: string }[],
     private readonly checksums: Checksums,
+    /** Which copy is to be read. */
+    private readonly choose: (copies: readonly NsdIndex[]) => NsdIndex,
   ) {}
 
   /** What the inode's sector says, and which version it is; null when there is no such inode. */
@@ -86,7 +88,7 @@ export class DiskReader {
   }
 
   #word(home: number, sector: number): number {
-    const nsd = firstCopy(nsdIndex(home));
+    const nsd = this.choose(copiesOf(nsdIndex(home)));
     const { disk, uuid } = this.disks[nsd]!;
     const group = Math.floor(sector / ENTRIES_PER_CHECKSUM_SECTOR);
     const place = { nsd: uuidToBytes(uuid), index: group };
@@ -96,7 +98,7 @@ export class DiskReader {
 
   /** @throws InvariantError when the bytes are not what their writer said they are. */
   #sector(home: number, sector: number): Uint8Array {
-    const nsd = firstCopy(nsdIndex(home));
+    const nsd = this.choose(copiesOf(nsdIndex(home)));
     const { disk, uuid } = this.disks[nsd]!;
     const geometry = geometryOfDevice(disk.lengthBytes);
     const group = Math.floor(sector / ENTRIES_PER_CHECKSUM_SECTOR);

@@ -248,6 +248,23 @@ export class Faults {
         );
         return;
       }
+      case 'copyAway': {
+        // Its server goes on without it, so that everybody can say that he knows; and it comes back under load, without what was written meanwhile.
+        const life = await this.#victim((one) => one.doors.length > 0);
+        say(`NSD of node ${life.name} for ${fault.forMs.toFixed(0)} ms`);
+        let back: Promise<void> | null = null;
+        await life.nsdAway();
+        await this.#during(
+          fault.forMs,
+          () => undefined,
+          () => {
+            back = life.nsdBack();
+          },
+        );
+        await back;
+        await this.#copiesUp();
+        return this.#untilBack();
+      }
       case 'leave': {
         const life = await this.#victim((one) => one.id <= world.plan.tokenServers);
         await this.#leave(life, fault.forMs, chance(random, 0.2));
@@ -411,6 +428,11 @@ export class Faults {
 
   async #untilAllUp(): Promise<void> {
     while (!this.world.allUp) await sleep(this.world.scheduler, 5);
+  }
+
+  /** Or the run is at its end, which waits for it as well. */
+  async #copiesUp(): Promise<void> {
+    while (!this.world.copiesUp) await sleep(this.world.scheduler, 20);
   }
 
   /** Nobody else is on the way out; from now on somebody is, until `#untilBack`. */

@@ -30,7 +30,8 @@ export type FaultKind =
   | 'resend'
   | 'leave'
   | 'flap'
-  | 'powerCut';
+  | 'powerCut'
+  | 'copyAway';
 
 export interface FaultPlan {
   readonly kind: FaultKind;
@@ -47,6 +48,8 @@ export interface SeedPlan {
   readonly tokenServers: number;
   /** Nodes 1 to this serve an NSD each. */
   readonly nsdCount: number;
+  /** Of metadata and logs. */
+  readonly metadataCopies: 1 | 2;
   readonly operations: number;
   readonly clientsPerNode: number;
   /** Each node writes to a region of its own of each file, and all ask for its size. */
@@ -70,6 +73,9 @@ const OPERATIONS = 520;
 const POWER_CUT_EVERY = 6;
 /** In one of so many seeds nodes write side by side, in regions of their own. */
 const REGIONS_EVERY = 9;
+/** And one has two copies of its metadata, of which one goes away for longer than it is waited for (S5). */
+const COPIES_EVERY = 16;
+const COPIES_AT = 9;
 /** As long as an operation may wait for a token, whatever else goes wrong. */
 export const ACQUIRE_TIMEOUT_MS = 20_000;
 
@@ -120,6 +126,16 @@ export function planSeed(seed: number): SeedPlan {
       faults.push({ kind: 'powerCut', atOperation: 20 + below(cuts, OPERATIONS - 60), forMs: 0 });
   }
   const regions = seed % REGIONS_EVERY === 5;
+  const metadataCopies = kind === 'data' && seed % COPIES_EVERY === COPIES_AT ? 2 : 1;
+  if (metadataCopies === 2) {
+    const away = new SeededRandom(seed * 2 + 8_000_009);
+    for (let i = 1 + below(away, 2); i > 0; i--)
+      faults.push({
+        kind: 'copyAway',
+        atOperation: 20 + below(away, OPERATIONS - 160),
+        forMs: 3400 + 2600 * away.next(),
+      });
+  }
   faults.sort((a, b) => a.atOperation - b.atOperation);
   return {
     seed,
@@ -127,6 +143,7 @@ export function planSeed(seed: number): SeedPlan {
     nodeCount,
     tokenServers,
     nsdCount: pick(random, [2, 3]),
+    metadataCopies,
     operations: OPERATIONS,
     clientsPerNode: nodeCount === 3 ? 3 : 2,
     regions,

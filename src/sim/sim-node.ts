@@ -3,6 +3,7 @@ import { CachedFileOps } from '../cache/cached-file.js';
 import { Stamps } from '../cache/stamps.js';
 import { RememberedStats } from '../client/remembered-stats.js';
 import { membershipSettings } from '../cluster/membership.js';
+import type { NsdRecord } from '../cluster/membership-api.js';
 import { type ExpulsionActions, MembershipRuntime } from '../cluster/membership-runtime.js';
 import { sleep } from '../common/clock.js';
 import { Counters } from '../common/counters.js';
@@ -172,7 +173,7 @@ export class SimNode {
       {
         fabric: this.fabric,
         membership: this.membership,
-        copyRecords: this.membership,
+        copyRecords: world.planted.copyRecords?.(world, this) ?? this.membership,
         pool,
         plan: this.plan,
         map,
@@ -203,7 +204,7 @@ export class SimNode {
         uuid: store.uuid,
         name: store.header.name,
         fsUuid: null,
-        failureGroup: 0,
+        failureGroup: this.id,
         servers: [this.id],
         serving: this.id,
         moving: null,
@@ -222,7 +223,7 @@ export class SimNode {
         staging: this.plan.storeStaging[index]!,
         counters: this.counters,
       };
-      const options = { uuid, clusterId: 'simulated', failureGroup: 0, name: `disk of node ${this.id}` };
+      const options = { uuid, clusterId: 'simulated', failureGroup: this.id, name: `disk of node ${this.id}` };
       if (!this.#world.formatted.has(uuid)) await this.gate.pass(NsdStore.format(parts, options));
       this.#world.formatted.add(uuid);
       const say = (text: string): void => this.#world.trace.add(this.id, 0, text);
@@ -309,6 +310,31 @@ export class SimNode {
     this.#memoryTransport?.crash();
     void this.connection.close();
     for (const door of this.doors) void door.shut();
+  }
+
+  /** Its NSDs are served by nobody, though it lives. */
+  nsdAway(): Promise<void> {
+    for (const { store } of this.doors) this.node.nsdServer?.unexport(store.uuid);
+    return this.#serve(null);
+  }
+  nsdBack(): Promise<void> {
+    if (this.state !== 'up') return Promise.resolve();
+    for (const { store } of this.doors) this.node.nsdServer?.export(store, this.membership.view.epoch);
+    return this.#serve(this.id);
+  }
+  /** The store hears of it as soon as it can, unless this life is over by then. */
+  async #serve(serving: NodeId | null): Promise<void> {
+    const change = (record: NsdRecord | null): NsdRecord | null =>
+      record && { ...record, serving, generation: record.generation + 1 };
+    for (const { store } of this.doors)
+      while (this.state === 'up')
+        try {
+          await this.membership.updateNsd(store.uuid, change);
+          break;
+        } catch (error) {
+          if (this.state === 'up' && !(FsError.is(error) && error.retry === 'same')) throw error;
+          await sleep(this.#world.scheduler, 20);
+        }
   }
 
   async unmount(): Promise<void> {

@@ -1,11 +1,12 @@
 import { constants } from 'node:fs';
+import type { CopyRecord } from '../cluster/membership-api.js';
 import { MemoryStore } from '../cluster/memory-store.js';
-import { type ExpellingRecord, parseView, StoreKey, sameLife } from '../cluster/records.js';
+import { type ExpellingRecord, parseCopies, parseView, StoreKey, sameLife } from '../cluster/records.js';
 import { InvariantError } from '../common/assert.js';
 import { sleep } from '../common/clock.js';
 import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
-import { fileSystemNumber, type NodeId, nodeId } from '../common/ids.js';
+import { fileSystemNumber, type NodeId, type NsdIndex, nodeId, nsdIndex } from '../common/ids.js';
 import { SeededRandom } from '../common/random.js';
 import { PAGE_BYTES } from '../common/units.js';
 import type { FileSystemIdentity, NodeParts } from '../daemon/node.js';
@@ -50,6 +51,7 @@ const STEPS_MAX = 3_000_000;
 /** I12: an operation that takes longer than anything it may wait for has been forgotten. */
 const OPERATION_MS_MAX = 80_000;
 const HEALED_MS_MAX = 60_000;
+/** By copies of metadata: while one of two is away, what is freed there stays out of use. */
 const DISK_BYTES = 14 * 2 ** 20;
 
 const lifeName = ({ nodeId, incarnation }: { nodeId: number; incarnation: number }): string =>
@@ -76,6 +78,8 @@ export class World {
   /** No fault is left: from here on nothing may fail. */
   healed = false;
   #ending = false;
+  /** What stands about copies, by the NSDs' UUIDs, as the store has it. */
+  #copies: Readonly<Record<string, CopyRecord>> = {};
   /** Lives in the view, as the store has it. */
   #members = new Set<string>();
   #moment = 0;
@@ -97,7 +101,7 @@ export class World {
     this.store = new MemoryStore(this.scheduler, { callDeadlineMs: 400 });
     for (let id = 1; id <= plan.nsdCount; id++)
       this.disks.push({
-        disk: new SimDisk(DISK_BYTES, this.scheduler, forks.disks.fork()),
+        disk: new SimDisk(DISK_BYTES * plan.metadataCopies, this.scheduler, forks.disks.fork()),
         uuid: `00000000-0000-4000-8000-00000000000${id}`,
         server: nodeId(id),
       });
@@ -222,7 +226,8 @@ export class World {
     const [first] = lives;
     if (first === undefined) return;
     await first.disksServed(this.identity);
-    await first.node.format(this.identity, []);
+    const groups = this.disks.map(({ server }) => Number(server));
+    await first.node.format(this.identity, groups, { metadataCopies: this.plan.metadataCopies });
     for (const life of lives) await life.mount(this.identity);
     if (this.plan.kind === 'metadata') await first.fileSystem!.mkdir(NAMES_DIRECTORY, 0o755, ROOT);
     for (const [index, file] of this.hot.entries()) await this.#create(lives[index % lives.length]!, file);
@@ -253,6 +258,16 @@ export class World {
 
   /** Where no token server is left in the view nobody is asked to let tokens fall: the store tells that it is over. */
   #watchExpulsions(): void {
+    this.store
+      .connect(() => 0)
+      .watch(
+        StoreKey.copies,
+        0,
+        ({ key, value }) => {
+          if (key === StoreKey.copies) this.#copies = parseCopies(value) ?? {};
+        },
+        () => undefined,
+      );
     let before: readonly ExpellingRecord[] = [];
     this.store
       .connect(() => 0)
@@ -411,8 +426,11 @@ export class World {
     this.names.endLife(life.name);
   }
 
-  #onDisk(file: HotFile): number[] {
-    const disks = new DiskReader(this.disks, checksumsJs);
+  #onDisk(file: HotFile, from: 'first' | 'last' = 'first'): number[] {
+    const disks = new DiskReader(this.disks, checksumsJs, (copies) => {
+      const up = copies.filter((nsd) => this.#copyState(nsd) === 'up');
+      return (from === 'first' ? up[0] : up.at(-1)) ?? copies[0]!;
+    });
     const inode = disks.inode(file.ino);
     if (inode === null) return [-1];
     const others = this.up.filter((one) => !one.outOfTheWay);
@@ -421,18 +439,26 @@ export class World {
     return file.cellsOf(bytes);
   }
 
+  #copyState(nsd: NsdIndex): string {
+    return this.#copies[this.disks[nsd]!.uuid]?.state ?? 'up';
+  }
+  get copiesUp(): boolean {
+    return this.disks.every((_, index) => this.#copyState(nsdIndex(index)) === 'up');
+  }
+
   // ---- the end
 
   async #heal(): Promise<void> {
     await this.faults.heal();
     const giveUpMs = this.scheduler.nowMs() + HEALED_MS_MAX;
-    while (!this.allUp) {
+    while (!this.allUp || !this.copiesUp) {
       if (this.scheduler.nowMs() > giveUpMs) {
         const missing = [...this.nodes.values()].filter((life) => !life.serves || life.suspended);
         const text = missing
           .map((life) => `${life.name} is ${life.state}${life.suspended ? ', suspended' : ''}`)
           .join('; ');
-        this.report({ check: 'I12', ino: 0, text: `nodes do not come back: ${text}` });
+        const copies = this.disks.map((_, index) => this.#copyState(nsdIndex(index))).join();
+        this.report({ check: 'I12', ino: 0, text: `nodes or copies do not come back: ${text}; copies: ${copies}` });
       }
       await sleep(this.scheduler, 20);
     }
@@ -472,6 +498,12 @@ export class World {
     for (const file of this.hot)
       file.history.happened('the disks', { op: 'read', from: 0, to: 1000 }, this.#onDisk(file));
     for (const life of lives) await life.leave();
+    for (const file of this.hot) {
+      const [one, other] = [this.#onDisk(file), this.#onDisk(file, 'last')];
+      if (one.join() === other.join()) continue;
+      const text = `${file.path} is ${one.join()} by one copy of its metadata, ${other.join()} by the other`;
+      this.report({ check: 'I11', ino: file.ino, text });
+    }
   }
 
   #judge(): void {

@@ -1,4 +1,5 @@
 import type { ExpulsionActions } from '../../cluster/membership-runtime.js';
+import type { CopyRecordStore } from '../../daemon/cluster-copies.js';
 import { type FaultKind, planSeed } from '../seed-plan.js';
 import type { SimNode } from '../sim-node.js';
 import type { FabricTap } from '../tapped-fabric.js';
@@ -17,6 +18,8 @@ export interface PlantedBug {
   readonly needs?: readonly FaultKind[];
   makeMap?(world: World, life: SimNode): WatchedCacheMap;
   tap?(world: World, life: SimNode): FabricTap;
+  /** What the node changes of what stands about copies. */
+  copyRecords?(world: World, life: SimNode): CopyRecordStore;
   /** After the node is made, before it joins. */
   alterNode?(world: World, life: SimNode): void;
   alterActions?(world: World, life: SimNode, real: ExpulsionActions): ExpulsionActions;

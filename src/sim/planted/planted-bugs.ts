@@ -1,4 +1,5 @@
 import { CACHE_MAP_BUGS } from './cache-map.js';
+import { COPY_BUGS } from './copies.js';
 import { NOTE_BUGS } from './notes.js';
 import type { PlantedBug } from './planted-bug.js';
 import { HOLDER_BUGS } from './revocations.js';
@@ -17,4 +18,5 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
   ...CACHE_MAP_BUGS,
   ...STORAGE_BUGS,
   ...SPACE_BUGS,
+  ...COPY_BUGS,
 ];
