@@ -122,7 +122,8 @@ test(`kill -9 at ${ROUNDS} random moments: told dead, redone by a survivor; or t
     steady.isOver = true;
     await run.step('the power goes', it.powerCut());
     daemons = await startAll();
-    await ended(steady);
+    for (const one of [steady, victim]) await ended(one);
+    before = null;
     survivor = await run.step('the survivor connects', daemons[0]!.connect());
     await readAll();
     await check();

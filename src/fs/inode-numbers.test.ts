@@ -1,10 +1,12 @@
 import { constants } from 'node:fs';
 import { expect, test } from 'vitest';
-import { BLOCK_BYTES } from '../common/units.js';
-import { INODES_PER_SEGMENT } from '../token-manager/token.js';
+import { nextSectorVersion } from '../common/sector-version.js';
+import { BLOCK_BYTES, SECTOR_BYTES } from '../common/units.js';
+import { INODES_PER_SEGMENT, TokenClass, TokenMode } from '../token-manager/token.js';
 import { ROOT } from './file-system-api.js';
 import { nthSegment } from './inode-numbers.js';
-import { checkVolume, TestVolume } from './testing.js';
+import { metadataOf } from './metadata-extents.js';
+import { checkVolume, type TestNode, TestVolume } from './testing.js';
 
 const { O_CREAT, O_RDWR } = constants;
 
@@ -69,4 +71,43 @@ test('where the inode file has no room for a large batch it gets a small one', a
   await filler.close();
   await fs.unmount();
   expect(await checkVolume(volume)).toMatchObject({ problems: [], lostInodes: 0 });
+});
+
+/** As one who makes a copy good: what is there once more, of a later version, under the token that orders the writes of that sector. */
+async function writeAnew(volume: TestVolume, node: TestNode, ino: number): Promise<void> {
+  const range = { start: ino * SECTOR_BYTES, end: (ino + 1) * SECTOR_BYTES };
+  const object = Math.floor(ino / INODES_PER_SEGMENT);
+  const item = { class: TokenClass.status, object, mode: TokenMode.exclusive, required: range, desired: range };
+  const pins = await node.tokens.acquire([item]);
+  const storage = volume.storage();
+  for await (const { kind, extent, first } of metadataOf(storage, node.fs.superblock)) {
+    if (kind !== 'inodes' || extent === null || ino < first || first + extent.count <= ino) continue;
+    const place = { nsd: extent.nsd, sector: extent.sector + ino - first };
+    const memory = storage.arena.tryAllocate(SECTOR_BYTES)!;
+    const versions = new Uint32Array(1);
+    await storage.nsds.read([{ ...place, memory, versions }]);
+    await storage.nsds.write([{ ...place, memory, versions: versions.map(nextSectorVersion) }]);
+    await storage.nsds.flush([place.nsd]);
+  }
+  pins.release();
+}
+
+test('a file made under a number in stock that another node has made good meanwhile is there after its node died (I8)', async () => {
+  const volume = await TestVolume.create({ mkfs: { metadataCopies: 2 } });
+  const node = await volume.mount();
+  const other = await volume.mount(2);
+  const create = async (name: string): Promise<number> => {
+    const file = await node.fs.open(name, O_CREAT | O_RDWR, 0o644, ROOT);
+    await file.sync(false);
+    await file.close();
+    return file.ino;
+  };
+  const first = await create('/first');
+  // For the second time it is of a number whose token this node has not.
+  for (const number of [first + 1, first + 2, first + 1]) await writeAnew(volume, other, number);
+  expect([await create('/second'), await create('/third')]).toEqual([first + 1, first + 2]);
+  await volume.bury(node);
+  for (const name of ['/first', '/second', '/third']) expect((await other.fs.stat(name, ROOT)).nlink).toBe(1);
+  await other.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [] });
 });

@@ -203,12 +203,13 @@ export class InodeNumbers {
     const batch = await this.#takeBatch(segment);
     if (batch.length === 0) return 0;
     try {
-      const homes = await this.#volume.inodes.ensureMapped(batch.map(({ ino }) => ino));
-      await this.#volume.learnVersions(runsOfHomes(homes));
+      const inos = batch.map(({ ino }) => ino);
+      const homes = await this.#volume.inodes.ensureMapped(inos);
+      this.#askFor(inos);
       const tickets = batch.map((ticket, index) => ({ ...ticket, home: homes[index]! }));
+      await this.#learnHeld(tickets);
       this.#free.unshift(...tickets.reverse());
       this.#volume.counters.add('fs.numberBatches');
-      this.#askFor(batch.map(({ ino }) => ino));
     } catch (error) {
       this.#returned.push(...batch.map(({ ino }) => ino));
       throw error;
@@ -226,6 +227,38 @@ export class InodeNumbers {
       this.#segmentAsked = segment;
     }
     parts.tokens.ask(items);
+  }
+
+  /**
+   * The versions of those whose status is held: nobody else writes them until that is given up, which forgets them (somebody who makes a copy good does write
+   * free ones). Of the others they are learned by who creates with them.
+   */
+  async #learnHeld(tickets: readonly InodeTicket[]): Promise<void> {
+    const { inodes, parts } = this.#volume;
+    const { tokens } = parts;
+    try {
+      // It has been asked for.
+      (await tokens.acquire([inodes.statusItem(tickets[0]!.ino, TokenMode.exclusive, true)])).release();
+    } catch (error) {
+      // Whoever creates asks for it again, and is told.
+      if (!FsError.is(error)) throw error;
+    }
+    const offsetOf = ({ ino }: InodeTicket): number => ino * SECTOR_BYTES;
+    for (let at = 0, end = 0; at < tickets.length; at = end) {
+      const object = segmentOf(tickets[at]!.ino);
+      const mode = TokenMode.exclusive;
+      const held = tokens.heldRange(TokenClass.status, object, offsetOf(tickets[at]!), mode);
+      for (end = at + 1; held !== null && end < tickets.length && offsetOf(tickets[end]!) < held.end; ) end++;
+      if (held === null) continue;
+      const required = { start: offsetOf(tickets[at]!), end: offsetOf(tickets[end - 1]!) + SECTOR_BYTES };
+      const pins = tokens.tryPin([{ class: TokenClass.status, object, mode, required, desired: required }]);
+      if (pins === null) continue;
+      try {
+        await this.#volume.learnVersions(runsOfHomes(tickets.slice(at, end).map(({ home }) => home)));
+      } finally {
+        pins.release();
+      }
+    }
   }
 
   async #takeBatch(segment: number): Promise<Omit<InodeTicket, 'home'>[]> {

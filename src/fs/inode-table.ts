@@ -33,7 +33,7 @@ import { InodeFile } from './inode-file.js';
 import { decodeInode, FREE_INODE, type InodeFields } from './inode-format.js';
 import { holdBack } from './inode-image.js';
 import { InodeWriter, indirectHomes } from './inode-writer.js';
-import { INODE_FILE, segmentOf } from './layout.js';
+import { FIRST_USER_INODE, INODE_FILE, segmentOf } from './layout.js';
 import { keyOf, type SectorKey } from './log/logged-sectors.js';
 import type { Volume } from './volume.js';
 import { loadXattrBlock } from './xattrs.js';
@@ -313,6 +313,14 @@ export class InodeTable {
         sectors.forget(keyOf({ nsd: pointer.nsd, sector: pointer.sector + at }));
   }
 
+  /** The same of numbers that are nobody's yet: whoever makes a copy good writes them too. */
+  #forgetNumbers(first: number, end: number): void {
+    for (let number = Math.max(first, FIRST_USER_INODE); number < end; number++) {
+      const home = this.#file.locate(inodeNumber(number));
+      if (home) this.#volume.sectors.forget(keyOf(home));
+    }
+  }
+
   /** Clean inodes that nobody used for three rounds, the longest in the table first, until there are few enough. */
   trim(): void {
     this.#round++;
@@ -489,6 +497,7 @@ export class InodeTable {
       if (inode === this.#file.inode) inode.valid = false;
       else this.drop(inode);
     }
+    if (keep === TokenMode.none) this.#forgetNumbers(first, end);
     if (keep === TokenMode.concurrentWrite)
       for (const inode of concerned) if (inode.valid) this.concurrent.cameDown(inode);
     if (keep === TokenMode.none) this.#volume.counters.add('fs.statusRevokes');
