@@ -169,7 +169,7 @@ async function plantedBugs(quick: boolean, only: string | undefined): Promise<vo
   const seedsMax = quick ? SEEDS_PER_BUG_QUICK : SEEDS_PER_BUG;
   const bugs = PLANTED_BUGS.filter(({ name }) => only === undefined || name === only);
   const found = new Map<string, Report>();
-  const queue = bugs.map((bug) => ({ bug, seeds: seedsFor(bug), begun: 0 }));
+  const queue = bugs.map((bug) => ({ bug, seeds: seedsFor(bug, quick), begun: 0 }));
   const tried = new Map<string, number>();
   await spread(
     () => {

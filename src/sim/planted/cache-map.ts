@@ -69,11 +69,13 @@ export const CACHE_MAP_BUGS: readonly PlantedBug[] = [
     name: 'lease-for-ever',
     what: 'The lease word never ends: a node that is cut off serves its cache (I7, F2).',
     needs: ['storeCut', 'zombie', 'lateWrites'],
+    likelySeed: 9,
     makeMap: (world, life) => map(world, life, LeaseForEver),
   },
   {
     name: 'stamps-stay',
     what: 'What a thread remembers of a name is told again after somebody has changed it (I2).',
+    likelySeed: 4,
     alterNode: (_world, { stamps }) => {
       stamps.changed = () => undefined;
     },
@@ -91,6 +93,7 @@ export const CACHE_MAP_BUGS: readonly PlantedBug[] = [
     name: 'unstable-pages',
     what: 'Hits write to pages that are on their way to a device (S2).',
     needs: ['slowDisk', 'stuckDisk'],
+    likelySeed: 4,
     makeMap: (world, life) => map(world, life, NoSharedPins),
   },
 ];

@@ -10,6 +10,7 @@ export const COPY_BUGS: readonly PlantedBug[] = [
     name: 'copy-back-at-once',
     what: 'A copy that has missed writes is taken for up to date as soon as there is a way to it (S5).',
     needs: ['copyAway'],
+    likelySeed: 41,
     copyRecords: (_world, { membership }) => ({
       updateCopies: (change) =>
         membership.updateCopies((copies) => {
@@ -28,6 +29,7 @@ export const COPY_BUGS: readonly PlantedBug[] = [
     name: 'changes-not-ended',
     what: 'A node says that what it had begun while a copy was passed over has ended, and has not looked (S5).',
     needs: ['copyAway'],
+    likelySeed: 25,
     tap: () => ({
       serving: (type, handler) =>
         type !== MessageType.fsSettle

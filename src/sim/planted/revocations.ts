@@ -127,6 +127,7 @@ export const HOLDER_BUGS: readonly PlantedBug[] = [
   {
     name: 'fills-not-waited-for',
     what: 'A revocation does not wait for reads in flight, read-ahead above all: what they bring is shown after the token has gone.',
+    likelySeed: 4,
     alterNode: (world, life) =>
       wrapHandler(world, life, TokenClass.data, async (revocation, real) => {
         const file = life.cached(revocation.object);

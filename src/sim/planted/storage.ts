@@ -42,6 +42,7 @@ export const STORAGE_BUGS: readonly PlantedBug[] = [
     name: 'fence-without-drain',
     what: 'An NSD server acknowledges the fence while writes from before it are still at the device (F1).',
     needs: ['stuckDisk'],
+    likelySeed: 241,
     alterNode(world, life) {
       const server = life.node.nsdServer;
       if (server === null) return;
@@ -75,6 +76,7 @@ export const STORAGE_BUGS: readonly PlantedBug[] = [
     name: 'sync-without-write',
     what: 'An fsync returns at once, with nothing written (I8).',
     needs: ['killSynced'],
+    likelySeed: 42,
     alterNode(_world, { node }) {
       const mount = node.mount.bind(node);
       node.mount = async (identity) => {
@@ -93,6 +95,7 @@ export const STORAGE_BUGS: readonly PlantedBug[] = [
     name: 'flush-left-out',
     what: 'A disk says that it has flushed, and has not (I8).',
     needs: ['powerCut'],
+    likelySeed: 19,
     alterNode(_world, { doors }) {
       for (const { store } of doors) store.flush = () => Promise.resolve();
     },

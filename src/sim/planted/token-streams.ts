@@ -144,6 +144,7 @@ export const TOKEN_STREAM_BUGS: readonly PlantedBug[] = [
     name: 'claims-lost',
     what: 'A new token server does not hear of every token that a node holds (T8).',
     needs: ['killServer', 'leave', 'flap'],
+    likelySeed: 7,
     tap: (_world, life) => changeToServer((item) => (item.kind === 'claim' && often(life) ? null : item)),
   },
 ];
