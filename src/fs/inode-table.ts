@@ -40,6 +40,8 @@ import { loadXattrBlock } from './xattrs.js';
 
 /** Inodes read at once around the one that is wanted. */
 export const READ_RUN = 16;
+/** Read at once ahead of use. */
+const AHEAD_RUN = 64;
 /** Between attempts to write out what a revoke waits for; doubles. */
 const REVOKE_RETRY_MIN_MS = 20;
 const REVOKE_RETRY_MAX_MS = 2_000;
@@ -360,8 +362,26 @@ export class InodeTable {
 
   // Reading
 
-  /** `alone`: not its neighbours. */
-  async #readRun(ino: InodeNumber, alone = false): Promise<void> {
+  /**
+   * Brings what is held and not in memory, from `first` on, whose status is pinned. @returns whether the last one is in use, and was to be had.
+   */
+  async readAhead(first: InodeNumber, end: number): Promise<boolean> {
+    for (let at: number = first; at < end; ) {
+      const ino = inodeNumber(at);
+      const under = this.#beingRead(ino);
+      if (under !== undefined) await under.ended;
+      else if (this.#inodes.get(ino)?.valid !== true) {
+        if ((await this.#file.locateLoaded(ino)) === null || !(await this.#readRun(ino, 'ahead'))) return false;
+        at = (Math.floor(at / AHEAD_RUN) + 1) * AHEAD_RUN;
+        continue;
+      }
+      at++;
+    }
+    return this.#inodes.get(inodeNumber(end - 1))?.valid === true;
+  }
+
+  /** `alone`: not its neighbours. `ahead`: it isn't pinned, and not read unless it is held. @returns whether it was read. */
+  async #readRun(ino: InodeNumber, how: 'run' | 'alone' | 'ahead' = 'run'): Promise<boolean> {
     // Usually known: then the run is entered in the turn in which nobody else was found reading it.
     const home = this.#file.locate(ino) ?? (await this.#file.locateLoaded(ino));
     if (!home) throw new FsError('staleHandle', { op: 'inode.read', object: `inode ${ino}`, detail: 'does not exist' });
@@ -371,11 +391,13 @@ export class InodeTable {
       ino * SECTOR_BYTES,
       TokenMode.shared,
     );
-    const aligned = Math.floor(ino / READ_RUN) * READ_RUN;
+    if (how === 'ahead' && held === null) return false;
+    const length = how === 'ahead' ? AHEAD_RUN : READ_RUN;
+    const aligned = Math.floor(ino / length) * length;
     // Pinned but being revoked: the token client does not show it as held; the pinned one alone is safe.
-    const narrow = held === null || alone;
+    const narrow = held === null || how === 'alone';
     const first = narrow ? ino : Math.max(aligned, Math.ceil(held.start / SECTOR_BYTES));
-    const end = narrow ? ino + 1 : Math.min(aligned + READ_RUN, Math.floor(held.end / SECTOR_BYTES));
+    const end = narrow ? ino + 1 : Math.min(aligned + length, Math.floor(held.end / SECTOR_BYTES));
     const ended = deferred<void>();
     const run: RunRead = { first, end, stale: false, ended: ended.promise };
     this.#reads.add(run);
@@ -386,15 +408,16 @@ export class InodeTable {
         end - first,
         (bytes, versions) => (run.stale ? null : { fields: this.#decodeRun(ino, run, bytes), versions }),
       );
-      if (read === null || run.stale) return;
+      if (read === null || run.stale) return false;
       for (const [number, value] of read.fields)
         this.#install(inodeNumber(number), value, read.versions[number - first]!, home, ino);
       this.#volume.counters.add('fs.inodeReads');
+      return true;
     } catch (error) {
       // One that can't be read takes none of its neighbours along.
-      if (narrow || !FsError.is(error) || error.reason !== 'checksumMismatch') throw error;
+      if (narrow || how === 'ahead' || !FsError.is(error) || error.reason !== 'checksumMismatch') throw error;
       this.#reads.delete(run);
-      await this.#readRun(ino, true);
+      return await this.#readRun(ino, 'alone');
     } finally {
       this.#reads.delete(run);
       ended.resolve();

@@ -15,6 +15,7 @@ import type { FileBacking } from './backing.js';
 import { loadForCut } from './block-map.js';
 import { FreeQueue } from './free-queue.js';
 import { Inode } from './inode.js';
+import { InodeAhead } from './inode-ahead.js';
 import { decodeInode, FREE_INODE } from './inode-format.js';
 import { InodeNumbers } from './inode-numbers.js';
 import { InodeTable } from './inode-table.js';
@@ -102,6 +103,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
   volume.shipments = new Shipments(volume);
   volume.numbers = new InodeNumbers(volume);
   volume.neighbours = new Neighbours(volume);
+  volume.ahead = new InodeAhead(volume);
   volume.orphans = new Orphans(volume);
   volume.shared = new SharedService(volume);
   backing.bind(volume);

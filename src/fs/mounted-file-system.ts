@@ -306,6 +306,7 @@ export class MountedFs implements MountedFileSystem {
     this.#timer?.cancel();
     if (this.#working !== null) await this.#working;
     await volume.shipments.idle();
+    await volume.ahead.idle();
     await this.#resync.stop();
     await volume.inodes.concurrent.settle(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY);
     // What those who left before us could not bring to an end.

@@ -43,6 +43,7 @@ export function tryStat(
     const inode = volume.inodes.getPinned(at.ino);
     if (inode === undefined || inode.type === 0 || inode.generation !== at.generation) return null;
     volume.inodes.refresh(inode);
+    volume.ahead.looked(at.ino);
     board?.take(at.ino, stamps);
     return { attributes: inode.attributes(), stamps: board === null || !isStill(volume, inode) ? null : stamps };
   } finally {

@@ -23,6 +23,7 @@ import type { Allocator } from './allocator.js';
 import type { OpenFile } from './file-system-api.js';
 import type { FreeQueue } from './free-queue.js';
 import type { Inode } from './inode.js';
+import type { InodeAhead } from './inode-ahead.js';
 import type { InodeNumbers } from './inode-numbers.js';
 import type { InodeTable } from './inode-table.js';
 import { allNsds, type Extent, type Geometry } from './layout.js';
@@ -96,6 +97,7 @@ export class Volume {
   shipments!: Shipments;
   numbers!: InodeNumbers;
   neighbours!: Neighbours;
+  ahead!: InodeAhead;
   readonly accessTimes: AccessTimes = new AccessTimes(this);
   /** Inodes without names that this node is to free. */
   orphans!: Orphans;

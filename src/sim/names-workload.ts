@@ -15,6 +15,7 @@ const ANSWERS = new Set(['ENOENT', 'EEXIST']);
 export class NamesWorkload {
   /** Inode of each client's own file. */
   readonly #owned = new Map<string, string>();
+  #changed = 0;
 
   constructor(
     private readonly world: World,
@@ -61,6 +62,14 @@ export class NamesWorkload {
     if (found === null) return (await fs.stat(path, ROOT)).ino;
     if (found.stamps !== null) life.remembered.put(path, found.attributes, found.stamps);
     return found.attributes.ino;
+  }
+
+  /** One after the other, so that what others have read ahead of them is called back. */
+  async #changeNeighbour(fs: FileSystem): Promise<void> {
+    const { neighbours } = this.world;
+    if (neighbours.length === 0) return;
+    const path = neighbours[this.#changed++ % neighbours.length]!;
+    await fs.setAttributes(path, { mode: 0o600 + (this.#changed % 8) }, true, ROOT);
   }
 
   /** By a thread that never waits for the engine, and goes on when that stands still. */
@@ -113,9 +122,13 @@ export class NamesWorkload {
         case 'look': {
           return String(await this.#inodeOf(life, fs, path(input.name)));
         }
-        case 'list':
-          return listingOf(await fs.readdir(NAMES_DIRECTORY, ROOT));
+        case 'list': {
+          const entries = await fs.readdir(NAMES_DIRECTORY, ROOT);
+          for (const listed of this.world.neighbours) await this.#inodeOf(life, fs, listed);
+          return listingOf(entries);
+        }
         case 'unlink':
+          await this.#changeNeighbour(fs);
           await fs.unlink(path(input.name), ROOT);
           return 'ok';
         case 'rename':

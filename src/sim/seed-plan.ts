@@ -59,6 +59,8 @@ export interface SeedPlan {
   readonly slotCount: number;
   readonly thinkMs: number;
   readonly minHoldMs: number;
+  /** Inodes asked for at once. One in every other seed with names, so that few files are enough for somebody to go on from one run to the next. */
+  readonly inodeRun: number;
   /** Ranges that token client and server keep before they shrink. */
   readonly clientRangesMax: number;
   readonly serverRangesMax: number;
@@ -156,6 +158,7 @@ export function planSeed(seed: number): SeedPlan {
     slotCount: pick(random, [40, 48, 64, 96]),
     thinkMs: pick(random, [1, 3, 8]),
     minHoldMs: chance(random, 0.3) ? 2 * random.next() : 0,
+    inodeRun: seed % 8 === 4 ? 1 : 64,
     clientRangesMax: chance(random, 0.15) ? 12 : 250_000,
     serverRangesMax: chance(random, 0.15) ? 24 : 1_000_000,
     acquireTimeoutMs: ACQUIRE_TIMEOUT_MS,

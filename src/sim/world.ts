@@ -70,6 +70,8 @@ export class World {
   readonly faults: Faults;
   readonly workload: Workload;
   readonly hot: HotFile[];
+  /** Files whose inodes are neighbours, in their order: who looks at them in that order reads ahead. */
+  readonly neighbours: readonly string[];
   readonly names: History<DirectoryState, DirectoryInput, DirectoryOutput>;
   readonly identity: FileSystemIdentity;
   readonly violations: Violation[] = [];
@@ -110,6 +112,7 @@ export class World {
     this.checks = new Checks((violation) => this.report(violation));
     const moment = (): number => ++this.#moment;
     const nowMs = (): number => this.scheduler.nowMs();
+    this.neighbours = plan.inodeRun === 1 ? Array.from({ length: 8 }, (_, i) => `/neighbour-${i}`) : [];
     this.hot = plan.files.map((layout, index) => new HotFile(`/hot${index}`, layout, moment, nowMs));
     this.names = new History('the directory', directoryModel, moment, nowMs);
     this.faults = new Faults(this, forks.faults, forks.network);
@@ -118,7 +121,7 @@ export class World {
   }
 
   get nodeSettings(): NonNullable<NodeParts['settings']> {
-    const { minHoldMs, clientRangesMax, serverRangesMax, acquireTimeoutMs, nsdAttemptTimeoutMs } = this.plan;
+    const { minHoldMs, clientRangesMax, serverRangesMax, acquireTimeoutMs, nsdAttemptTimeoutMs, inodeRun } = this.plan;
     return {
       ...(nsdAttemptTimeoutMs === null ? {} : { nsdAttemptTimeoutMs }),
       cache: {
@@ -129,7 +132,7 @@ export class World {
         workingIdleMs: 60,
         writeRetryMs: 30,
       },
-      fs: { inodeWriteBehindMs: 80, backgroundIntervalMs: 60, inodesCachedMax: 16, regionTimeoutMs: 2000 },
+      fs: { inodeWriteBehindMs: 80, backgroundIntervalMs: 60, inodesCachedMax: 16, inodeRun, regionTimeoutMs: 2000 },
       tokens: { minHoldMs, rangesMax: clientRangesMax, acquireTimeoutMs },
       tokenServer: { rangesMax: serverRangesMax },
     };
@@ -231,6 +234,11 @@ export class World {
     for (const life of lives) await life.mount(this.identity);
     if (this.plan.kind === 'metadata') await first.fileSystem!.mkdir(NAMES_DIRECTORY, 0o755, ROOT);
     for (const [index, file] of this.hot.entries()) await this.#create(lives[index % lives.length]!, file);
+    for (const path of this.neighbours) {
+      const file = await lives[0]!.fileSystem!.open(path, constants.O_CREAT | constants.O_RDWR, 0o644, ROOT);
+      await file.sync(false);
+      await file.close();
+    }
     for (const life of lives) await this.#start(life);
     for (const life of lives) void this.#keepAlive(life);
   }

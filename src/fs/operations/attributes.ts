@@ -55,6 +55,7 @@ export async function statInode(
 ): Promise<Attributes> {
   const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.shared }], options);
   try {
+    volume.ahead.looked(ref.ino);
     const inode = await loadRef(volume, ref, op);
     volume.inodes.refresh(inode);
     return inode.attributes();
