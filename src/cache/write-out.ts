@@ -120,8 +120,7 @@ export class WriteOut {
     const together: OnTheirWay[] = [];
     for (const { file, pages } of groups) {
       const candidates = pages.filter((page) => page.dirty && page.writing === null && !this.isDiscarded(page));
-      const { sizeBytes } = this.#core.files.stateOf(file);
-      if (!this.#core.fills.tryCompletePartials(candidates, sizeBytes)) {
+      if (!this.#core.fills.tryCompletePartials(candidates, file.endOf(this.#core.files.stateOf(file)))) {
         underWay.push(writeAlone(file, pages));
         continue;
       }

@@ -119,6 +119,22 @@ test('bytes of two nodes in one sector, written behind the end that the other on
   await sound(volume, nodes);
 });
 
+test('what goes out in the background makes no zeros of what others wrote behind the end that this node knows', async () => {
+  const { volume, nodes, files } = await mounted(2);
+  await writeRegions(files, BLOCK_BYTES);
+  const at = 2 * BLOCK_BYTES;
+  // From the beginning of the sector to the end that the writer knows: nothing has to be read for it if that is the end.
+  for (let i = 9; i >= 0; i--) {
+    await files[i % 2]!.write(at, Buffer.alloc((i + 1) * 10, i + 1));
+    await nodes[i % 2]!.cache.flushAll();
+  }
+  const target = Buffer.alloc(100);
+  expect(await files[0]!.read(at, target)).toBe(100);
+  for (let i = 0; i < 10; i++) expect(target.subarray(i * 10, i * 10 + 10).every((byte) => byte === i + 1)).toBe(true);
+  for (const file of files) await file.close();
+  await sound(volume, nodes);
+});
+
 describe('deaths', () => {
   test('what a dead writer had not synced is lost, what the others wrote is not, and nothing comes back', async () => {
     const { volume, nodes, files } = await mounted(3);
