@@ -1,5 +1,6 @@
 import type { ByteRange } from '../common/byte-range.js';
 import { contains } from '../common/byte-range.js';
+import { isDamage } from '../common/damage.js';
 import { PAGE_BYTES, SECTOR_BYTES, SECTORS_PER_PAGE } from '../common/units.js';
 import { TokenClass, TokenMode } from '../token-manager/token.js';
 import type { FilePiece } from './backing-store.js';
@@ -19,11 +20,17 @@ import { ALL_SECTORS_MASK, hasPartial } from './slot-content.js';
  *
  * Invariants: a sector becomes valid only when a token covered it from the fill's start on (I2): a revoke waits for `filling` and takes
  * away what it brought. A fill needs no token and no page, so it ends when the devices answer.
- * Fault model: a failed read leaves no page behind; whoever started it gets the error, others try for themselves.
+ * Fault model: a failed read leaves no page behind; whoever started it gets the error, others try for themselves. A damaged sector costs nobody its neighbours: what is
+ * needed is then read by itself.
  */
 export interface SectorsWanted {
   readonly page: Page;
   readonly mask: number;
+  /** Of these, what somebody needs; the others come along, and are left out when one of them is damaged. */
+  readonly least: number;
+}
+interface SectorsRead extends SectorsWanted {
+  readonly slot: SlotId;
 }
 
 export class Fills {
@@ -46,15 +53,16 @@ export class Fills {
   ): { pages: Page[]; done: Promise<void> } {
     const masks = new HeldSectors(this.#core, file, required);
     const pages = indices.map((index, i) => new Page(file, index, slots[i]!));
-    const wanted: SectorsWanted[] = pages.map((page) => ({ page, mask: masks.of(page.index) }));
-    const pieces = new PieceList();
-    for (const { page, mask } of wanted) pieces.addSectors(page.index, mask, page.slot);
+    const wanted: SectorsRead[] = pages.map((page) => {
+      const mask = masks.of(page.index);
+      return { page, mask, least: mask & masks.requiredOf(page.index), slot: page.slot };
+    });
     for (const page of pages) {
       page.prefetched = prefetched;
       this.#core.slots.adopt(page);
     }
-    const done = this.#read(file, pieces.pieces).then(
-      () => this.#arrived(wanted),
+    const done = this.#readOrLeast(file, wanted).then(
+      (arrived) => this.#arrived(arrived),
       (error: unknown) => {
         for (const page of pages) this.#failed(page);
         throw error;
@@ -84,6 +92,21 @@ export class Fills {
     page.filling = null;
     if (page.gone) slots.freeSlotOf(page);
     else slots.drop(page);
+  }
+
+  /** What has been read of them: all, or the least. */
+  async #readOrLeast(file: FileCore, wanted: readonly SectorsRead[]): Promise<readonly SectorsRead[]> {
+    try {
+      await this.#read(file, piecesOf(wanted));
+      return wanted;
+    } catch (error) {
+      const least = wanted.map((one) => ({ ...one, mask: one.least }));
+      const isLess = wanted.some(({ mask, least }) => mask !== least) && wanted.some(({ least }) => least !== 0);
+      if (!isDamage(error) || !isLess) throw error;
+      this.#core.counters.add('cache.fillsBesideDamage');
+      await this.#read(file, piecesOf(least));
+      return least;
+    }
   }
 
   async #read(file: FileCore, pieces: readonly FilePiece[]): Promise<void> {
@@ -122,15 +145,13 @@ export class Fills {
   ): Promise<void> {
     const { slots } = this.#core;
     const generation = this.#core.generation;
-    const pieces = new PieceList();
-    const reading: { page: Page; mask: number; spare: SlotId }[] = [];
-    for (const [i, { page, mask }] of wanted.entries()) {
+    const reading: SectorsRead[] = [];
+    for (const [i, { page, mask, least }] of wanted.entries()) {
       slots.refresh(page);
       const missing = mask & still(page) & ~page.validMask;
       // Somebody else is at it: whoever wants the page looks again when that has ended.
       if (missing === 0 || page.gone || page.filling !== null) continue;
-      pieces.addSectors(page.index, missing, spares[i]!);
-      reading.push({ page, mask: missing, spare: spares[i]! });
+      reading.push({ page, mask: missing, least: missing & least, slot: spares[i]! });
     }
     if (reading.length === 0) {
       const others = wanted.find(({ page }) => page.filling !== null);
@@ -139,9 +160,9 @@ export class Fills {
     }
     const run = async (): Promise<void> => {
       try {
-        await this.#read(file, pieces.pieces);
+        const arrived = await this.#readOrLeast(file, reading);
         this.#core.check('cache.fill', file.ino, generation);
-        for (const { page, mask, spare } of reading) await this.#mergeIn(page, mask, spare);
+        for (const { page, mask, slot } of arrived) await this.#mergeIn(page, mask, slot);
       } finally {
         for (const { page } of reading) page.filling = null;
       }
@@ -178,7 +199,7 @@ export class Fills {
       if (!slots.tryClose([page])) await slots.close([page]);
       if (page.gone) continue;
       const fromDevice = this.#completeClosed(page, sizeBytes);
-      if (fromDevice !== 0) reads.push({ page, mask: fromDevice });
+      if (fromDevice !== 0) reads.push({ page, mask: fromDevice, least: fromDevice });
     }
     try {
       await this.merge(file, reads, partialMask);
@@ -234,6 +255,12 @@ export class HeldSectors {
     }
     return mask;
   }
+  requiredOf(pageIndex: number): number {
+    let mask = 0;
+    for (let sector = 0; sector < SECTORS_PER_PAGE; sector++)
+      if (this.#isRequired(pageIndex * PAGE_BYTES + sector * SECTOR_BYTES)) mask |= 1 << sector;
+    return mask;
+  }
   #isRequired(at: number): boolean {
     return this.required !== null && at < this.required.end && this.required.start < at + SECTOR_BYTES;
   }
@@ -244,6 +271,12 @@ export class HeldSectors {
     this.#held = undefined;
     return false;
   }
+}
+
+function piecesOf(wanted: readonly SectorsRead[]): readonly FilePiece[] {
+  const list = new PieceList();
+  for (const { page, mask, slot } of wanted) list.addSectors(page.index, mask, slot);
+  return list.pieces;
 }
 
 /** Sectors in slots, as pieces: neighbours in the file and in the pool become one. */

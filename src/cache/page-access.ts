@@ -162,7 +162,7 @@ export class PageAccess {
       pages.push(page);
       if (this.isReady(page, range, purpose)) continue;
       if (page.filling !== null) others ??= page.filling;
-      else wanted.push({ page, mask: this.#missing(page, file, range, purpose) });
+      else wanted.push(this.#missing(page, file, range, purpose));
     }
     return { pages, absent, wanted, others };
   }
@@ -192,10 +192,11 @@ export class PageAccess {
   }
 
   /** What a page that is there still needs: for a write, the sectors that it changes in part; else the page, as far as tokens reach. */
-  #missing(page: Page, file: FileCore, range: ByteRange, purpose: Purpose): number {
+  #missing(page: Page, file: FileCore, range: ByteRange, purpose: Purpose): SectorsWanted {
     const { start, end } = inPage(range, page.index);
-    if (purpose !== 'write') return new HeldSectors(this.#core, file, range).of(page.index) & ~page.validMask;
-    return sectorMask(start, end) & ~page.validMask;
+    const least = sectorMask(start, end) & ~page.validMask;
+    if (purpose === 'write') return { page, mask: least, least };
+    return { page, mask: new HeldSectors(this.#core, file, range).of(page.index) & ~page.validMask, least };
   }
 
   /** An operation uses the page: what read-ahead kept from hits is shown to them. */

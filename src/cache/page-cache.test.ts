@@ -45,6 +45,30 @@ describe('reading', () => {
     expect(t.cache.usage().pagesUsed).toBe(1);
   });
 
+  it('a damaged sector costs nobody its neighbours, and a write over it mends it', async () => {
+    const t = testCache();
+    const content = pattern(PAGE_BYTES, 1);
+    const file = TestFile.open(t, 7, content);
+    const damaged = { start: SECTOR_BYTES, end: 2 * SECTOR_BYTES };
+    t.backing.beforeRead = async (pieces) => {
+      for (const { offsetBytes, lengthBytes } of pieces)
+        if (offsetBytes < damaged.end && damaged.start < offsetBytes + lengthBytes)
+          throw new FsError('checksumMismatch', { op: 'test' });
+    };
+    const readSector = (sector: number): Promise<Uint8Array> =>
+      t.clock.until(file.read(sector * SECTOR_BYTES, SECTOR_BYTES));
+    // The first finds no page, the others one that lacks sectors.
+    for (const sector of [0, 2, 1, 3, 0]) {
+      const start = sector * SECTOR_BYTES;
+      if (sector === 1) await expect(readSector(sector)).rejects.toMatchObject({ reason: 'checksumMismatch' });
+      else expect(Buffer.compare(await readSector(sector), content.subarray(start, start + SECTOR_BYTES))).toBe(0);
+    }
+    const good = pattern(SECTOR_BYTES, 9);
+    await t.clock.until(file.write(damaged.start, good));
+    expect(Buffer.compare(await readSector(1), good)).toBe(0);
+    expect(Buffer.compare(await readSector(2), content.subarray(2 * SECTOR_BYTES, 3 * SECTOR_BYTES))).toBe(0);
+  });
+
   it('lets an aborted reader go while the fill goes on for others', async () => {
     const t = testCache();
     const file = TestFile.open(t, 7, pattern(PAGE_BYTES, 1));

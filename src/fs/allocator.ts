@@ -9,11 +9,11 @@
  */
 import type { PageView } from '../cache/page-cache-api.js';
 import { invariant } from '../common/assert.js';
+import { isDamage } from '../common/damage.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { copiesOf, firstCopy, mirrored, secondCopy } from '../nsd/copies.js';
-import { isDamage } from './damage.js';
 import { durably } from './durable.js';
 import { DISCARD_EXTENTS_MAX } from './free-queue.js';
 import {

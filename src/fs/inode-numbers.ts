@@ -11,11 +11,11 @@
  * Fault model: a node that dies takes the rest of its batch with it (numbers marked used, inodes free); a check finds them.
  */
 import { WHOLE } from '../common/byte-range.js';
+import { isDamage } from '../common/damage.js';
 import { FsError } from '../common/errors.js';
 import { type InodeNumber, inodeNumber, type NsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import { INODES_PER_SEGMENT, TokenClass, TokenMode } from '../token-manager/token.js';
-import { isDamage } from './damage.js';
 import { groupBy } from './group.js';
 import { type Extent, INODE_MAP, segmentOf, segmentRange } from './layout.js';
 import { runsOf } from './log/loose-ends.js';

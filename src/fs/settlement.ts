@@ -5,10 +5,11 @@
  * Each step is one transaction of this node's log together with the count of steps done, in the descriptor of the log that was left: so whoever dies
  * in the midst, a step is done once. The steps are the same for everybody who reads that log, in one order.
  */
+
+import { isDamage } from '../common/damage.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import type { TokenPins } from '../token-manager/token.js';
-import { isDamage } from './damage.js';
 import { groupBy } from './group.js';
 import { type Extent, LOG_TABLE, segmentOf } from './layout.js';
 import { type LogVolume, readDescriptor, readDescriptors, readLog, writeDescriptor } from './log/log-reader.js';

@@ -3,10 +3,11 @@
  * have freed and what they hold (space-peers.ts); a node that doesn't answer in time is counted as its last write-out left it.
  * Counting costs every node a little: it is done again after ten times as long as it took, at most `statisticsAgeMs`.
  */
+
+import { isDamage } from '../common/damage.js';
 import { BLOCK_BYTES, SECTOR_BYTES, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { INODES_PER_SEGMENT } from '../token-manager/token.js';
 import { findPointer, loadPointers } from './block-map.js';
-import { isDamage } from './damage.js';
 import type { FsStatistics } from './file-system-api.js';
 import type { Inode } from './inode.js';
 import { ALLOCATION_MAP, INODE_MAP, NAME_BYTES_MAX, RESERVED_BLOCKS } from './layout.js';

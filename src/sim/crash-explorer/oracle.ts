@@ -1,5 +1,5 @@
 import { constants } from 'node:fs';
-import { PAGE_BYTES, SECTOR_BYTES } from '../../common/units.js';
+import { SECTOR_BYTES } from '../../common/units.js';
 import type { CheckReport } from '../../fs/check/check.js';
 import { type FileSystem, FileType, ROOT } from '../../fs/file-system-api.js';
 import { CROWD_PATH } from './operations.js';
@@ -13,7 +13,7 @@ import type { Workload } from './workloads.js';
  * Names, links, attributes: as after some number of whole operations, at least those that were synced, at most those begun. That is more than POSIX asks for; the log keeps
  * the order (docs/log.md). So a rename is there or not, never half.
  * Contents: of each file for itself, nothing older than its last fsync. The size is one of those that it had since; each byte is one that was there since, or
- * zero where the file did not reach for a time. A sector that an unflushed write over it has torn may be unreadable (S1).
+ * zero where the file did not reach for a time. A sector that an unflushed write over it has torn may be unreadable (S1), none beside it.
  */
 export interface FoundFile {
   readonly content: Uint8Array;
@@ -146,9 +146,9 @@ function contentFault(
   for (let at = 0; at < content.length; at++) {
     const sector = Math.floor(at / SECTOR_BYTES);
     if (bad.has(sector)) {
-      const start = Math.floor(at / PAGE_BYTES) * PAGE_BYTES;
-      const ofPage = versions.map((version) => Buffer.from(version.subarray(start, start + PAGE_BYTES)));
-      const isWritten = ofPage.some((bytes) => !bytes.equals(ofPage[0]!));
+      const start = sector * SECTOR_BYTES;
+      const ofSector = versions.map((version) => Buffer.from(version.subarray(start, start + SECTOR_BYTES)));
+      const isWritten = ofSector.some((bytes) => !bytes.equals(ofSector[0]!));
       if (!torn || !isWritten) return `sector ${sector} can't be read`;
       at = (sector + 1) * SECTOR_BYTES - 1;
       continue;
