@@ -4,8 +4,9 @@ import { NativeCacheMap } from '../cache/cache-map-native.js';
 import { Stamps } from '../cache/stamps.js';
 import { type Deferred, deferred } from '../common/deferred.js';
 import { errorFromRecord, FsError } from '../common/errors.js';
+import { Wakeful } from '../common/wakeful.js';
 import type { Credentials } from '../fs/file-system-api.js';
-import { bootTimeMs } from '../native/core.js';
+import { bootTimeMs, mayStayAwake, stayAwake } from '../native/core.js';
 import { MessageBatch } from './message-batch.js';
 import type { OpArgs, OpName, OpResult, Reply } from './ops.js';
 import { RememberedStats } from './remembered-stats.js';
@@ -65,6 +66,7 @@ export class WorkerSession implements Session {
   readonly #ready = deferred<void>();
   readonly #ended = deferred<void>();
   readonly #closeDeadlineMs: number;
+  readonly #wakeful = mayStayAwake ? new Wakeful({ stayAwake, nowMs: bootTimeMs }) : null;
   #remembered: RememberedStats | null = null;
   #nextId = 1;
   #closing: Promise<void> | null = null;
@@ -189,6 +191,8 @@ export class WorkerSession implements Session {
   #send(call: Call): void {
     if (this.#calls.size === 0) this.#port.ref();
     this.#calls.set(call.id, call);
+    // What is to be durable is, as a rule, all that the program waits for. (The addon is there where a map is.)
+    if (call.op === 'sync' && this.map !== null) this.#wakeful?.during(call.done.promise);
     const { id, op, args, payload } = call;
     this.#post({ kind: 'call', id, op, args, payload }, payload);
   }

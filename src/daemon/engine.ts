@@ -14,13 +14,14 @@ import { FsError } from '../common/errors.js';
 import type { NodeId } from '../common/ids.js';
 import { type Logger, silentLogger } from '../common/logger.js';
 import { systemRandom } from '../common/random.js';
+import { Wakeful } from '../common/wakeful.js';
 import { FabricNode } from '../fabric/fabric-node.js';
 import { LadderTransport } from '../fabric/ladder-transport.js';
 import { RungTest } from '../fabric/rung-test.js';
 import { TcpTransport } from '../fabric/tcp-link.js';
 import type { OpenVerbsPort } from '../fabric/verbs-port.js';
 import type { FileSystem } from '../fs/file-system-api.js';
-import { crc32c, crc32cSectors, createPagePool } from '../native/core.js';
+import { bootTimeMs, crc32c, crc32cSectors, createPagePool, mayStayAwake, stayAwake } from '../native/core.js';
 import type { Checksums } from '../nsd/checksums.js';
 import type { NsdStore } from '../nsd/nsd-store.js';
 import { createFileSystem } from './create-file-system.js';
@@ -283,6 +284,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
         logger,
         counters,
         checksums,
+        ...(mayStayAwake ? { wakeful: new Wakeful({ stayAwake, nowMs: bootTimeMs }) } : {}),
         stores: [],
         ...(config.settings === undefined ? {} : { settings: config.settings }),
         fileSystems: async () => (await fileSystems()).map(({ name, record }) => ({ name, ...record })),

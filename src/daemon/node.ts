@@ -13,6 +13,7 @@ import { FsError } from '../common/errors.js';
 import { type FileSystemNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
 import type { Random } from '../common/random.js';
+import type { Wakeful } from '../common/wakeful.js';
 import type { Fabric, NodeIdentity } from '../fabric/fabric.js';
 import { FileBacking } from '../fs/backing.js';
 import { type CheckParts, type CheckReport, checkFileSystem, logOwners } from '../fs/check/check.js';
@@ -73,6 +74,8 @@ export interface NodeParts {
   readonly logger: Logger;
   readonly counters: Counters;
   readonly checksums: Checksums;
+  /** Absent: processors sleep as they like. */
+  readonly wakeful?: Wakeful;
   /** NSDs that this node serves, open. */
   readonly stores: readonly NsdStore[];
   readonly settings?: {
@@ -142,7 +145,7 @@ export class HoldfastNode {
   #turn: Promise<unknown> = Promise.resolve();
 
   constructor(parts: NodeParts, role: { readonly tokenServer: boolean }) {
-    const { fabric, membership, pool, plan, clock, counters, logger, checksums, settings } = parts;
+    const { fabric, membership, pool, plan, clock, counters, logger, checksums, wakeful, settings } = parts;
     this.#parts = parts;
     this.#staging = new SegmentArena(plan.fsStaging);
     this.#recovery = new NodeRecovery({
@@ -164,7 +167,15 @@ export class HoldfastNode {
     this.nsdServer =
       plan.serverStaging === null
         ? null
-        : new NsdServer({ fabric, pool, arena: new SegmentArena(plan.serverStaging), checksums, counters, logger });
+        : new NsdServer({
+            fabric,
+            pool,
+            arena: new SegmentArena(plan.serverStaging),
+            checksums,
+            counters,
+            logger,
+            wakeful,
+          });
     for (const store of parts.stores) this.nsdServer?.export(store, membership.view.epoch);
     if (this.nsdServer === null) {
       // Every full node is asked to fence; one that serves no NSD has nothing to drain.
@@ -236,8 +247,9 @@ export class HoldfastNode {
 
   /** NSDs by index, wherever the membership says that they are served. */
   nsdClient(uuids: readonly string[]): NsdClient {
-    const { fabric, membership, pool, checksums, clock, counters, settings } = this.#parts;
+    const { fabric, membership, pool, checksums, clock, counters, wakeful, settings } = this.#parts;
     return new NsdClient({
+      wakeful,
       fabric,
       pool,
       checksums,

@@ -1,4 +1,6 @@
 import { once } from 'node:events';
+import { readdirSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { setTimeout as delay } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -163,5 +165,34 @@ describe('the clocks', () => {
     expect(first).toBeGreaterThan(0);
     expect(bootTimeMs()).toBeGreaterThanOrEqual(first);
     expect(wallClockNs()).toBeGreaterThan(1_600_000_000n * 1_000_000_000n);
+  });
+});
+
+describe('a processor that is kept awake', () => {
+  const { stayAwake } = createRequire(import.meta.url)(coreAddonPath()) as { stayAwake(forUs: unknown): void };
+  /** Scheduling policies of the threads that do it (proc(5), stat, field 41). */
+  const policies = (): number[] =>
+    readdirSync('/proc/self/task').flatMap((task) => {
+      try {
+        if (readFileSync(`/proc/self/task/${task}/comm`, 'utf8').trim() !== 'hf-wakeful') return [];
+        const stat = readFileSync(`/proc/self/task/${task}/stat`, 'utf8');
+        return [Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[38])];
+      } catch {
+        // It has ended meanwhile.
+        return [];
+      }
+    });
+  const SCHED_IDLE = 5;
+
+  it('costs only time that nobody else wants, and one thread however often it is asked for', async () => {
+    stayAwake(50);
+    while (!policies().includes(SCHED_IDLE)) await new Promise((resolve) => setImmediate(resolve));
+    for (let i = 0; i < 100; i++) stayAwake(i % 2 === 0 ? 20 : 0);
+    expect(policies()).toEqual([SCHED_IDLE]);
+  });
+
+  it('for a bounded time', () => {
+    for (const wrong of [-1, 10_001, 0.5, Number.NaN]) expect(() => stayAwake(wrong)).toThrow(RangeError);
+    for (const wrong of ['1', undefined, null]) expect(() => stayAwake(wrong)).toThrow(TypeError);
   });
 });

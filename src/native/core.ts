@@ -96,6 +96,7 @@ interface CoreAddon {
   crc32cSectors(bytes: Uint8Array, offsetBytes: number, sectorCount: number, out: Uint32Array, outIndex: number): void;
   bootTimeMs(): number;
   wallClockNs(): bigint;
+  stayAwake(forUs: number): void;
   createCacheMap(poolId: number, slotCount: number, entryCountMax: number): CacheMapBinding;
   openCacheMap(id: number): CacheMapBinding;
   readonly constants: {
@@ -204,6 +205,15 @@ export const bootTimeMs = (): number => addon().bootTimeMs();
 
 /** Wall clock, nanoseconds since 1970. */
 export const wallClockNs = (): bigint => addon().wallClockNs();
+
+/**
+ * The processor that this thread runs on is kept from being halted from now on for so long (10 ms at most, 0: no longer), by a helper thread that takes only time
+ * that nobody else wants. For who is about to sleep until
+ * something that is due within microseconds: waking a halted processor takes longer than that. For whom it is allowed.
+ */
+export const stayAwake = (forUs: number): void => addon().stayAwake(forUs);
+/** It uses up idle time, which is somebody's on a shared host and counts against a container's quota: only where it is asked for. */
+export const mayStayAwake = process.env['HOLDFAST_STAY_AWAKE'] === '1';
 
 export const createCacheMapBinding = (poolId: number, slotCount: number, entryCountMax: number): CacheMapBinding =>
   addon().createCacheMap(poolId, slotCount, entryCountMax);

@@ -3,6 +3,7 @@ import { Counters } from '../common/counters.js';
 import { FsError, type Reason } from '../common/errors.js';
 import type { Epoch, Incarnation, NodeId, NsdIndex } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
+import type { Wakeful } from '../common/wakeful.js';
 import type { Fabric, Window } from '../fabric/fabric.js';
 import type { PagePool } from '../native/page-pool.js';
 import { MessageType } from '../protocol/message-types.js';
@@ -86,6 +87,8 @@ export interface NsdClientParts {
   /** This node's own store of an NSD that it serves. */
   readonly localStore?: (uuid: string) => NsdStore | undefined;
   readonly counters?: Counters;
+  /** While somebody waits for what is to be durable. */
+  readonly wakeful?: Wakeful | undefined;
   readonly requestsMax?: number;
   readonly timeoutMsDefault?: number;
   /** What one server gets before the next one is tried. */
@@ -146,7 +149,7 @@ export class NsdClient implements NsdClientApi {
   async write(ios: readonly SectorIo[], options: NsdWriteOptions = {}): Promise<void> {
     if (options.flush !== undefined) this.counters.add(`nsd.flushes.${options.flush}`);
     const batches = batchesOf('nsd.write', ios, this.parts.pool);
-    await settleAll(
+    const written = settleAll(
       batches.map((batch) => {
         const what: WriteStates = {
           crcs: this.#checksumsOf(batch),
@@ -160,11 +163,13 @@ export class NsdClient implements NsdClientApi {
         );
       }),
     );
+    if (options.flush !== undefined) this.parts.wakeful?.during(written);
+    await written;
   }
 
   async flush(nsds: readonly NsdIndex[], options: NsdFlushOptions = {}): Promise<void> {
     this.counters.add(`nsd.flushes.${options.why ?? 'other'}`);
-    await settleAll(
+    const flushed = settleAll(
       [...new Set(nsds)].map((nsd) =>
         this.#persist('nsd.flush', nsd, options, async (attempt, store) => {
           if (store !== undefined) {
@@ -177,6 +182,8 @@ export class NsdClient implements NsdClientApi {
         }),
       ),
     );
+    this.parts.wakeful?.during(flushed);
+    await flushed;
   }
 
   async versions(extents: readonly NsdExtent[], options: NsdIoOptions = {}): Promise<SectorVersions> {

@@ -3,6 +3,7 @@ import { FsError, type Reason } from '../common/errors.js';
 import type { Epoch, Incarnation, NodeId } from '../common/ids.js';
 import { type Logger, silentLogger } from '../common/logger.js';
 import { SECTOR_BYTES } from '../common/units.js';
+import type { Wakeful } from '../common/wakeful.js';
 import {
   type Fabric,
   type IncomingMessage,
@@ -54,6 +55,8 @@ export interface NsdServerParts {
   readonly checksums: Checksums;
   readonly counters?: Counters;
   readonly logger?: Logger;
+  /** While somebody waits for what is to be durable. */
+  readonly wakeful?: Wakeful | undefined;
   /** Bytes staged at a time per request; a multiple of a sector. */
   readonly pieceBytesMax?: number;
 }
@@ -100,7 +103,7 @@ export class NsdServer {
       });
     handle(MessageType.nsdRead, (message) => this.#serveRead(message));
     handle(MessageType.nsdWrite, (message) => this.#serveWrite(message));
-    handle(MessageType.nsdFlush, (message) => this.#serveFlush(message));
+    handle(MessageType.nsdFlush, (message) => this.#awake(this.#serveFlush(message)));
     handle(MessageType.nsdInfo, (message) => this.#serveInfo(message));
     handle(MessageType.nsdVersions, (message) => this.#serveVersions(message));
     handle(MessageType.nsdDiscard, (message) => this.#serveDiscard(message));
@@ -256,12 +259,18 @@ export class NsdServer {
           this.parts.pool.bytes.set(bytes, staging.offsetBytes);
         } else await this.#pull(peer, request.window, offsetBytes, staging);
         this.#verifyArrived(store, piece, staging, request.crcs);
-        await this.#atDevice(message, () => writePiece(store, piece, staging, write));
+        const written = this.#atDevice(message, () => writePiece(store, piece, staging, write));
+        await (request.durable ? this.#awake(written) : written);
       });
     });
     this.counters.add('nsd.servedWriteBytes', sectorCount * SECTOR_BYTES);
     if (request.data !== null) this.counters.add('nsd.servedInlineBytes', request.data.length);
     return encodeNsdWriteReply({ versions: write.versionsOut, ...store.life });
+  }
+
+  /** Somebody waits for what is to be durable, and often has the next thing to write then. */
+  #awake<T>(operation: Promise<T>): Promise<T> {
+    return this.parts.wakeful?.during(operation) ?? operation;
   }
 
   async #pull(peer: Peer, window: Uint8Array | null, offsetBytes: number, staging: PoolSegment): Promise<void> {

@@ -12,6 +12,7 @@
 #include "clocks.h"
 #include "napi_args.h"
 #include "page_pool.h"
+#include "wakeful.h"
 
 namespace holdfast {
 namespace {
@@ -136,6 +137,26 @@ napi_value WallClockNs(napi_env env, napi_callback_info) {
   return result;
 }
 
+void dropWakeful(void* wakeful) { static_cast<Wakeful*>(wakeful)->giveBack(); }
+
+// stayAwake(forUs): one helper for each environment, which is a thread; it ends with it.
+napi_value StayAwake(napi_env env, napi_callback_info info) {
+  napi_value argv[1];
+  size_t count = 1;
+  int64_t forUs;
+  void* data;
+  if (napi_get_cb_info(env, info, &count, argv, nullptr, &data) != napi_ok ||
+      !getInteger(env, argv[0], "forUs", 0, 10'000, &forUs)) {
+    return nullptr;
+  }
+  try {
+    static_cast<Wakeful*>(data)->stayAwake(static_cast<uint64_t>(forUs) * 1000u);
+  } catch (const std::exception& error) {
+    napi_throw_error(env, nullptr, error.what());
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 napi_value initialize(napi_env env, napi_value exports) {
@@ -148,6 +169,9 @@ napi_value initialize(napi_env env, napi_value exports) {
   addFunction(env, exports, "bootTimeMs", BootTimeMs, nullptr);
   addFunction(env, exports, "wallClockNs", WallClockNs, nullptr);
   addCacheMapFunctions(env, exports);
+  auto* wakeful = Wakeful::take();
+  addFunction(env, exports, "stayAwake", StayAwake, wakeful);
+  napi_add_env_cleanup_hook(env, dropWakeful, wakeful);
   // What the two languages both know; the loader compares.
   napi_value constants = nullptr;
   napi_create_object(env, &constants);
