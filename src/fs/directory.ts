@@ -32,6 +32,7 @@ import {
   setEntryAt,
 } from './leaf-format.js';
 import { keyOf } from './log/logged-sectors.js';
+import { corrupt } from './sector.js';
 import { MetadataTransaction, placeOf } from './transaction.js';
 import type { Volume } from './volume.js';
 
@@ -81,6 +82,7 @@ export class Directory {
       const index = indexAt(hash, depth);
       const found = this.#tryLeaf(index, 'shared', (leaf) => {
         if (!leafExists(leaf)) return ABSENT;
+        this.#checkDepth(leaf, index);
         const at = findEntry(leaf, hash, name.bytes);
         return at < 0 ? null : entryAt(leaf, at);
       });
@@ -171,11 +173,26 @@ export class Directory {
   #tryPlace(hash: number): number | Needed {
     for (let depth = this.inode.directoryDepth; depth >= 0; depth--) {
       const index = indexAt(hash, depth);
-      const exists = this.#tryLeaf(index, 'shared', leafExists);
+      const exists = this.#tryLeaf(index, 'shared', (leaf) => {
+        if (!leafExists(leaf)) return false;
+        this.#checkDepth(leaf, index);
+        return true;
+      });
       if (exists === undefined) return { kind: 'load', index, mode: 'shared' };
       if (exists.value) return index;
     }
     return ABSENT;
+  }
+
+  /** A directory of less depth than one of its leaves would look for names where they are not. */
+  #checkDepth(leaf: Uint8Array, index: number): void {
+    const { ino, directoryDepth } = this.inode;
+    if (leafDepth(leaf) > directoryDepth)
+      throw corrupt(
+        'lookup',
+        `directory ${ino} leaf ${index}`,
+        `has depth ${leafDepth(leaf)}, its directory ${directoryDepth}`,
+      );
   }
 
   #tryChange(
@@ -252,7 +269,15 @@ export class Directory {
     const now = this.#tryLeaf(index, 'shared', (leaf) => leaf.slice());
     if (now === undefined) return false;
     if (leafDepth(now.value) !== depth) return true;
+    const taken = this.#tryLeaf(sibling, 'shared', leafExists);
+    if (taken === undefined) return false;
     const { ino, generation } = this.inode;
+    if (taken.value)
+      throw corrupt(
+        'create',
+        `directory ${ino} leaf ${index}`,
+        `has depth ${depth}, and leaf ${sibling} is there already`,
+      );
     const low = new Uint8Array(SECTOR_BYTES);
     const high = new Uint8Array(SECTOR_BYTES);
     formatLeaf(low, ino, index, depth + 1, generation, this.#volume.fsId);

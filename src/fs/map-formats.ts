@@ -14,6 +14,8 @@ import { ALLOCATION_MAP, FREE_MARK_BYTES, FREE_MARKS_AT, type Geometry, INODE_MA
 import { getU16, getU32, Magic, sectorFault, setU16, setU32, writeHeader } from './sector.js';
 
 export const BITMAPS_AT = 64;
+/** The maps have one life: their generation is that of their inodes. */
+const GENERATION = 1;
 const BITMAP_BYTES = SUB_BLOCKS_PER_BLOCK / 8;
 
 const POPULATION = Uint8Array.from({ length: 256 }, (_, byte) => {
@@ -101,7 +103,7 @@ export function formatRegion(
 ): void {
   sector.fill(0);
   const index = region * geometry.nsdCount + nsd;
-  writeHeader(sector, { magic: Magic.region, fsId, owner: ALLOCATION_MAP, index, generation: 1 });
+  writeHeader(sector, { magic: Magic.region, fsId, owner: ALLOCATION_MAP, index, generation: GENERATION });
   setU32(sector, 44, region);
   setU16(sector, 48, nsd);
   let free = 0;
@@ -122,6 +124,7 @@ export function regionFault(
 ): string | null {
   const fault = sectorFault(sector, { magic: Magic.region, fsId, owner: ALLOCATION_MAP, index }, checksums);
   if (fault !== null) return fault;
+  if (getU32(sector, 32) !== GENERATION) return `of generation ${getU32(sector, 32)} instead of ${GENERATION}`;
   const region = Math.floor(index / geometry.nsdCount);
   if (getU32(sector, 44) !== region || getU16(sector, 48) !== index % geometry.nsdCount)
     return `says it is region ${getU32(sector, 44)} of NSD ${getU16(sector, 48)}`;
@@ -152,7 +155,7 @@ export function setInodeUsed(sector: Uint8Array, slot: number, used: boolean): v
 
 export function formatSegment(sector: Uint8Array, segment: number, fsId: bigint): void {
   sector.fill(0);
-  writeHeader(sector, { magic: Magic.segment, fsId, owner: INODE_MAP, index: segment, generation: 1 });
+  writeHeader(sector, { magic: Magic.segment, fsId, owner: INODE_MAP, index: segment, generation: GENERATION });
   setSegmentFree(sector, INODES_PER_SEGMENT);
   setSegmentGeneration(sector, 1);
 }
@@ -160,6 +163,7 @@ export function formatSegment(sector: Uint8Array, segment: number, fsId: bigint)
 export function segmentFault(sector: Uint8Array, segment: number, fsId: bigint, checksums: Checksums): string | null {
   const fault = sectorFault(sector, { magic: Magic.segment, fsId, owner: INODE_MAP, index: segment }, checksums);
   if (fault !== null) return fault;
+  if (getU32(sector, 32) !== GENERATION) return `of generation ${getU32(sector, 32)} instead of ${GENERATION}`;
   let used = 0;
   for (let i = 0; i < INODES_PER_SEGMENT / 8; i++) used += POPULATION[sector[BITMAPS_AT + i]!]!;
   const free = INODES_PER_SEGMENT - used;

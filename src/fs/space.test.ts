@@ -3,7 +3,7 @@ import { expect, test } from 'vitest';
 import { nsdIndex } from '../common/ids.js';
 import { BLOCK_BYTES } from '../common/units.js';
 import { TokenClass, TokenMode } from '../token-manager/token.js';
-import { type FileSystem, ROOT } from './file-system-api.js';
+import { type FileSystem, FileType, O_TMPFILE, ROOT } from './file-system-api.js';
 import { ALLOCATION_MAP } from './layout.js';
 import { checkVolume, TestVolume, turns } from './testing.js';
 
@@ -197,6 +197,24 @@ test('a file system out of inodes says ENOSPC, and creates again after a removal
     })(),
   ).rejects.toMatchObject({ code: 'ENOSPC', reason: 'noInodes' });
   expect(made).toBe(4096 - 16);
+  // At whatever makes an inode, and nothing of it stays; what makes none goes on.
+  const before = await fs.stat('/', ROOT);
+  const none = { code: 'ENOSPC', reason: 'noInodes' };
+  await expect(fs.mkdir('/none', 0o755, ROOT)).rejects.toMatchObject(none);
+  await expect(fs.symlink('to', '/none', ROOT)).rejects.toMatchObject(none);
+  await expect(fs.mknod('/none', FileType.fifo, 0o644, 0, ROOT)).rejects.toMatchObject(none);
+  await expect(fs.open('/', O_TMPFILE | O_RDWR, 0o644, ROOT)).rejects.toMatchObject(none);
+  await expect(fs.stat('/none', ROOT)).rejects.toMatchObject({ code: 'ENOENT' });
+  const { nlink, mtimeNs, sizeBytes } = await fs.stat('/', ROOT);
+  expect({ nlink, mtimeNs, sizeBytes }).toEqual({
+    nlink: before.nlink,
+    mtimeNs: before.mtimeNs,
+    sizeBytes: before.sizeBytes,
+  });
+  await put(fs, '/f8', Buffer.alloc(100_000, 8));
+  await fs.link('/f8', '/f8 too', ROOT);
+  await fs.rename('/f9', '/f9 still', ROOT);
+  expect((await fs.readdir('/', ROOT)).length).toBe(made + 1);
   await fs.unlink('/f7', ROOT);
   await create(7);
   await fs.unmount();

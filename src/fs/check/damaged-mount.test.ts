@@ -5,9 +5,10 @@ import { FsError } from '../../common/errors.js';
 import { nsdIndex } from '../../common/ids.js';
 import { type FileSystem, ROOT } from '../file-system-api.js';
 import { ALLOCATION_MAP, INODE_FILE, INODE_MAP, LOG_TABLE } from '../layout.js';
-import { setI64, setU16, setU32 } from '../sector.js';
+import { setU16, setU32 } from '../sector.js';
 import { checkVolume } from '../testing.js';
 import { type Contents, DamagedVolume, type Place, placeText, readContents } from './testing-damage.js';
+import { DAMAGES as ANY, type Damage, OLD_GENERATION as OLD } from './testing-damages.js';
 
 const { O_RDONLY } = constants;
 
@@ -17,14 +18,19 @@ beforeAll(async () => {
 });
 beforeEach(() => v.restore());
 
-const DAMAGES: Record<string, (place: Place) => void> = {
-  'flipped bits': (place) => v.flip(place, 2000, 5),
-  'a wrong magic': (place) => v.edit(place, (bytes) => setU32(bytes, 0, 0x41414141)),
-  "another file system's UUID": (place) => v.edit(place, (bytes) => setI64(bytes, 8, 99n)),
-  "another's place": (place) => v.edit(place, (bytes) => setU32(bytes, 24, 12_345)),
-  'bytes without their checksum': (place) => v.rot(place),
+const here =
+  (damage: Damage) =>
+  (place: Place): void =>
+    damage(v, place);
+const DAMAGES = Object.fromEntries(Object.entries(ANY).map(([what, damage]) => [what, here(damage)]));
+const OLD_GENERATION = here(OLD);
+const SUPERBLOCK: typeof DAMAGES = {
+  ...DAMAGES,
+  'an impossible number of NSDs': (place) => v.edit(place, (bytes) => setU32(bytes, 160 + 4 + 4, 60_000)),
+  'a name of impossible length': (place) => v.edit(place, (bytes) => setU32(bytes, 160, 60_000)),
+  'no segments': (place) => v.edit(place, (bytes) => setU32(bytes, 76, 0)),
+  'too many blocks in a region': (place) => v.edit(place, (bytes) => setU32(bytes, 72, 5_000)),
 };
-const OLD_GENERATION = (place: Place): void => v.edit(place, (bytes) => setU32(bytes, 32, 0));
 
 interface Structure {
   readonly find: () => Promise<Place> | Place;
@@ -81,7 +87,10 @@ const STRUCTURES: Record<string, Structure> = {
     find: () => v.attributesPointer('/attributes'),
     use: (fs) => fs.getXattr('/attributes', true, 'user.big', ROOT),
     object: /inode \d+/,
-    also: { 'an old generation': OLD_GENERATION },
+    also: {
+      'an old generation': OLD_GENERATION,
+      'impossible lengths': (place) => v.edit(place, (bytes) => setU32(bytes, 64 + 2, 60_000)),
+    },
     hurt: () => false,
   },
 };
@@ -134,7 +143,8 @@ describe('what a mount can not do without:', () => {
     ["the inode map's inode", () => [v.inodePlace(INODE_MAP)], /inode 4/],
     ['the inode of the table of logs', () => [v.inodePlace(LOG_TABLE)], /inode 6/],
   ] as const)('%s, damaged, is named; with it mended the file system is there as it was', async (_, find, object) => {
-    for (const [what, damage] of Object.entries(DAMAGES)) {
+    const damages = object.source === 'superblock' ? SUPERBLOCK : DAMAGES;
+    for (const [what, damage] of Object.entries(damages)) {
       v.restore();
       for (const place of find()) damage(place);
       const error: unknown = await v.volume.mount().then(
@@ -167,7 +177,7 @@ describe('what a mount can not do without:', () => {
   });
 
   test('one good copy of the superblock is enough', async () => {
-    for (const damage of Object.values(DAMAGES)) {
+    for (const damage of Object.values({ ...SUPERBLOCK, 'an old generation': OLD_GENERATION })) {
       v.restore();
       damage({ nsd: nsdIndex(0), sector: 0 });
       const node = await v.volume.mount();

@@ -6,17 +6,18 @@ import { inodeNumber, nsdIndex } from '../../common/ids.js';
 import { type Logger, silentLogger } from '../../common/logger.js';
 import { fuzzRuns } from '../../common/testing/fuzz.js';
 import { SECTOR_BYTES } from '../../common/units.js';
-import { mirrored } from '../../nsd/copies.js';
+import { firstCopy, mirrored } from '../../nsd/copies.js';
 import { repairFileSystem } from '../check/repair.js';
 import { ROOT } from '../file-system-api.js';
 import type { Geometry } from '../layout.js';
 import { sealSector } from '../sector.js';
 import { fsIdOf } from '../superblock.js';
-import { checkParts, checkVolume, type TestNode, TestVolume, testChecksums } from '../testing.js';
+import { checkParts, checkVolume, TEST_FS_UUID, type TestNode, TestVolume, testChecksums } from '../testing.js';
 import { findLogTable, readDescriptors, readLog } from './log-reader.js';
 import { encodeTransaction, type LogRecord } from './log-records.js';
 import { encodeGroup, LogScan } from './log-sectors.js';
 import { LogSpace } from './log-space.js';
+import { encodeDescriptor } from './log-table.js';
 import { recordFault } from './record-bounds.js';
 
 const { O_CREAT, O_RDWR, O_RDONLY } = constants;
@@ -59,7 +60,8 @@ const IMPOSSIBLE: Record<string, LogRecord> = {
 async function logOf(volume: TestVolume, { fs, life }: TestNode) {
   const { fsUuid, geometry, inodeFile } = fs.superblock;
   const logs = { ...volume.storage(), fsId: fsIdOf(fsUuid), geometry, inodeFile };
-  const descriptors = await readDescriptors(logs, await findLogTable(logs));
+  const table = await findLogTable(logs);
+  const descriptors = await readDescriptors(logs, table);
   const descriptor = descriptors.find((one) => one?.owner.nodeId === life.nodeId)!;
   const { slot, generation, pieceSectors, pieces } = descriptor;
   const places = new LogSpace(pieceSectors, pieces);
@@ -79,7 +81,7 @@ async function logOf(volume: TestVolume, { fs, life }: TestNode) {
     const { nsd, sector } = placeOf(head);
     volume.nsds.setSector(nsd, sector, memory);
   };
-  return { descriptor, identity: { fsId: logs.fsId, slot, generation }, placeOf, read, write };
+  return { table, descriptor, identity: { fsId: logs.fsId, slot, generation }, placeOf, read, write };
 }
 
 /** A node that has synced a file and made a directory that is only in its log. */
@@ -133,6 +135,23 @@ test('a log with such a record is named by a check, and a repair goes on without
   const again = await volume.mount(3);
   await hasAll(again);
   await again.fs.unmount();
+});
+
+test('a descriptor of an old generation is found out by what its log has of a later one: that is a hole, and is named', async () => {
+  const { volume, node, log } = await leftBehind();
+  volume.powerOff([node]);
+  const { table, descriptor } = log;
+  const place = [firstCopy(table.nsd), table.sector + descriptor.slot] as const;
+  const before = encodeDescriptor({ ...descriptor, generation: descriptor.generation - 1 }, fsIdOf(TEST_FS_UUID), 1);
+  sealSector(before, testChecksums);
+  volume.nsds.setSector(...place, before);
+  const found = (await checkVolume(volume)).findings.find(({ kind }) => kind === 'logHole');
+  expect(found).toMatchObject({ object: `log ${descriptor.slot}` });
+  expect(found?.detail).toMatch(/sector \d+ is of generation \d+, its descriptor of \d+/);
+  const report = await repairFileSystem({ ...checkParts(volume), logger: silentLogger, counters: new Counters() }, 2);
+  expect(report).toMatchObject({ findings: [] });
+  expect(report.mended.map(({ kind }) => kind)).toContain('logHole');
+  expect(await checkVolume(volume)).toMatchObject({ findings: [], lostSubBlocks: 0, lostInodes: 0 });
 });
 
 const geometry: Geometry = {

@@ -98,6 +98,16 @@ function decodeHead(sector: Uint8Array, identity: LogIdentity, checksums: Checks
   return isGood ? head : null;
 }
 
+/** A log's descriptor is durable before anything is logged in its generation: one of an earlier generation than what is there is out of date. */
+function laterLife(sector: Uint8Array, identity: LogIdentity, checksums: Checksums): string | null {
+  const generation = getU32(sector, 20);
+  if (getU32(sector, 0) !== Magic.log || generation <= identity.generation) return null;
+  const head = decodeHead(sector, { ...identity, generation }, checksums);
+  return head === null
+    ? null
+    : `sector ${head.number} is of generation ${generation}, its descriptor of ${identity.generation}`;
+}
+
 /** Whether it is this sector of this log. */
 export const isLogSector = (sector: Uint8Array, n: number, identity: LogIdentity, checksums: Checksums): boolean =>
   decodeHead(sector, identity, checksums)?.number === n;
@@ -144,6 +154,7 @@ export class LogScan {
   #over = false;
   #ended: string | null = null;
   #hole: string | null = null;
+  #later: string | null = null;
 
   constructor(parts: LogScanParts) {
     this.#parts = parts;
@@ -162,6 +173,7 @@ export class LogScan {
     let isUneven = false;
     for (const sector of copies) {
       const found = sector === null ? null : decodeHead(sector, identity, checksums);
+      if (found === null && sector !== null) this.#later ??= laterLife(sector, identity, checksums);
       if (found?.number !== n) isUneven = true;
       else if (head === null) [head, bytes] = [found, sector];
     }
@@ -218,6 +230,6 @@ export class LogScan {
     const first = this.#groups.find((group) => group.first >= tail);
     this.#records.beginAt(first?.mark ?? this.#records.mark);
     const uneven = this.#uneven.filter((n) => n >= tail && n < head);
-    return { records: this.#records, head, tail, ended: this.#ended, hole: this.#hole, uneven };
+    return { records: this.#records, head, tail, ended: this.#ended, hole: this.#hole ?? this.#later, uneven };
   }
 }

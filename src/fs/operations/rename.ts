@@ -20,6 +20,7 @@ import { type Walked, walk } from '../path-walk.js';
 import { checkAccess, checkSticky, EXECUTE, WRITE } from '../permissions.js';
 import { type InodeRef, loadDirectory, pinInodes, type Wanted } from '../pinning.js';
 import { publishStatus, withSettledState } from '../publishing.js';
+import { corrupt } from '../sector.js';
 import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
 import { freeIfUnused } from './free-inode.js';
@@ -108,10 +109,22 @@ async function moveDirectory(volume: Volume, move: Move): Promise<boolean> {
   }
 }
 
-/** Whether a directory is another one or below it: upwards; nobody moves directories meanwhile, so one token at a time is enough. */
+/**
+ * Whether a directory is another one or below it: upwards; nobody moves directories meanwhile, so one token at a time is enough. Where damage has made a loop
+ * of directories the way up comes again to one of those at which it has been after 1, 2, 4, … steps (R. P. Brent, An Improved Monte Carlo Factorization
+ * Algorithm, section 2).
+ */
 async function isBelow(volume: Volume, from: InodeRef, directory: InodeRef, { to, options }: Move): Promise<boolean> {
-  for (let { ino } = from; ; ) {
+  let mark = from.ino;
+  let markedAt = 1;
+  for (let { ino } = from, steps = 0; ; steps++) {
     if (ino === directory.ino) return true;
+    if (steps > 0 && ino === mark && ino !== ROOT_DIRECTORY)
+      throw corrupt(op, `directory ${ino}`, 'it is its own ancestor (fs check --repair)');
+    if (steps === markedAt) {
+      mark = ino;
+      markedAt *= 2;
+    }
     if (ino === ROOT_DIRECTORY) return false;
     const pins = await pinInodes(volume, [{ ino, status: TokenMode.shared }], options);
     try {

@@ -11,7 +11,15 @@ import { checkParts, checkVolume } from '../../testing.js';
 import type { Finding } from '../findings.js';
 import { walkPointers } from '../pointer-walk.js';
 import { type RepairReport, repairFileSystem } from '../repair.js';
-import { copyTexts, DamagedVolume, differences, mapPlaces, type Place, readContents } from '../testing-damage.js';
+import {
+  copyTexts,
+  DamagedVolume,
+  differences,
+  hasContents,
+  mapPlaces,
+  type Place,
+  readContents,
+} from '../testing-damage.js';
 
 const FULL = process.env.HOLDFAST_TEST_FULL === '1';
 
@@ -67,11 +75,7 @@ async function hasEverything(v: DamagedVolume): Promise<void> {
   const node = await v.volume.mount();
   const now = await readContents(node.fs);
   await node.fs.unmount();
-  expect([...now.keys()].sort()).toEqual([...v.contents.keys()].sort());
-  for (const [path, content] of v.contents) {
-    const found = now.get(path)!;
-    expect(Buffer.isBuffer(content) ? content.equals(found as Buffer) : content === found, path).toBe(true);
-  }
+  hasContents(now, v.contents);
 }
 
 async function isMended(v: DamagedVolume, ino: number, damage: Damage): Promise<void> {

@@ -1,0 +1,84 @@
+/** Directories that contradict themselves, each structure whole by itself: whoever has it mounted neither goes round for ever nor loses more. */
+import { constants } from 'node:fs';
+import { beforeAll, beforeEach, expect, test } from 'vitest';
+import { Counters } from '../../common/counters.js';
+import { silentLogger } from '../../common/logger.js';
+import { type FileSystem, ROOT } from '../file-system-api.js';
+import { setU32 } from '../sector.js';
+import { checkParts, checkVolume } from '../testing.js';
+import { repairFileSystem } from './repair.js';
+import { DamagedVolume, hasContents, readContents } from './testing-damage.js';
+
+const { O_CREAT, O_RDWR } = constants;
+
+let v: DamagedVolume;
+beforeAll(async () => {
+  v = await DamagedVolume.create();
+});
+beforeEach(() => v.restore());
+
+async function repaired(): Promise<void> {
+  const report = await repairFileSystem({ ...checkParts(v.volume), logger: silentLogger, counters: new Counters() }, 2);
+  expect(report.findings).toEqual([]);
+  const node = await v.volume.mount();
+  hasContents(await readContents(node.fs), v.contents);
+  await node.fs.unmount();
+}
+const create = async (fs: FileSystem, path: string): Promise<void> =>
+  (await fs.open(path, O_CREAT | O_RDWR, 0o644, ROOT)).close();
+
+test.each([
+  ['of three directories', '/a/b/c'],
+  ['of one directory', '/a'],
+])('a loop %s by their parents ends a rename below it with EUCLEAN; other directories move', async (_, parent) => {
+  v.editInode('/a', (fields) => void (fields.parent = v.ino(parent)));
+  const node = await v.volume.mount();
+  await expect(node.fs.rename('/many', '/a/b/c/many', ROOT)).rejects.toMatchObject({
+    code: 'EUCLEAN',
+    object: expect.stringMatching(/^directory \d+$/),
+  });
+  await node.fs.mkdir('/x', 0o755, ROOT);
+  await node.fs.rename('/x', '/many/x', ROOT);
+  await node.fs.rmdir('/many/x', ROOT);
+  await node.fs.unmount();
+  await repaired();
+});
+
+test('a leaf of less depth than it has is not split over the one that is there', async () => {
+  const [leaf] = (await v.leaves('/many')).filter(({ index }) => index === 0);
+  v.edit(leaf!.place, (bytes) => void bytes[40]!--);
+  const node = await v.volume.mount();
+  const made: string[] = [];
+  const filled = (async () => {
+    for (let i = 0; i < 400; i++) {
+      await create(node.fs, `/many/more-${i}`);
+      made.push(`/many/more-${i}`);
+    }
+  })();
+  await expect(filled).rejects.toMatchObject({ code: 'EUCLEAN', object: `directory ${v.ino('/many')} leaf 0` });
+  // All that were there are, and all that were made.
+  for (const path of [...v.contents.keys()].filter((one) => one.startsWith('/many/'))) await node.fs.stat(path, ROOT);
+  for (const path of made) await node.fs.unlink(path, ROOT);
+  await node.fs.unmount();
+  await repaired();
+});
+
+test('a directory of less depth than its leaves names one, and takes no name where nobody would look for it', async () => {
+  v.editInode('/many', (fields) => void (fields.directoryDepth = 0));
+  const node = await v.volume.mount();
+  const error = { code: 'EUCLEAN', object: `directory ${v.ino('/many')} leaf 0` };
+  await expect(node.fs.stat('/many/file-with-a-name-7', ROOT)).rejects.toMatchObject(error);
+  await expect(create(node.fs, '/many/new')).rejects.toMatchObject(error);
+  await node.fs.unmount();
+  await repaired();
+});
+
+test('an inode of an earlier life than its name is not taken for it', async () => {
+  v.edit(v.inodePlace('/a/one'), (bytes) => setU32(bytes, 32, 0));
+  const node = await v.volume.mount();
+  await expect(node.fs.stat('/a/one', ROOT)).rejects.toMatchObject({ code: 'ESTALE' });
+  await node.fs.stat('/a/two', ROOT);
+  await node.fs.unmount();
+  const { findings } = await checkVolume(v.volume);
+  expect(findings.map(({ kind }) => kind)).toContain('entryDangling');
+});

@@ -1,0 +1,88 @@
+/** Space is reserved before a write says that it has succeeded: when a file system gets full under several nodes, none of what was acknowledged is lost. */
+import { constants } from 'node:fs';
+import { expect, test } from 'vitest';
+import { SeededRandom } from '../common/random.js';
+import { BLOCK_BYTES } from '../common/units.js';
+import { type FileSystem, type OpenFile, ROOT } from './file-system-api.js';
+import { checkVolume, TestVolume } from './testing.js';
+
+const { O_CREAT, O_RDWR } = constants;
+const SEEDS = process.env.HOLDFAST_TEST_FULL === '1' ? 20 : 2;
+
+/** Of one file: what was acknowledged, byte by byte. */
+interface Written {
+  readonly path: string;
+  readonly file: OpenFile;
+  readonly bytes: Buffer;
+  end: number;
+}
+
+const open = async (fs: FileSystem, path: string): Promise<Written> => ({
+  path,
+  file: await fs.open(path, O_CREAT | O_RDWR, 0o644, ROOT),
+  bytes: Buffer.alloc(8 * BLOCK_BYTES),
+  end: 0,
+});
+
+/** Appends, small and large, to several files in turn, until nothing fits any more; every other time a hole is left, or something is written over. */
+async function fill(files: readonly Written[], random: SeededRandom): Promise<number> {
+  let refused = 0;
+  for (let turn = 0; refused < 12; turn++) {
+    const one = files[turn % files.length]!;
+    const length = 1 + Math.floor(random.next() * (random.next() < 0.3 ? BLOCK_BYTES : 9_000));
+    const over = random.next() < 0.2;
+    const at = over ? Math.floor(random.next() * one.end) : one.end + (random.next() < 0.1 ? 5_000 : 0);
+    if (at + length > one.bytes.length) {
+      refused++;
+      continue;
+    }
+    const content = Buffer.alloc(length, 1 + (turn % 255));
+    try {
+      await one.file.write(at, content);
+    } catch (error) {
+      expect(error).toMatchObject({ code: 'ENOSPC' });
+      // What is there already has its space.
+      if (over && at + length <= one.end && !one.bytes.subarray(at, at + length).includes(0)) throw error;
+      refused++;
+      continue;
+    }
+    content.copy(one.bytes, at);
+    one.end = Math.max(one.end, at + length);
+    if (random.next() < 0.05) await one.file.sync(false);
+  }
+  return refused;
+}
+
+test.each(Array.from({ length: SEEDS }, (_, i) => i + 1))(
+  'what two nodes were told that they had written while they filled it up together is there, after each unmounted (seed %d)',
+  async (seed) => {
+    const volume = await TestVolume.create({ blocks: [14, 14], poolPages: 4096, mkfs: { expectedNodes: 2 } });
+    const nodes = [await volume.mount(1), await volume.mount(2)];
+    const written: Written[] = [];
+    await Promise.all(
+      nodes.map(async ({ fs }, i) => {
+        const files = [await open(fs, `/${i}-a`), await open(fs, `/${i}-b`), await open(fs, `/${i}-c`)];
+        written.push(...files);
+        await fill(files, new SeededRandom(seed * 10 + i));
+      }),
+    );
+    for (const { file } of written) {
+      await file.sync(false);
+      await file.close();
+    }
+    for (const { fs } of nodes) await fs.unmount();
+    expect(await checkVolume(volume)).toMatchObject({ findings: [], lostSubBlocks: 0, lostInodes: 0 });
+    const { fs } = await volume.mount(1);
+    for (const { path, bytes, end } of written) {
+      expect((await fs.stat(path, ROOT)).sizeBytes, path).toBe(end);
+      const file = await fs.open(path, O_RDWR, 0, ROOT);
+      const now = Buffer.alloc(end);
+      await file.read(0, now);
+      expect(now.equals(bytes.subarray(0, end)), path).toBe(true);
+      await file.close();
+    }
+    for (const { path } of written) await fs.unlink(path, ROOT);
+    await fs.unmount();
+    expect(await checkVolume(volume)).toMatchObject({ findings: [], lostSubBlocks: 0, lostInodes: 0 });
+  },
+);
