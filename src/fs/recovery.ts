@@ -97,12 +97,14 @@ export async function replayLogs(
 ): Promise<Recovered> {
   const plan = new RedoPlan();
   let transactions = 0;
+  const outdated = new Map<number, string>();
   const done: LogDescriptor[] = [];
   const logs: { readonly descriptor: LogDescriptor; readonly uneven: readonly number[] }[] = [];
   for (const descriptor of slots) {
     // Its space may not even be marked as used: whoever takes the slot goes on with that.
     if (descriptor.state !== LogState.open) continue;
     const scanned = await readLog(volume, descriptor);
+    if (scanned.later !== null) outdated.set(descriptor.slot, scanned.later);
     if (scanned.hole !== null) {
       volume.counters.add('recovery.logHoles');
       volume.logger.error({ slot: descriptor.slot, why: scanned.hole }, 'what was logged behind a hole is lost');
@@ -128,7 +130,14 @@ export async function replayLogs(
   }
   const result = await redo(volume, sectors);
   volume.goOn?.();
-  for (const descriptor of done) await writeDescriptor(volume, table, descriptor, versionOf(descriptor.slot));
+  for (const descriptor of done) {
+    await writeDescriptor(volume, table, descriptor, versionOf(descriptor.slot));
+    // Only now is it certain that nobody else had gone on with it.
+    const why = outdated.get(descriptor.slot);
+    if (why === undefined) continue;
+    volume.counters.add('recovery.logHoles');
+    volume.logger.error({ slot: descriptor.slot, why }, 'what was logged in a later life of the log is lost');
+  }
   volume.counters.add('recovery.logs', done.length);
   volume.counters.add('recovery.transactions', transactions);
   return { logs: done.length, transactions, ...result };

@@ -75,11 +75,12 @@ export class RecordedLogs {
     }
     const scanned = await readLog(this.volume, descriptor);
     this.#toEnd.push({ descriptor, head: scanned.head });
-    if (scanned.hole !== null)
+    const hole = scanned.hole ?? scanned.later;
+    if (hole !== null)
       this.#scan.report(
         'logHole',
         { object: `log ${descriptor.slot}` },
-        `${scanned.hole}: what node ${descriptor.owner.nodeId} logged from there on is lost`,
+        `${hole}: what node ${descriptor.owner.nodeId} logged from there on is lost`,
       );
   }
 

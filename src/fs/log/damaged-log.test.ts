@@ -137,7 +137,8 @@ test('a log with such a record is named by a check, and a repair goes on without
   await again.fs.unmount();
 });
 
-test('a descriptor of an old generation is found out by what its log has of a later one: that is a hole, and is named', async () => {
+/** Of a log of a node that is gone. */
+async function outdated() {
   const { volume, node, log } = await leftBehind();
   volume.powerOff([node]);
   const { table, descriptor } = log;
@@ -145,6 +146,18 @@ test('a descriptor of an old generation is found out by what its log has of a la
   const before = encodeDescriptor({ ...descriptor, generation: descriptor.generation - 1 }, fsIdOf(TEST_FS_UUID), 1);
   sealSector(before, testChecksums);
   volume.nsds.setSector(...place, before);
+  return { volume, descriptor };
+}
+
+test('a descriptor of an old generation is found out by whoever mounts, and counted', async () => {
+  const { volume } = await outdated();
+  const there = await volume.mount(2);
+  expect(there.counters.get('recovery.logHoles')).toBe(1);
+  await there.fs.unmount();
+});
+
+test('a descriptor of an old generation is found out by what its log has of a later one: that is a hole, and is named', async () => {
+  const { volume, descriptor } = await outdated();
   const found = (await checkVolume(volume)).findings.find(({ kind }) => kind === 'logHole');
   expect(found).toMatchObject({ object: `log ${descriptor.slot}` });
   expect(found?.detail).toMatch(/sector \d+ is of generation \d+, its descriptor of \d+/);

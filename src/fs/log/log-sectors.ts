@@ -122,6 +122,8 @@ export interface ScannedLog {
   readonly ended: string | null;
   /** There is more behind that end, of groups that were begun after it had been durable: something was lost. */
   readonly hole: string | null;
+  /** Something in it is of a later generation: its descriptor is out of date, or this was read while others went on with the log. */
+  readonly later: string | null;
   /** Sectors from tail to head that are not the same on every copy, or not there. */
   readonly uneven: readonly number[];
 }
@@ -230,6 +232,6 @@ export class LogScan {
     const first = this.#groups.find((group) => group.first >= tail);
     this.#records.beginAt(first?.mark ?? this.#records.mark);
     const uneven = this.#uneven.filter((n) => n >= tail && n < head);
-    return { records: this.#records, head, tail, ended: this.#ended, hole: this.#hole ?? this.#later, uneven };
+    return { records: this.#records, head, tail, ended: this.#ended, hole: this.#hole, later: this.#later, uneven };
   }
 }
