@@ -3,7 +3,10 @@ import { constants } from 'node:fs';
 import { beforeAll, beforeEach, expect, test } from 'vitest';
 import { Counters } from '../../common/counters.js';
 import { silentLogger } from '../../common/logger.js';
+import { POINTER_BYTES, readPointer, writePointer } from '../block-pointer.js';
 import { type FileSystem, ROOT } from '../file-system-api.js';
+import { INDIRECT_POINTERS_AT } from '../indirect-format.js';
+import { ALLOCATION_MAP } from '../layout.js';
 import { setU32 } from '../sector.js';
 import { checkParts, checkVolume } from '../testing.js';
 import { repairFileSystem } from './repair.js';
@@ -20,6 +23,7 @@ beforeEach(() => v.restore());
 async function repaired(): Promise<void> {
   const report = await repairFileSystem({ ...checkParts(v.volume), logger: silentLogger, counters: new Counters() }, 2);
   expect(report.findings).toEqual([]);
+  expect(await checkVolume(v.volume)).toMatchObject({ findings: [], lostSubBlocks: 0, lostInodes: 0 });
   const node = await v.volume.mount();
   hasContents(await readContents(node.fs), v.contents);
   await node.fs.unmount();
@@ -82,3 +86,28 @@ test('an inode of an earlier life than its name is not taken for it', async () =
   const { findings } = await checkVolume(v.volume);
   expect(findings.map(({ kind }) => kind)).toContain('entryDangling');
 });
+
+test.each([
+  ['to its own indirect block', () => v.pointer('/a/sparse', 211)],
+  ['to the indirect block of another level', () => v.pointer('/a/sparse', 212)],
+  [
+    'to a block that it has already',
+    () => readPointer(v.read(v.pointer('/a/sparse', 211)), INDIRECT_POINTERS_AT + 19 * POINTER_BYTES)!,
+  ],
+  ["to another file's block", () => v.pointer('/a/block')],
+  ['to a leaf', () => v.pointer('/many')],
+  ['to the allocation map', () => v.scan.system.get(ALLOCATION_MAP)!.blocks.get(0)!],
+])(
+  'an indirect block with a pointer %s is named; each gets a place of its own, and nobody else loses anything',
+  async (_, find) => {
+    const home = v.pointer('/a/sparse', 211);
+    v.edit(home, (bytes) => writePointer(bytes, INDIRECT_POINTERS_AT + 3 * POINTER_BYTES, find()));
+    v.editInode('/a/sparse', (fields) => void (fields.allocatedSubBlocks += find().count));
+    const { findings } = await checkVolume(v.volume);
+    expect(findings).toMatchObject([
+      { kind: 'spaceShared', object: expect.stringMatching(/sub-blocks \d+ to \d+ of NSD \d/) },
+    ]);
+    expect(findings[0]!.mend).not.toBeNull();
+    await repaired();
+  },
+);
