@@ -10,10 +10,12 @@
 import type { CachedFile } from '../cache/page-cache-api.js';
 import { invariant } from '../common/assert.js';
 import { FsError } from '../common/errors.js';
-import { SECTOR_BYTES } from '../common/units.js';
+import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
+import { findBlock } from './block-map.js';
 import { isReserved, reserve } from './file-space.js';
 import type { Inode } from './inode.js';
 import { DIRECTORY_DEPTH_MAX } from './inode-format.js';
+import { isUserInode } from './layout.js';
 import {
   appendEntry,
   entryAt,
@@ -52,6 +54,7 @@ export type Needed =
 const LIST_CHUNK_LEAVES = 64;
 const ABSENT = -1;
 
+const blockOf = (index: number): number => Math.floor(index / SUB_BLOCKS_PER_BLOCK);
 const leafRange = (index: number) => ({ start: index * SECTOR_BYTES, end: (index + 1) * SECTOR_BYTES });
 
 export class Directory {
@@ -87,9 +90,15 @@ export class Directory {
         return at < 0 ? null : entryAt(leaf, at);
       });
       if (found === undefined) return { kind: 'load', index, mode: 'shared' };
-      if (found.value !== ABSENT) return found.value;
+      if (found.value !== ABSENT) return found.value === null ? null : this.#checked(name, found.value);
     }
     return null;
+  }
+
+  /** Whoever follows a name trusts it with the inode: one of the file system's own would be given away, or taken apart. */
+  #checked(name: HashedName, entry: LeafEntry): LeafEntry {
+    if (isUserInode(entry.ino, this.#volume.geometry)) return entry;
+    throw corrupt('directory.read', `name '${name.text}' in directory ${this.inode.ino}`, `names inode ${entry.ino}`);
   }
 
   /** Null: done. The name is not there (the caller has just looked, in this turn). */
@@ -137,7 +146,12 @@ export class Directory {
     for (let index = 0; index * SECTOR_BYTES < this.inode.sizeBytes; index++) {
       const leaf = this.#tryLeaf(index, 'shared', (bytes) => (leafExists(bytes) ? leafEntries(bytes) : []));
       if (leaf === undefined) {
+        // Most of a directory that was split unevenly is holes.
+        const block = await findBlock(this.#volume, this.inode, blockOf(index), (pointer) => pointer !== null);
+        if (block === null) break;
+        index = Math.max(index, block * SUB_BLOCKS_PER_BLOCK);
         const end = Math.min(this.inode.sizeBytes, (index + LIST_CHUNK_LEAVES) * SECTOR_BYTES);
+        if (index * SECTOR_BYTES >= end) break;
         await this.#file.withBytes({ start: index * SECTOR_BYTES, end }, 'shared', () => undefined);
         index--;
         continue;

@@ -27,7 +27,7 @@ import type { Volume } from './volume.js';
 export async function orphanStep(volume: Volume, ref: InodeRef, options: OpOptions | undefined): Promise<boolean> {
   const what = await lookAt(volume, ref, options);
   if (what === null) return false;
-  if (what.nlink === 0) return freeOrphan(volume, ref, options);
+  if (what.nlink <= 0) return freeOrphan(volume, ref, options);
   if (!what.tailDoubtful) return false;
   const handle = { ...ref, inode: what, credentials: ROOT, movesAtime: false };
   try {

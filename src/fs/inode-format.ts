@@ -125,6 +125,19 @@ function keptOf(sector: Uint8Array): Uint8Array {
   return kept.some((byte) => byte !== 0) ? kept : EMPTY_AREA;
 }
 
+/**
+ * What is wrong with a directory's size, or null: leaves are numbered below 2^depth, so nothing lies behind that. Not decodeInode's business: a check
+ * finds the right one in the leaves, and loses no name.
+ */
+export function directoryFault(
+  type: InodeFields['type'],
+  { sizeBytes, depth }: { readonly sizeBytes: number; readonly depth: number },
+): string | null {
+  if (type !== FileType.directory) return null;
+  if (sizeBytes % SECTOR_BYTES === 0 && sizeBytes <= 2 ** depth * SECTOR_BYTES) return null;
+  return `a directory of depth ${depth} and ${sizeBytes} bytes`;
+}
+
 /** Null: never written. @throws {FsError} corrupt, naming the inode and what is wrong with it. */
 export function decodeInode(
   ino: InodeNumber,
@@ -176,6 +189,7 @@ export function decodeInode(
   const attributesFault = fields.kept.length === 0 ? null : keptFault(fields.kept, geometry);
   if (attributesFault !== null) throw bad(attributesFault);
   if ((flags & InodeFlag.inline) !== 0) {
+    if (type === FileType.directory) throw bad('a directory in its inode');
     if (fields.sizeBytes !== areaLength) throw bad(`${areaLength} inline bytes, size ${fields.sizeBytes}`);
     return fields;
   }

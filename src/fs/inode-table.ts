@@ -30,11 +30,12 @@ import { allPointers } from './block-map.js';
 import { ConcurrentWriting, tailInDoubt } from './concurrent-writing.js';
 import { Inode } from './inode.js';
 import { InodeFile } from './inode-file.js';
-import { decodeInode, FREE_INODE, type InodeFields } from './inode-format.js';
+import { decodeInode, directoryFault, FREE_INODE, type InodeFields } from './inode-format.js';
 import { holdBack } from './inode-image.js';
 import { InodeWriter, indirectHomes } from './inode-writer.js';
 import { FIRST_USER_INODE, INODE_FILE, segmentOf } from './layout.js';
 import { keyOf, type SectorKey } from './log/logged-sectors.js';
+import { corrupt } from './sector.js';
 import type { Volume } from './volume.js';
 import { loadXattrBlock } from './xattrs.js';
 
@@ -357,7 +358,11 @@ export class InodeTable {
   }
 
   #decode(ino: InodeNumber, sector: Uint8Array): InodeFields | null {
-    return decodeInode(ino, sector, this.#volume.fsId, this.#volume.geometry, this.#volume.checksums);
+    const fields = decodeInode(ino, sector, this.#volume.fsId, this.#volume.geometry, this.#volume.checksums);
+    if (fields === null) return null;
+    const fault = directoryFault(fields.type, { sizeBytes: fields.sizeBytes, depth: fields.directoryDepth });
+    if (fault !== null) throw corrupt('inode.read', `inode ${ino}`, fault);
+    return fields;
   }
 
   // Reading

@@ -43,6 +43,9 @@ export const LINK_COUNT_MAX = 65_000;
 
 export const segmentOf = (ino: InodeNumber): number => Math.floor(ino / INODES_PER_SEGMENT);
 export const inodeBlockOf = (ino: InodeNumber): number => Math.floor(ino / INODES_PER_BLOCK);
+/** What a name may name, and be in: not what is the file system's own, and nothing that can't be there. */
+export const isUserInode = (ino: InodeNumber, { segmentCount }: Pick<Geometry, 'segmentCount'>): boolean =>
+  ino >= FIRST_USER_INODE && ino < segmentCount * INODES_PER_SEGMENT;
 export const isSystemFile = (ino: InodeNumber): boolean => ino === ALLOCATION_MAP || ino === INODE_MAP;
 
 /** A run of sub-blocks inside one block of one NSD, or of two: `nsd` says which (nsd/copies.ts). */

@@ -194,12 +194,14 @@ export class Orphans {
           }
           // Its last close here gives it to us again.
           if (inode.orphan && inode.openCount > 0) break;
-          running = this.#try(ref);
-          continue;
+          // Nothing came of it: whatever stands in its way is given time.
+          await this.#pause(retryMs);
+          retryMs = Math.min(2 * retryMs, RETRY_MAX_MS);
+        } else {
+          this.#volume.counters.add('fs.orphansWait');
+          await this.#alone(ref.ino);
+          retryMs = RETRY_MIN_MS;
         }
-        this.#volume.counters.add('fs.orphansWait');
-        await this.#alone(ref.ino);
-        retryMs = RETRY_MIN_MS;
       } catch (error) {
         if (signal.aborted || this.#volume.fenced) break;
         this.#volume.parts.logger.warn(

@@ -12,6 +12,7 @@ import type { LeafEntry } from './leaf-format.js';
 import { checkAccess, EXECUTE } from './permissions.js';
 import { checkDirectory, type InodeRef, loadDirectory, loadRef, pinInodes } from './pinning.js';
 import { corrupt } from './sector.js';
+import { parentOf } from './tree-faults.js';
 import type { Volume } from './volume.js';
 import { XattrSpace } from './xattr-format.js';
 import { allXattrs, withXattrs } from './xattrs.js';
@@ -157,7 +158,7 @@ async function lookupIn(
     checkName(name, op, path);
     if (name === '.') return directory;
     if (name !== '..') return await new Directory(volume, inode).lookup(hashedName(name));
-    parent = { ino: inode.parent, generation: 0, type: FileType.directory };
+    parent = { ino: parentOf(volume, inode, op), generation: 0, type: FileType.directory };
   } finally {
     pins.release();
   }

@@ -3,6 +3,7 @@ import { constants } from 'node:fs';
 import { beforeAll, beforeEach, expect, test } from 'vitest';
 import { Counters } from '../../common/counters.js';
 import { silentLogger } from '../../common/logger.js';
+import { SECTOR_BYTES } from '../../common/units.js';
 import { POINTER_BYTES, readPointer, writePointer } from '../block-pointer.js';
 import { type FileSystem, ROOT } from '../file-system-api.js';
 import { INDIRECT_POINTERS_AT } from '../indirect-format.js';
@@ -68,7 +69,7 @@ test('a leaf of less depth than it has is not split over the one that is there',
 });
 
 test('a directory of less depth than its leaves names one, and takes no name where nobody would look for it', async () => {
-  v.editInode('/many', (fields) => void (fields.directoryDepth = 0));
+  v.editInode('/many', (fields) => void Object.assign(fields, { directoryDepth: 0, sizeBytes: SECTOR_BYTES }));
   const node = await v.volume.mount();
   const error = { code: 'EUCLEAN', object: `directory ${v.ino('/many')} leaf 0` };
   await expect(node.fs.stat('/many/file-with-a-name-7', ROOT)).rejects.toMatchObject(error);

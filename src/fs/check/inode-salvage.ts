@@ -79,7 +79,9 @@ export function salvageInode(
     setU16(sector, 42, mode & 0o7777);
     dropped.push('bits of its mode');
   }
-  setU32(sector, 104, getU32(sector, 104) & KNOWN_FLAGS);
+  // Of a directory nothing is inline: what it has are pointers.
+  const flags = type === FileType.directory ? KNOWN_FLAGS & ~InodeFlag.inline : KNOWN_FLAGS;
+  setU32(sector, 104, getU32(sector, 104) & flags);
   for (const [at, what] of [
     [96, 'its device number'],
     [112, 'its count of sub-blocks'],

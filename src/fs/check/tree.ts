@@ -1,6 +1,7 @@
 /** Whether everything has its place in the tree, and as many names as it says. From what was gathered; reads nothing. */
 import { type InodeNumber, inodeNumber } from '../../common/ids.js';
 import { FileType } from '../file-system-api.js';
+import { directoryFault } from '../inode-format.js';
 import { FIRST_USER_INODE, ROOT_DIRECTORY } from '../layout.js';
 import { removeFrom } from './directory-edits.js';
 import { editInode, freeInode } from './inode-edits.js';
@@ -108,7 +109,9 @@ function checkDirectoryCounts(scan: Scan, directory: DirectoryFacts): void {
         }),
     );
   const depth = Math.max(directory.depth, directory.foundDepth);
-  const sizeBytes = Math.max(directory.sizeBytes, directory.foundBytes);
+  const said = Math.max(directory.sizeBytes, directory.foundBytes);
+  const sizeBytes =
+    directoryFault(FileType.directory, { sizeBytes: said, depth }) === null ? said : directory.foundBytes;
   if (foundEntries === directory.entries && depth === directory.depth && sizeBytes === directory.sizeBytes) return;
   scan.report(
     'directoryCount',

@@ -22,6 +22,7 @@ import { type InodeRef, loadDirectory, pinInodes, type Wanted } from '../pinning
 import { publishStatus, withSettledState } from '../publishing.js';
 import { corrupt } from '../sector.js';
 import { MetadataTransaction } from '../transaction.js';
+import { checkNamed, parentOf } from '../tree-faults.js';
 import type { Volume } from '../volume.js';
 import { freeIfUnused } from './free-inode.js';
 import { dropLink } from './unlink.js';
@@ -130,7 +131,7 @@ async function isBelow(volume: Volume, from: InodeRef, directory: InodeRef, { to
     try {
       const inode = await volume.inodes.load(ino);
       if (!inode.isDirectory || inode.nlink === 0) throw new FsError('notFound', { op, object: to });
-      ino = inode.parent;
+      ino = parentOf(volume, inode, op);
     } finally {
       pins.release();
     }
@@ -208,6 +209,8 @@ async function tryMove(volume: Volume, move: Move): Promise<boolean | Waiting> {
   // Two names of one inode: nothing to do, says POSIX.
   if (replaced !== null && replaced.ino === entry.ino) return true;
   checkMove(move, loaded);
+  checkNamed(op, fromInode, source.name.text, entry, moved);
+  if (victim !== null) checkNamed(op, toInode, target.name.text, replaced!, victim);
 
   const transaction = new MetadataTransaction(volume);
   const waiting = changeNames(move, fromDirectory, toDirectory, transaction);

@@ -10,6 +10,7 @@ import { checkAccess, checkSticky, EXECUTE, WRITE } from '../permissions.js';
 import { type InodeRef, loadDirectory, pinInodes } from '../pinning.js';
 import { publishStatus, withSettledState } from '../publishing.js';
 import { MetadataTransaction } from '../transaction.js';
+import { checkNamed } from '../tree-faults.js';
 import type { Volume } from '../volume.js';
 import { freeIfUnused } from './free-inode.js';
 
@@ -76,7 +77,10 @@ async function removeEntry(
     checkAccess(directoryInode, credentials, WRITE | EXECUTE, op, path);
     // A name whose inode is gone (its node died before it was written) can still be taken away.
     const dangling = inode.type === 0 || inode.generation !== target.generation;
-    if (!dangling) checkTarget(op, directoryInode, inode, path, credentials);
+    if (!dangling) {
+      checkTarget(op, directoryInode, inode, path, credentials);
+      checkNamed(op, directoryInode, name, target, inode);
+    }
     const transaction = new MetadataTransaction(volume);
     const needed = directory.tryRemove(hashed, transaction);
     if (needed !== null) {

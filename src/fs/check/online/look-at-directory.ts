@@ -2,7 +2,7 @@
 import type { InodeNumber } from '../../../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../../../common/units.js';
 import { FileType } from '../../file-system-api.js';
-import { decodeInode, type InodeFields } from '../../inode-format.js';
+import { decodeInode, directoryFault, type InodeFields } from '../../inode-format.js';
 import type { Extent } from '../../layout.js';
 import { hashName, leafDepth, leafEntries, leafExists, leafFault, type NamedEntry } from '../../leaf-format.js';
 import type { Volume } from '../../volume.js';
@@ -73,7 +73,10 @@ export async function lookAtDirectory(
     }
   });
   if (faults.some(({ kind }) => kind === 'leafDamaged' || kind === 'indirectDamaged')) return faults;
-  if (entries !== fields.directoryEntries || leaves.maxDepth > fields.directoryDepth || sizeBytes > fields.sizeBytes)
+  const impossible =
+    directoryFault(fields.type, { sizeBytes: fields.sizeBytes, depth: fields.directoryDepth }) !== null;
+  const tooLow = leaves.maxDepth > fields.directoryDepth || sizeBytes > fields.sizeBytes;
+  if (entries !== fields.directoryEntries || tooLow || impossible)
     say(
       'directoryCount',
       `inode ${ino}`,
