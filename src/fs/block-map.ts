@@ -56,6 +56,13 @@ export const rootIndex = (root: number): number => root - DIRECT_POINTERS;
 const slotOf = (node: { level: number; firstBlock: number }, block: number): number =>
   Math.floor((block - node.firstBlock) / span(node.level));
 
+/** Whether it has any pointers beyond those in its area. */
+export function hasIndirects(inode: Inode): boolean {
+  for (let index = 0; index < INDIRECT_LEVELS; index++)
+    if (areaPointer(inode, DIRECT_POINTERS + index) !== null) return true;
+  return false;
+}
+
 export function areaPointer(inode: Inode, entry: number): BlockPointer | null {
   const at = entry * POINTER_BYTES;
   return inode.isInline || at + POINTER_BYTES > inode.area.length ? null : readPointer(inode.area, at);
@@ -164,11 +171,18 @@ function touched(inode: Inode, node: IndirectNode): void {
   inode.dirtyIndirects++;
 }
 
+/** A count that was too small comes to nothing first: below that it would be no count at all, and the inode none that can be read. */
+export function countSubBlocks(inode: Inode, change: number): void {
+  const count = inode.allocatedSubBlocks + change;
+  inode.allocatedSubBlocks = Math.max(0, count);
+  if (count < 0) inode.keeper?.miscounted(inode);
+}
+
 /** In the turn in which it gets its pointer. */
 function added(inode: Inode, { home }: IndirectNode): void {
   inode.dirtyIndirects++;
   inode.keeper?.holdBack(inode);
-  inode.allocatedSubBlocks += 1;
+  countSubBlocks(inode, 1);
   inode.reserved.push(home);
 }
 
@@ -204,7 +218,7 @@ export function setPointer(inode: Inode, block: number, pointer: BlockPointer | 
   const before = findPointer(inode, block);
   invariant(before !== NOT_LOADED, 'a pointer is set where its indirect block is known');
   inode.keeper?.holdBack(inode);
-  inode.allocatedSubBlocks += (pointer?.count ?? 0) - (before?.count ?? 0);
+  countSubBlocks(inode, (pointer?.count ?? 0) - (before?.count ?? 0));
   const place = pointerPlace(block);
   if (place.level === 0) {
     setAreaPointer(inode, place.root, pointer);
@@ -327,7 +341,7 @@ export function cutPointers(inode: Inode, fromBlock: number, toBlock = FILE_BLOC
     setAreaPointer(inode, DIRECT_POINTERS + index, null);
     inode.setRoot(index, null);
   }
-  for (const extent of freed) inode.allocatedSubBlocks -= extent.count;
+  if (freed.length > 0) countSubBlocks(inode, -freed.reduce((sum, { count }) => sum + count, 0));
   return freed;
 }
 

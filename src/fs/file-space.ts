@@ -12,7 +12,15 @@ import { invariant } from '../common/assert.js';
 import type { ByteRange } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { BLOCK_BYTES, RANGE_END, SUB_BLOCK_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
-import { cutPointers, findPointer, loadForCut, loadPointers, preparePointer, setPointer } from './block-map.js';
+import {
+  cutPointers,
+  findPointer,
+  hasIndirects,
+  loadForCut,
+  loadPointers,
+  preparePointer,
+  setPointer,
+} from './block-map.js';
 import { type BlockPointer, blockPointer } from './block-pointer.js';
 import { cutPoint } from './cut-point.js';
 import { readAsLogged } from './data-reader.js';
@@ -228,8 +236,8 @@ export async function cutSpace(volume: Volume, inode: Inode, sizeBytes: number):
 /** Whether `cutSpace` would have to be called more than once. */
 export async function isCutInSteps(volume: Volume, inode: Inode, sizeBytes: number): Promise<boolean> {
   const { stepExtentsMax } = volume;
-  // Extents have a sub-block at least.
-  if (inode.isInline || inode.allocatedSubBlocks <= stepExtentsMax) return false;
+  // Extents have a sub-block at least; a count that is too small is not believed where there can be many.
+  if (inode.isInline || (inode.allocatedSubBlocks <= stepExtentsMax && !hasIndirects(inode))) return false;
   const { cutFrom } = keptOf(sizeBytes);
   return inode.structure.run(async () => (await cutPoint(volume, inode, cutFrom, stepExtentsMax)) > cutFrom);
 }

@@ -6,7 +6,7 @@
  */
 import type { InodeNumber } from '../common/ids.js';
 import { inodeNumber } from '../common/ids.js';
-import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
+import { RANGE_END, SECTOR_BYTES, SUB_BLOCK_BYTES } from '../common/units.js';
 import type { Checksums } from '../nsd/checksums.js';
 import { POINTER_BYTES, pointersFault } from './block-pointer.js';
 import { FileType } from './file-system-api.js';
@@ -39,6 +39,9 @@ export const INDIRECT_LEVELS = 5;
 export const DIRECT_POINTERS = AREA_POINTERS - INDIRECT_LEVELS;
 /** Greatest depth of a directory's hash table: 2^24 leaves, some 10^9 entries. */
 export const DIRECTORY_DEPTH_MAX = 24;
+
+/** More than the longest file and its indirect blocks have. */
+export const ALLOCATED_SUB_BLOCKS_MAX = 2 * (RANGE_END / SUB_BLOCK_BYTES);
 
 export const InodeFlag = {
   /** The area holds the file's bytes (or a link's target), not pointers. */
@@ -183,8 +186,8 @@ export function decodeInode(
   };
   if (!(fields.sizeBytes <= RANGE_END)) throw bad('size out of range');
   if (fields.mode > 0o7777) throw bad(`mode ${fields.mode.toString(8)}`);
-  if (Number.isNaN(fields.rdev) || Number.isNaN(fields.parent) || Number.isNaN(fields.allocatedSubBlocks))
-    throw bad('an integer beyond 2^53');
+  if (Number.isNaN(fields.rdev) || Number.isNaN(fields.parent)) throw bad('an integer beyond 2^53');
+  if (!(fields.allocatedSubBlocks <= ALLOCATED_SUB_BLOCKS_MAX)) throw bad('a count of sub-blocks out of range');
   if (fields.directoryDepth > DIRECTORY_DEPTH_MAX) throw bad(`directory depth ${fields.directoryDepth}`);
   const attributesFault = fields.kept.length === 0 ? null : keptFault(fields.kept, geometry);
   if (attributesFault !== null) throw bad(attributesFault);

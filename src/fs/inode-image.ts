@@ -58,7 +58,8 @@ function expose(as: Uint8Array): void {
   for (const [from, to] of EXPOSING) for (let at = from; at < to; at++) scratch[at] = as[at]!;
   scratch.fill(0, AREA_AT);
   if (as.length > AREA_AT) scratch.set(as.subarray(AREA_AT), AREA_AT);
-  setU64(scratch, ALLOCATED_AT, getU64(scratch, ALLOCATED_AT) + attributes);
+  // A count that was too small to begin with (block-map.ts).
+  setU64(scratch, ALLOCATED_AT, Math.max(0, getU64(scratch, ALLOCATED_AT) + attributes));
   const flags = (getU32(scratch, FLAGS_AT) & ~InodeFlag.inline) | (getU32(as, FLAGS_AT) & InodeFlag.inline);
   setU32(scratch, FLAGS_AT, flags);
 }

@@ -194,6 +194,11 @@ export class InodeTable {
     holdBack(this.#volume, inode);
   }
 
+  miscounted({ ino }: Inode): void {
+    this.#volume.counters.add('fs.subBlocksMiscounted');
+    this.#volume.parts.logger.error({ ino }, 'an inode has more sub-blocks than it says (fs check --repair)');
+  }
+
   markDirty(inode: Inode, core: boolean): void {
     if (!inode.dirty) inode.dirtySinceMs = this.#volume.clock.nowMs();
     inode.dirty = true;

@@ -77,8 +77,8 @@ export class Inode implements InodeFields {
   unexposed = false;
   /** Counted up with each change of them. */
   heldChanges = 0;
-  /** Told before pointers change; null: nobody logs them. */
-  keeper: { holdBack(inode: Inode): void } | null = null;
+  /** Told before pointers change, and that there were more sub-blocks than its count says; null: nobody logs them. */
+  keeper: { holdBack(inode: Inode): void; miscounted(inode: Inode): void } | null = null;
   /** Space that was allocated for it and that no logged pointer names. */
   reserved: Extent[] = [];
   /** Indirect blocks that are ahead of what the log has, at most: those that were cut off since are counted too. */

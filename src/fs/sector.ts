@@ -5,6 +5,7 @@
  * and CRC32C agree. Sealing happens just before write-out, so in memory the CRC field is not kept current.
  * Fault model: a sector may hold anything at all; what does not verify is reported as `corrupt`, by name, never used.
  */
+import { invariant } from '../common/assert.js';
 import { FsError } from '../common/errors.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { Checksums } from '../nsd/checksums.js';
@@ -69,6 +70,7 @@ export function getU64(bytes: Uint8Array, at: number): number {
   return high > 0x1fffff ? Number.NaN : high * 2 ** 32 + getU32(bytes, at);
 }
 export function setU64(bytes: Uint8Array, at: number, value: number): void {
+  invariant(value >= 0 && value <= Number.MAX_SAFE_INTEGER, 'what is stored can be read again');
   setU32(bytes, at, value % 2 ** 32);
   setU32(bytes, at + 4, Math.floor(value / 2 ** 32));
 }

@@ -8,6 +8,7 @@
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import { type Acl, decodeAcl } from './acl.js';
+import { countSubBlocks } from './block-map.js';
 import { blockPointer } from './block-pointer.js';
 import { durably } from './durable.js';
 import type { Inode } from './inode.js';
@@ -143,7 +144,7 @@ export function installXattrs(inode: Inode, { kept, inBlock, block }: PreparedXa
   if (before !== undefined && (before.sector !== after?.sector || before.nsd !== after.nsd))
     inode.attributeSpace.given.push(before);
   if (block !== null) inode.attributeSpace.taken.push(block.pointer);
-  inode.allocatedSubBlocks += (after?.count ?? 0) - (before?.count ?? 0);
+  countSubBlocks(inode, (after?.count ?? 0) - (before?.count ?? 0));
   inode.kept = kept;
   inode.xattrBlock = inBlock === null ? null : [...inBlock];
   inode.acls = null;

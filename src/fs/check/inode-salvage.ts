@@ -10,6 +10,7 @@ import type { Checksums } from '../../nsd/checksums.js';
 import { POINTER_BYTES, pointerFault, readPointer, writePointer } from '../block-pointer.js';
 import { FileType } from '../file-system-api.js';
 import {
+  ALLOCATED_SUB_BLOCKS_MAX,
   AREA_AT,
   AREA_BYTES,
   DIRECTORY_DEPTH_MAX,
@@ -82,12 +83,12 @@ export function salvageInode(
   // Of a directory nothing is inline: what it has are pointers.
   const flags = type === FileType.directory ? KNOWN_FLAGS & ~InodeFlag.inline : KNOWN_FLAGS;
   setU32(sector, 104, getU32(sector, 104) & flags);
-  for (const [at, what] of [
-    [96, 'its device number'],
-    [112, 'its count of sub-blocks'],
-    [120, 'its parent'],
+  for (const [at, what, max] of [
+    [96, 'its device number', Number.MAX_SAFE_INTEGER],
+    [112, 'its count of sub-blocks', ALLOCATED_SUB_BLOCKS_MAX],
+    [120, 'its parent', Number.MAX_SAFE_INTEGER],
   ] as const)
-    if (Number.isNaN(getU64(sector, at))) {
+    if (!(getU64(sector, at) <= max)) {
       setU64(sector, at, 0);
       dropped.push(what);
     }
