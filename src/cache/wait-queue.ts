@@ -12,6 +12,9 @@ export interface WaitQueueOptions<T> {
   readonly clock: Clock;
   /** What is waited for, for messages: 'a free page'. */
   readonly what: string;
+  /** Who waits, for messages; without it, the cache. */
+  readonly op?: string;
+  readonly object?: string;
   readonly waitersMax: number;
   /** Null when what is waited for always comes, in the time of a device. */
   readonly deadlineMs: number | null;
@@ -52,23 +55,25 @@ export class WaitQueue<T> {
   }
 
   /**
+   * `deadlineMs`: other than the usual one.
    * @throws {FsError} queueFull when too many wait, deadlinePassed, aborted, or what `rejectAll` was called with.
    */
-  take(count: number, signal?: AbortSignal): Promise<T> {
+  take(count: number, signal?: AbortSignal, deadlineMs: number | null = this.#options.deadlineMs): Promise<T> {
     const now = this.takeNow(count);
-    return now === null ? this.#wait(count, signal, false) : Promise.resolve(now);
+    return now === null ? this.#wait(count, signal, false, deadlineMs) : Promise.resolve(now);
   }
   /** Before everybody who waits. */
   takeUrgent(count: number): Promise<T> {
     const now = this.#options.tryTake(count);
-    return now === null ? this.#wait(count, undefined, true) : Promise.resolve(now);
+    return now === null ? this.#wait(count, undefined, true, this.#options.deadlineMs) : Promise.resolve(now);
   }
 
-  #wait(count: number, signal: AbortSignal | undefined, urgent: boolean): Promise<T> {
-    const { clock, what, waitersMax, deadlineMs } = this.#options;
-    if (signal?.aborted) return Promise.reject(abortedError(what, signal));
+  #wait(count: number, signal: AbortSignal | undefined, urgent: boolean, deadlineMs: number | null): Promise<T> {
+    const { clock, what, waitersMax, op = 'cache.wait', object } = this.#options;
+    const aborted = (): FsError => abortedError(what, signal, op, object);
+    if (signal?.aborted) return Promise.reject(aborted());
     if (this.#waiters.length >= waitersMax)
-      return Promise.reject(new FsError('queueFull', { op: 'cache.wait', detail: `too many wait for ${what}` }));
+      return Promise.reject(new FsError('queueFull', { op, object, detail: `too many wait for ${what}` }));
     return new Promise<T>((resolve, reject) => {
       let timer: Timer | null = null;
       const fail = (error: unknown): void => {
@@ -80,7 +85,7 @@ export class WaitQueue<T> {
         // Whoever was behind may be wanting less.
         this.pump();
       };
-      const onAbort = (): void => fail(abortedError(what, signal));
+      const onAbort = (): void => fail(aborted());
       const waiter: Waiter<T> = {
         count,
         resolve,
@@ -93,11 +98,14 @@ export class WaitQueue<T> {
       if (urgent) this.#waiters.unshift(waiter);
       else this.#waiters.push(waiter);
       signal?.addEventListener('abort', onAbort, { once: true });
-      if (deadlineMs !== null) {
+      if (deadlineMs !== null && Number.isFinite(deadlineMs)) {
         timer = clock.after(deadlineMs, () => {
           const cause = this.#options.causeOfDelay?.();
-          const detail = `no ${what} within ${deadlineMs} ms`;
-          fail(new FsError('deadlinePassed', { op: 'cache.wait', detail, cause }));
+          // Errors cross threads without their causes.
+          const why = cause instanceof Error ? `: ${cause.message}` : '';
+          fail(
+            new FsError('deadlinePassed', { op, object, detail: `no ${what} within ${deadlineMs} ms${why}`, cause }),
+          );
         });
       }
       this.#options.onWait?.(count);
@@ -123,9 +131,10 @@ export class WaitQueue<T> {
   }
 }
 
-export function abortedError(what: string, signal?: AbortSignal): FsError {
+export function abortedError(what: string, signal?: AbortSignal, op = 'cache.wait', object?: string): FsError {
   return new FsError('aborted', {
-    op: 'cache.wait',
+    op,
+    object,
     detail: `aborted while waiting for ${what}`,
     cause: signal?.reason,
   });

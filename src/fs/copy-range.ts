@@ -71,11 +71,11 @@ export async function copyRange(
       await volume.frees.makeRoom();
       await volume.inodes.makeRoom(target.inode);
       if (stretch.isHole) {
-        await volume.change(() => copyHole(volume, target, to, count, options));
+        await volume.change(() => copyHole(volume, target, to, count, options), options);
         copied += count;
       } else {
         const step = Math.min(count, STEP_BYTES);
-        copied += await volume.change(() => copyData(volume, source, from, target, to, step, options));
+        copied += await volume.change(() => copyData(volume, source, from, target, to, step, options), options);
       }
     } catch (error) {
       if (copied > 0) return copied;

@@ -68,7 +68,7 @@ export async function allocateRange(
       try {
         withSettledState(volume, inode, () => undefined);
         if (mode !== 'allocate') await clear(volume, inode, range, mode === 'punchHole');
-        if (mode !== 'punchHole') await reserveAll(volume, inode, range);
+        if (mode !== 'punchHole') await reserveAll(volume, inode, range, options);
         changed(volume, handle, inode, mode, range, options?.keepSize === true);
       } finally {
         inode.settling--;
@@ -103,7 +103,12 @@ async function clear(volume: Volume, inode: Inode, range: ByteRange, givesBack: 
 
 const blocksOf = ({ geometry }: Volume): number => geometry.nsdBlocks.reduce((sum, blocks) => sum + blocks, 0);
 
-async function reserveAll(volume: Volume, inode: Inode, range: AllocateStep): Promise<void> {
+async function reserveAll(
+  volume: Volume,
+  inode: Inode,
+  range: AllocateStep,
+  options: AllocateOptions | undefined,
+): Promise<void> {
   if (isReserved(inode, range)) return;
   // Not even an empty file system has so much.
   if (range.blocks > blocksOf(volume))
@@ -119,7 +124,7 @@ async function reserveAll(volume: Volume, inode: Inode, range: AllocateStep): Pr
         if (hole !== block) continue;
         added.push({ start: block * BLOCK_BYTES, end: (block + 1) * BLOCK_BYTES });
       }
-      await volume.innerChange(() => reserve(volume, inode, { start, end }));
+      await volume.innerChange(() => reserve(volume, inode, { start, end }), options);
       unexposed += BLOCKS_AT_ONCE;
       if (unexposed >= BLOCKS_PER_EXPOSURE || volume.inodes.holdsMuch(inode)) {
         await volume.inodes.expose([inode]);

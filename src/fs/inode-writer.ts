@@ -113,7 +113,21 @@ export class InodeWriter {
       for (const one of held) this.#takeBack(one);
       throw error;
     }
-    for (const one of held) await this.#volume.innerChange(() => this.#log(one), loggedBytes(one));
+    const toLog = new Set(held);
+    try {
+      for (const one of held)
+        await this.#volume.innerChange(
+          () => {
+            toLog.delete(one);
+            this.#log(one);
+          },
+          { lengthBytes: loggedBytes(one) },
+        );
+    } catch (error) {
+      // There was no room for them in time.
+      for (const one of toLog) this.#takeBack(one);
+      throw error;
+    }
   }
 
   /** A copy of how it is now: it may change while its data is on its way. */

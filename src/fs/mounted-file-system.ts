@@ -97,7 +97,7 @@ export class MountedFs implements MountedFileSystem {
     const body = () => open(this.#volume, path, flags, mode, credentials, options);
     return (flags & (constants.O_CREAT | constants.O_TRUNC)) === 0 && !isNameless(flags)
       ? body()
-      : this.#volume.change(body);
+      : this.#volume.change(body, options);
   }
   openInode(ino: InodeNumber, generation: number, flags: number, credentials: Credentials): Promise<OpenFile> {
     return openInode(this.#volume, { ino, generation }, flags, credentials, undefined);
@@ -119,14 +119,14 @@ export class MountedFs implements MountedFileSystem {
     return access(this.#volume, path, mode, credentials, options);
   }
   mkdir(path: string, mode: number, credentials: Credentials, options?: OpOptions): Promise<void> {
-    return this.#volume.change(() => mkdir(this.#volume, path, mode, credentials, options));
+    return this.#volume.change(() => mkdir(this.#volume, path, mode, credentials, options), options);
   }
   rmdir(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
-    return this.#volume.change(() => remove(this.#volume, 'rmdir', path, credentials, options));
+    return this.#volume.change(() => remove(this.#volume, 'rmdir', path, credentials, options), options);
   }
   async unlink(path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
     await this.#volume.frees.makeRoom();
-    return this.#volume.change(() => remove(this.#volume, 'unlink', path, credentials, options));
+    return this.#volume.change(() => remove(this.#volume, 'unlink', path, credentials, options), options);
   }
   mknod(
     path: string,
@@ -136,16 +136,16 @@ export class MountedFs implements MountedFileSystem {
     credentials: Credentials,
     options?: OpOptions,
   ): Promise<void> {
-    return this.#volume.change(() => mknod(this.#volume, path, type, mode, rdev, credentials, options));
+    return this.#volume.change(() => mknod(this.#volume, path, type, mode, rdev, credentials, options), options);
   }
   rename(from: string, to: string, credentials: Credentials, options?: RenameOptions): Promise<void> {
-    return this.#volume.change(() => rename(this.#volume, from, to, credentials, options));
+    return this.#volume.change(() => rename(this.#volume, from, to, credentials, options), options);
   }
   link(existing: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
-    return this.#volume.change(() => link(this.#volume, existing, path, credentials, options));
+    return this.#volume.change(() => link(this.#volume, existing, path, credentials, options), options);
   }
   symlink(target: string, path: string, credentials: Credentials, options?: OpOptions): Promise<void> {
-    return this.#volume.change(() => symlink(this.#volume, target, path, credentials, options));
+    return this.#volume.change(() => symlink(this.#volume, target, path, credentials, options), options);
   }
   async readlink(path: string, credentials: Credentials, options?: OpOptions): Promise<string> {
     const op = 'readlink';
@@ -169,11 +169,11 @@ export class MountedFs implements MountedFileSystem {
     options?: OpOptions,
   ): Promise<Attributes> {
     const request = { op: 'setAttributes', credentials, followLast: followLinks, options };
-    return this.#volume.change(() =>
+    const set = () =>
       onPath(this.#volume, path, request, (ref) =>
         setInodeAttributes(this.#volume, ref, changes, credentials, path, options),
-      ),
-    );
+      );
+    return this.#volume.change(set, options);
   }
   getXattr(
     path: string,
@@ -198,11 +198,11 @@ export class MountedFs implements MountedFileSystem {
     options?: XattrSetOptions & OpOptions,
   ): Promise<void> {
     const request = { op: 'setxattr', credentials, followLast: followLinks, options };
-    return this.#volume.change(() =>
+    const set = () =>
       onPath(this.#volume, path, request, (ref) =>
         setXattr(this.#volume, ref, name, value, credentials, path, options),
-      ),
-    );
+      );
+    return this.#volume.change(set, options);
   }
   async truncate(path: string, sizeBytes: number, credentials: Credentials, options?: OpOptions): Promise<void> {
     const file = await open(this.#volume, path, 1, 0, credentials, options).catch((error: unknown) => {
@@ -221,7 +221,7 @@ export class MountedFs implements MountedFileSystem {
       onPath(this.#volume, path, { op: 'sharedWrite', credentials, followLast: true, options }, (ref) =>
         sharedWrite(this.#volume, ref, on, path, credentials, options),
       );
-    return on === undefined ? set() : this.#volume.change(set);
+    return on === undefined ? set() : this.#volume.change(set, options);
   }
   serveShared(request: SharedRequest): Promise<SharedReply> {
     this.#volume.checkNotFenced('sharedIo');

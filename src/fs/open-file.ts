@@ -143,7 +143,7 @@ export class FsOpenFile implements OpenFile {
     const write = this.#isDirect ? writeDirect : writeFile;
     if (this.#volume.inodes.holdsMuch(this.#handle.inode)) await this.#volume.inodes.makeRoom(this.#handle.inode);
     const written =
-      elsewhere ?? (await this.#volume.change(() => write(this.#volume, this.#handle, at, source, options)));
+      elsewhere ?? (await this.#volume.change(() => write(this.#volume, this.#handle, at, source, options), options));
     if ((this.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
       await this.sync((this.flags & SYNC) === 0, options);
     return written;
@@ -153,7 +153,7 @@ export class FsOpenFile implements OpenFile {
     this.#checkWritable('truncate');
     await this.#volume.frees.makeRoom();
     await this.#volume.inodes.makeRoom(this.#handle.inode);
-    await this.#volume.change(() => truncateFile(this.#volume, this.#handle, sizeBytes, options));
+    await this.#volume.change(() => truncateFile(this.#volume, this.#handle, sizeBytes, options), options);
   }
 
   async allocate(
@@ -167,7 +167,7 @@ export class FsOpenFile implements OpenFile {
     for (const range of stepsOf(offsetBytes, lengthBytes)) {
       await this.#volume.frees.makeRoom();
       await this.#volume.inodes.makeRoom(this.#handle.inode);
-      await this.#volume.change(() => allocateRange(this.#volume, this.#handle, mode, range, options));
+      await this.#volume.change(() => allocateRange(this.#volume, this.#handle, mode, range, options), options);
     }
     if ((this.flags & (constants.O_SYNC | constants.O_DSYNC)) !== 0)
       await this.sync((this.flags & SYNC) === 0, options);
@@ -223,7 +223,7 @@ export class FsOpenFile implements OpenFile {
     this.#check('link');
     const { ino, generation } = this.#handle;
     const target = { ino, generation, type: this.#type };
-    await this.#volume.change(() => addName(this.#volume, target, `inode ${ino}`, path, credentials, options));
+    await this.#volume.change(() => addName(this.#volume, target, `inode ${ino}`, path, credentials, options), options);
   }
 
   async stat(options?: OpOptions): Promise<Attributes> {
@@ -233,9 +233,9 @@ export class FsOpenFile implements OpenFile {
 
   async setAttributes(changes: AttributeChanges, credentials: Credentials, options?: OpOptions): Promise<Attributes> {
     this.#check('setAttributes');
-    return this.#volume.change(() =>
-      setInodeAttributes(this.#volume, this.#handle, changes, credentials, `inode ${this.ino}`, options),
-    );
+    const set = () =>
+      setInodeAttributes(this.#volume, this.#handle, changes, credentials, `inode ${this.ino}`, options);
+    return this.#volume.change(set, options);
   }
 
   async getXattr(name: string, credentials: Credentials, options?: OpOptions): Promise<Uint8Array> {
@@ -253,7 +253,8 @@ export class FsOpenFile implements OpenFile {
     options?: XattrSetOptions & OpOptions,
   ): Promise<void> {
     this.#check('setxattr');
-    return setXattr(this.#volume, this.#handle, name, value, credentials, `inode ${this.ino}`, options);
+    const set = () => setXattr(this.#volume, this.#handle, name, value, credentials, `inode ${this.ino}`, options);
+    return this.#volume.change(set, options);
   }
 
   async sync(dataOnly: boolean, options?: OpOptions): Promise<void> {

@@ -115,7 +115,8 @@ export class Orphans {
 
   async #inSteps(ref: InodeRef): Promise<void> {
     const volume = this.#volume;
-    const step = (options?: OpOptions): Promise<boolean> => volume.change(() => orphanStep(volume, ref, options));
+    const step = (options?: OpOptions): Promise<boolean> =>
+      volume.change(() => orphanStep(volume, ref, options), options);
     const timeoutMs = volume.settings.regionTimeoutMs;
     for (let more = await step(); more; )
       more = await this.#steps.run(async () => {

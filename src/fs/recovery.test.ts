@@ -2,9 +2,10 @@ import { constants } from 'node:fs';
 import { expect, test } from 'vitest';
 import { Counters } from '../common/counters.js';
 import { deferred } from '../common/deferred.js';
+import { nsdIndex } from '../common/ids.js';
 import { silentLogger } from '../common/logger.js';
 import { below, SeededRandom } from '../common/random.js';
-import { type FileSystem, ROOT } from './file-system-api.js';
+import { type FileSystem, type OpOptions, ROOT } from './file-system-api.js';
 import { INODE_FILE } from './layout.js';
 import { recoverLife } from './recovery.js';
 import { fsIdOf } from './superblock.js';
@@ -193,6 +194,82 @@ test('a log that is nearly full is emptied while operations wait, and goes on', 
   expect(node.counters.get('log.waitsForRoom')).toBeGreaterThan(0);
   await node.fs.unmount();
   expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0, inodes: 6 + 960 });
+});
+
+test('I12: while the NSDs of a full log are away every wait for room ends, at its deadline or by its signal, and what was done stays', async () => {
+  const volume = await TestVolume.create({ mkfs: { logBytes: 256 * 1024 } });
+  const node = await volume.mount(1, { inodeWriteBehindMs: 3_600_000 });
+  await (await node.fs.open('/f', O_CREAT | O_RDWR, 0o600, ROOT)).close();
+  await node.fs.sync();
+  volume.nsds.away.add(nsdIndex(0)).add(nsdIndex(1));
+  let changed = 0;
+  const change = (options: OpOptions): Promise<unknown> =>
+    node.fs.setAttributes('/f', { mtimeNs: BigInt(changed + 1) }, true, ROOT, options).then(() => changed++);
+  const waits = () => node.counters.get('log.waitsForRoom') > 0;
+  const abort = new AbortController();
+  let first = change({ signal: abort.signal });
+  for (; !waits(); first = change({ signal: abort.signal })) await first;
+  abort.abort();
+  await expect(first).rejects.toMatchObject({ code: 'ABORT_ERR', op: 'log.enter' });
+  expect(changed).toBeGreaterThan(10);
+
+  const told = (ms: number) => ({
+    code: 'ETIMEDOUT',
+    object: 'log 0',
+    message: expect.stringMatching(`no room in the log within ${ms} ms: EIO: no server has a path to it, .* 'nsd \\d'`),
+  });
+  const over: string[] = [];
+  const impatient = change({ timeoutMs: 5000 }).catch((error: unknown) => over.push('impatient') && error);
+  const usual = node.fs.mkdir('/d', 0o755, ROOT).catch((error: unknown) => over.push('usual') && error);
+  await volume.clock.advance(4900);
+  expect(over).toEqual([]);
+  await volume.clock.advance(200);
+  expect(over).toEqual(['impatient']);
+  await volume.clock.advance(25_000);
+  expect(await impatient).toMatchObject(told(5000));
+  expect(await usual).toMatchObject(told(30_000));
+
+  const patient = change({});
+  await volume.clock.advance(1000);
+  volume.nsds.away.clear();
+  await volume.clock.advance(5000);
+  await patient;
+  await node.fs.unmount();
+  const { fs } = await volume.mount(2);
+  expect((await fs.stat('/f', ROOT)).mtimeNs).toBe(BigInt(changed));
+  await fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+});
+
+test('I12: what could not be exposed for want of room in the log is exposed later, with nothing lost', async () => {
+  const volume = await TestVolume.create({ mkfs: { logBytes: 256 * 1024 } });
+  const before = await volume.mount(1);
+  const names = Array.from({ length: 200 }, (_, i) => `/f${i}`);
+  // Those in their inodes fill the log, and the others have space that is to be settled.
+  const contents = names.map((_, i) => Buffer.alloc(i < 100 ? 3000 : 5000, i + 1));
+  for (const name of names) await (await before.fs.open(name, O_CREAT | O_RDWR, 0o644, ROOT)).close();
+  await before.fs.unmount();
+  const node = await volume.mount(1);
+  for (const [i, name] of names.entries()) {
+    const file = await node.fs.open(name, O_RDWR, 0, ROOT);
+    await file.write(0, contents[i]!);
+    await file.close();
+  }
+  volume.nsds.failWhen((op, { selfChecking }) => op === 'nsd.write' && selfChecking === true);
+  // The background tries, and after its deadline once more.
+  const waits = () => node.counters.get('log.waitsForRoom');
+  for (let ms = 0; waits() < 2 && ms < 120_000; ms += 1000) await volume.clock.advance(1000);
+  expect(waits()).toBeGreaterThanOrEqual(2);
+  volume.nsds.failWhen(null);
+  await volume.clock.advance(40_000);
+  // The first one may tell of what is mended since.
+  await node.fs.sync().catch(() => node.fs.sync());
+  volume.powerOff([node]);
+  const { fs } = await volume.mount(2);
+  for (const [i, name] of names.entries()) expect((await contentOf(fs, name))?.equals(contents[i]!), name).toBe(true);
+  for (const name of names) await fs.unlink(name, ROOT);
+  await fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ findings: [], problems: [], lostSubBlocks: 0, lostInodes: 0 });
 });
 
 /** Begins to redo the log of a node that is gone, and is kept waiting by an NSD, as by one whose server is on its way back. */

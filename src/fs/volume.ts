@@ -29,7 +29,7 @@ import type { InodeTable } from './inode-table.js';
 import { allNsds, type Extent, type Geometry } from './layout.js';
 import { LoggedData } from './log/logged-data.js';
 import { keyOf, LoggedSectors } from './log/logged-sectors.js';
-import type { EnterKind, NodeLog } from './log/node-log.js';
+import type { EnterKind, EnterOptions, NodeLog } from './log/node-log.js';
 import type { LogClaim } from './log-claim.js';
 import type { Neighbours } from './neighbours.js';
 import type { Orphans } from './orphans.js';
@@ -191,17 +191,23 @@ export class Volume {
     return { class: TokenClass.data, object: ino, mode, required: range, desired: range };
   }
 
-  /** An operation that changes metadata, or may: with room for it in the log. Nothing is pinned yet. */
-  async change<T>(body: () => Promise<T>): Promise<T> {
-    return this.#entered('operation', body);
+  /**
+   * An operation that changes metadata, or may: with room for it in the log. Nothing is pinned yet.
+   * @throws {FsError} deadlinePassed with the reason why there is no room, aborted, queueFull
+   */
+  async change<T>(body: () => Promise<T>, options: AcquireOptions | undefined): Promise<T> {
+    return this.#entered('operation', body, options);
   }
-  /** The same for what is done inside of operations, or beside them. It waits for devices only while it has entered. `lengthBytes`: where it logs much. */
-  async innerChange<T>(body: () => Promise<T> | T, lengthBytes = 0): Promise<T> {
-    return this.#entered('inner', body, lengthBytes);
+  /**
+   * The same for what is done inside of operations, or beside them. It waits for devices only while it has entered. `lengthBytes`: where it logs much.
+   * Fails like a device when there is no room in time; what must not fail (a revoke) is tried again by its owner, and nothing of it is lost meanwhile.
+   */
+  async innerChange<T>(body: () => Promise<T> | T, options?: EnterOptions): Promise<T> {
+    return this.#entered('inner', body, options);
   }
-  async #entered<T>(kind: EnterKind, body: () => Promise<T> | T, lengthBytes = 0): Promise<T> {
+  async #entered<T>(kind: EnterKind, body: () => Promise<T> | T, options: EnterOptions | undefined): Promise<T> {
     const { log } = this;
-    const leave = log === null ? null : (log.tryEnter(kind, lengthBytes) ?? (await log.enter(kind, lengthBytes)));
+    const leave = log === null ? null : (log.tryEnter(kind, options?.lengthBytes) ?? (await log.enter(kind, options)));
     try {
       return await body();
     } finally {

@@ -2,9 +2,11 @@
  * A node's log, at work: carries out what the log's machine says, and brings what is logged to its place.
  *
  * Owns the log's space on the NSDs while the file system is mounted, the staging it is written from, the loose ends of this node.
- * Fault model: a write of the log that fails is tried again for ever, after pauses; every failure is told to those who wait at that moment,
- * so that nobody waits without a bound. Needs no token, ever (T5).
+ * Fault model: a write of the log that fails is tried again for ever, after pauses; every failure is told to those who wait for it to be durable at
+ * that moment. Those who wait for room wait until their deadline, and are told the last failure as its cause. So nobody waits without a bound (I12).
+ * Needs no token, ever (T5).
  */
+import { WaitQueue } from '../../cache/wait-queue.js';
 import { type Clock, sleep } from '../../common/clock.js';
 import type { Counters } from '../../common/counters.js';
 import { type Deferred, deferred } from '../../common/deferred.js';
@@ -62,6 +64,7 @@ const CHECKPOINT_AT = 0.5;
 /** How much of it operations may use, and how much what is done inside them; the rest is for emptying it. */
 const OPERATIONS_SHARE = 0.7;
 const INNER_SHARE = 0.85;
+const SHARES: Readonly<Record<EnterKind, number>> = { operation: OPERATIONS_SHARE, inner: INNER_SHARE };
 /** Of limbo in a snapshot, before operations wait until there is less. */
 const LIMBO_SHARE = 0.1;
 /** Of a snapshot that has more there are several transactions. */
@@ -69,6 +72,14 @@ const SNAPSHOT_PART_BYTES = 64 * 1024;
 /** Heads of the records of one synchronous write. */
 const DATA_OVERHEAD_BYTES = 2048;
 export type EnterKind = 'operation' | 'inner';
+/** How long room is waited for, by whoever says nothing else. */
+const ENTER_TIMEOUT_MS = 30_000;
+const ENTERING_MAX = 4096;
+export interface EnterOptions {
+  readonly lengthBytes?: number | undefined;
+  readonly timeoutMs?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
 const ENTER_SECTORS: Readonly<Record<EnterKind, number>> = { operation: 8, inner: 4 };
 
 export class NodeLog {
@@ -84,7 +95,10 @@ export class NodeLog {
   readonly #staging: PoolSegment;
   readonly #checkpointing = new Mutex();
   #waiters: { readonly sequence: number; readonly done: Deferred<void> }[] = [];
-  #entering: { readonly kind: EnterKind; readonly lengthBytes: number; readonly ready: Deferred<() => void> }[] = [];
+  /** Inner work goes before operations. */
+  readonly #entering: Readonly<Record<EnterKind, WaitQueue<() => void>>>;
+  /** Why the log could not be written, or emptied, the last time; null: it could. */
+  readonly #failures: { write: FsError | null; checkpoint: FsError | null } = { write: null, checkpoint: null };
   /** Those who have entered since the last time that somebody waited for all who had; and those whose rounds are not over. */
   #round: { count: number; ended: Deferred<void> | null } = { count: 0, ended: null };
   readonly #rounds = new Set<Promise<void>>();
@@ -130,6 +144,22 @@ export class NodeLog {
       },
       head,
     );
+    const queue = (kind: EnterKind): WaitQueue<() => void> =>
+      new WaitQueue({
+        clock: parts.clock,
+        what: 'room in the log',
+        op: 'log.enter',
+        object: `log ${identity.slot}`,
+        waitersMax: ENTERING_MAX,
+        deadlineMs: ENTER_TIMEOUT_MS,
+        tryTake: (sectors) => (this.#mayEnter(kind) ? this.#takeSectors(sectors, SHARES[kind]) : null),
+        onWait: () => {
+          parts.counters.add('log.waitsForRoom');
+          this.#empty();
+        },
+        causeOfDelay: () => this.#failures.write ?? this.#failures.checkpoint ?? undefined,
+      });
+    this.#entering = { operation: queue('operation'), inner: queue('inner') };
   }
 
   /** The transaction appended last. */
@@ -165,7 +195,7 @@ export class NodeLog {
     const sequence = this.#machine.appended;
     this.sectors.appended(sequence);
     if (this.usedShare > CHECKPOINT_AT) this.#empty();
-    else if (this.#entering.length > 0 && ends.length > 0 && !this.#hasManyEnds()) this.#admit();
+    else if (this.#someoneWaits && ends.length > 0 && !this.#hasManyEnds()) this.#admit();
     return sequence;
   }
 
@@ -186,8 +216,15 @@ export class NodeLog {
    * nothing but the devices.
    */
   tryEnter(kind: EnterKind, lengthBytes = 0): (() => void) | null {
-    if (kind === 'operation' && (this.#entering.length > 0 || this.#hasManyEnds())) return null;
-    return this.#take(kind, lengthBytes);
+    if (kind === 'operation' && this.#entering.operation.length > 0) return null;
+    return this.#mayEnter(kind) ? this.#takeSectors(this.#sectorsOf(kind, lengthBytes), SHARES[kind]) : null;
+  }
+
+  get #someoneWaits(): boolean {
+    return this.#entering.inner.length + this.#entering.operation.length > 0;
+  }
+  #mayEnter(kind: EnterKind): boolean {
+    return kind === 'inner' || (this.#entering.inner.length === 0 && !this.#hasManyEnds());
   }
 
   /** A snapshot of what is in limbo has to fit into what is kept for emptying the log. */
@@ -195,33 +232,28 @@ export class NodeLog {
     return this.ends.limboBytes > LIMBO_SHARE * this.#space.capacitySectors * SECTOR_BYTES;
   }
 
-  /** @throws {FsError} fenced, closed */
-  async enter(kind: EnterKind, lengthBytes = 0): Promise<() => void> {
+  /**
+   * Nothing has been changed when it fails.
+   * @throws {FsError} deadlinePassed, with what writing or emptying the log gave last; aborted; queueFull; fenced, closed
+   */
+  async enter(kind: EnterKind, { lengthBytes, timeoutMs, signal }: EnterOptions = {}): Promise<() => void> {
     const leave = this.tryEnter(kind, lengthBytes);
     if (leave !== null) return leave;
     if (this.#stopped !== null) throw this.#stopped;
-    this.#parts.counters.add('log.waitsForRoom');
-    const ready = deferred<() => void>();
-    this.#entering.push({ kind, lengthBytes, ready });
-    this.#empty();
-    return ready.promise;
+    return this.#entering[kind].take(this.#sectorsOf(kind, lengthBytes), signal, timeoutMs);
   }
 
   /** For so many bytes of data, if there is room for them beside what operations need; nothing waits for that. */
   tryEnterFor(lengthBytes: number): (() => void) | null {
     const sectors = sectorsFor(lengthBytes + DATA_OVERHEAD_BYTES);
-    if (this.#entering.length > 0 || sectors > this.#space.capacitySectors / 32) return null;
+    if (this.#someoneWaits || sectors > this.#space.capacitySectors / 32) return null;
     return this.#takeSectors(sectors, OPERATIONS_SHARE);
   }
 
-  #take(kind: EnterKind, lengthBytes: number): (() => void) | null {
+  #sectorsOf(kind: EnterKind, lengthBytes = 0): number {
     const { capacitySectors } = this.#space;
-    const share = kind === 'operation' ? OPERATIONS_SHARE : INNER_SHARE;
     const usual = Math.max(1, Math.min(ENTER_SECTORS[kind], Math.floor(capacitySectors / 32)));
-    return this.#takeSectors(
-      Math.max(usual, Math.min(sectorsFor(lengthBytes), Math.floor(capacitySectors / 4))),
-      share,
-    );
+    return Math.max(usual, Math.min(sectorsFor(lengthBytes), Math.floor(capacitySectors / 4)));
   }
 
   #takeSectors(sectors: number, share: number): (() => void) | null {
@@ -255,28 +287,16 @@ export class NodeLog {
 
   /** In their order, inner work before operations. */
   #admit(): void {
-    for (const kind of ['inner', 'operation'] as const)
-      for (let i = 0; i < this.#entering.length; ) {
-        const waiter = this.#entering[i]!;
-        if (waiter.kind !== kind) {
-          i++;
-          continue;
-        }
-        const leave = kind === 'operation' && this.#hasManyEnds() ? null : this.#take(kind, waiter.lengthBytes);
-        if (leave === null) {
-          this.#empty();
-          return;
-        }
-        this.#entering.splice(i, 1);
-        waiter.ready.resolve(leave);
-      }
+    this.#entering.inner.pump();
+    this.#entering.operation.pump();
+    if (this.#someoneWaits) this.#empty();
   }
 
   /** Expelled, or closed: nothing is written any more. */
   stop(error: FsError): void {
     this.#stopped = error;
     for (const { done } of this.#waiters.splice(0)) done.reject(error);
-    for (const { ready } of this.#entering.splice(0)) ready.reject(error);
+    for (const queue of Object.values(this.#entering)) queue.rejectAll(error);
   }
 
   /** After the last checkpoint. */
@@ -316,10 +336,12 @@ export class NodeLog {
       if (this.#stopped !== null) return;
       try {
         await this.#writeOnce(group);
+        this.#failures.write = null;
         break;
       } catch (error) {
         this.#parts.counters.add('log.writesFailed');
         const failure = FsError.from(error, 'log.write', `log ${this.#identity.slot}`);
+        this.#failures.write = failure;
         this.#parts.logger.warn({ error: failure.message }, 'the log could not be written; tried again');
         for (const { done } of this.#waiters.splice(0)) done.reject(failure);
         await sleep(this.#parts.clock, retryMs);
@@ -413,7 +435,11 @@ export class NodeLog {
     if (this.#emptying || this.#stopped !== null) return;
     this.#emptying = true;
     void this.checkpoint()
+      .then(() => {
+        this.#failures.checkpoint = null;
+      })
       .catch((error: unknown) => {
+        this.#failures.checkpoint = FsError.from(error, 'log.empty', `log ${this.#identity.slot}`);
         this.#parts.logger.warn({ error: String(error) }, 'the log could not be emptied yet');
         return sleep(this.#parts.clock, RETRY_MIN_MS);
       })
