@@ -7,7 +7,7 @@ import type { Logger } from '../common/logger.js';
 import { readSuperblock } from '../fs/mount.js';
 import type { MountedFileSystem } from '../fs/mounted-file-system.js';
 import { recoverLife } from '../fs/recovery.js';
-import { fsIdOf } from '../fs/superblock.js';
+import { checkWritable, fsIdOf } from '../fs/superblock.js';
 import type { LifeState } from '../fs/volume.js';
 import type { BufferArena, PagePool } from '../native/page-pool.js';
 import type { Checksums } from '../nsd/checksums.js';
@@ -84,7 +84,9 @@ export class NodeRecovery {
     for (const identity of await fileSystems()) {
       const { nsds: uuids, name } = identity;
       const storage = { nsds: storageOf(identity), arena, pool, checksums };
-      const { geometry, fsUuid, inodeFile } = await readSuperblock(storage, uuids.length);
+      const superblock = await readSuperblock(storage, uuids.length);
+      checkWritable(superblock, 'recovery');
+      const { geometry, fsUuid, inodeFile } = superblock;
       const volume = { ...storage, geometry, fsId: fsIdOf(fsUuid), inodeFile, logger, counters, goOn };
       const recovered = await recoverLife(volume, life);
       logger.info({ life, fileSystem: name, ...recovered }, 'the log of a node that is gone has been redone');

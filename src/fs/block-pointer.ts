@@ -49,9 +49,12 @@ export function writePointer(bytes: Uint8Array, at: number, pointer: BlockPointe
   setU32(bytes, at + 12, Math.floor(pointer.sector / 2 ** 16));
 }
 
-/** Why a stored pointer can't be right, or null: it must lie inside one block of an NSD that exists. */
-export const pointerFault = ({ nsd, sector, count }: Extent, geometry: Geometry): string | null =>
-  placeFault(nsd, sector, count, geometry);
+/** Why a stored pointer can't be right, or null: it must lie inside one block of an NSD that exists, and flags there are none yet. */
+export const pointerFault = (
+  { nsd, sector, count, flags = 0 }: Extent & { readonly flags?: number },
+  geometry: Geometry,
+): string | null =>
+  placeFault(nsd, sector, count, geometry) ?? (flags === 0 ? null : `pointer with flags ${flags.toString(16)}`);
 
 /** The same of a place that nobody makes an object of. */
 export function placeFault(nsd: NsdIndex, sector: number, count: number, geometry: Geometry): string | null {

@@ -4,17 +4,24 @@ import { FsError } from '../common/errors.js';
 import { inodeNumber, nsdIndex } from '../common/ids.js';
 import { fuzzRuns } from '../common/testing/fuzz.js';
 import { SECTOR_BYTES } from '../common/units.js';
-import { blockPointer, pointerFault, readPointer, writePointer } from './block-pointer.js';
+import { blockPointer, pointerFault, pointersFault, readPointer, writePointer } from './block-pointer.js';
 import { checkIndirect, FILE_BLOCKS_MAX, formatIndirect, pointerPlace } from './indirect-format.js';
 import { Inode } from './inode.js';
-import { decodeInode, encodeInode } from './inode-format.js';
+import { decodeInode, encodeInode, type InodeFields, InodeFlag } from './inode-format.js';
 import type { Geometry } from './layout.js';
 import { appendEntry, findEntry, formatLeaf, hashName, leafFault, removeEntry } from './leaf-format.js';
 import { blockFree, fillBits, findRun, formatRegion, formatSegment, regionFault, segmentFault } from './map-formats.js';
 import { sealSector } from './sector.js';
 import { decodeSuperblock, encodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
 import { TEST_FS_UUID, testChecksums } from './testing.js';
-import { decodeXattrBlock, encodeKept, encodeXattrBlock, type XattrEntry, XattrSpace } from './xattr-format.js';
+import {
+  decodeXattrBlock,
+  encodeKept,
+  encodeXattrBlock,
+  keptFault,
+  type XattrEntry,
+  XattrSpace,
+} from './xattr-format.js';
 
 const geometry: Geometry = {
   nsdCount: 2,
@@ -31,6 +38,8 @@ const superblock: Superblock = {
   name: 'a name',
   formatVersion: 1,
   incompatibleFeatures: 0,
+  readOnlyCompatibleFeatures: 0,
+  compatibleFeatures: 0x90000001,
   generation: 3,
   birthtimeNs: 17n,
   nsds: [
@@ -41,19 +50,36 @@ const superblock: Superblock = {
   inodeFile: blockPointer({ nsd: nsdIndex(1), sector: 256, count: 256 }, 1),
 };
 
-function sampleInode(): Inode {
-  const inode = new Inode(inodeNumber(77));
-  inode.type = 1;
-  inode.mode = 0o644;
-  inode.nlink = 1;
-  inode.generation = 5;
-  inode.sizeBytes = 123456;
-  inode.mtimeNs = -5n;
+/** No two fields alike, none zero, each as wide as it may be. */
+function sampleFields(): InodeFields {
   const attributes: XattrEntry[] = [{ space: XattrSpace.user, name: 'comment', value: Buffer.from('a value') }];
-  inode.kept = encodeKept(attributes, null, []);
-  inode.area = new Uint8Array(32);
-  writePointer(inode.area, 16, superblock.inodeFile);
-  return inode;
+  const area = new Uint8Array(32);
+  writePointer(area, 16, superblock.inodeFile);
+  return {
+    type: 1,
+    mode: 0o7641,
+    uid: 0xf0000001,
+    gid: 0xf0000002,
+    nlink: 0xf0000003,
+    sizeBytes: 2 ** 52 + 4,
+    atimeNs: -(2n ** 62n) - 5n,
+    mtimeNs: -(2n ** 62n) - 6n,
+    ctimeNs: 2n ** 62n + 7n,
+    birthtimeNs: 2n ** 62n + 8n,
+    rdev: 2 ** 52 + 9,
+    flags: InodeFlag.keepsSpace | InodeFlag.sharedWrite,
+    placementClass: 0xfa,
+    generation: 0xf0000005,
+    allocatedSubBlocks: 2 ** 52 + 11,
+    parent: inodeNumber(2 ** 35 + 12),
+    directoryDepth: 13,
+    directorySeed: 0xf000000e,
+    directoryEntries: 0xf000000f,
+    projectId: 0xf0000010,
+    tailEpoch: 0xf0000011,
+    kept: encodeKept(attributes, null, []),
+    area,
+  };
 }
 const sealed = (fill: (sector: Uint8Array) => void): Uint8Array => {
   const sector = new Uint8Array(SECTOR_BYTES);
@@ -68,7 +94,7 @@ const leaf = sealed((sector) => {
 });
 const encodedInode = (): Uint8Array => {
   const sector = new Uint8Array(SECTOR_BYTES);
-  encodeInode(inodeNumber(77), sampleInode(), sector, fsId);
+  encodeInode(inodeNumber(77), sampleFields(), sector, fsId);
   sealSector(sector, testChecksums);
   return sector;
 };
@@ -128,6 +154,14 @@ describe.each(Object.entries(decoders))('the decoder of a %s', (_, { good, decod
       }),
     );
   });
+  test('refuses reserved bytes of its header that are not zero', () => {
+    for (let at = 36; at < 40; at++) {
+      const sector = good.slice();
+      sector[at] = 1;
+      sealSector(sector, testChecksums);
+      expect(refused(sector)).toBe(true);
+    }
+  });
   test('survives any bytes, even under a good checksum', () => {
     const edit = fc.tuple(fc.nat(SECTOR_BYTES - 1), fc.nat(255));
     fc.assert(
@@ -155,14 +189,35 @@ describe.each(Object.entries(decoders))('the decoder of a %s', (_, { good, decod
 });
 
 test('an inode comes back from its sector as it was', () => {
-  const { area, ...fields } = decodeInode(inodeNumber(77), encodedInode(), fsId, geometry, testChecksums)!;
-  expect(sampleInode()).toMatchObject(fields);
-  expect(area).toEqual(sampleInode().area);
-  expect(fields.kept).toEqual(sampleInode().kept);
+  expect(decodeInode(inodeNumber(77), encodedInode(), fsId, geometry, testChecksums)).toEqual(sampleFields());
+  const inode = new Inode(inodeNumber(77));
+  inode.assign(sampleFields());
+  expect(inode).toMatchObject(sampleFields());
 });
 
 test('a superblock comes back as it was', () => {
   expect(decodeSuperblock(encodeSuperblock(superblock, testChecksums), testChecksums)).toEqual(superblock);
+});
+
+test('reserved bytes of a superblock are zero, or it is damaged', () => {
+  const good = encodeSuperblock(superblock, testChecksums);
+  const end = SECTOR_BYTES - 1 - [...good].reverse().findIndex((byte) => byte !== 0);
+  for (const at of [97, 99, 108, 159, end + 4, SECTOR_BYTES - 1]) {
+    const sector = good.slice();
+    sector[at] = 1;
+    sealSector(sector, testChecksums);
+    expect(() => decodeSuperblock(sector, testChecksums), `byte ${at}`).toThrow('reserved bytes are not zero');
+  }
+});
+
+test('a pointer with a flag is refused wherever it is', () => {
+  const flagged = { ...superblock.inodeFile, flags: 4 };
+  expect(pointerFault(flagged, geometry)).toBe('pointer with flags 4');
+  const bytes = new Uint8Array(32);
+  writePointer(bytes, 16, flagged);
+  expect(pointersFault(bytes, 0, 2, geometry)).toBe('pointer with flags 4 (entry 1)');
+  const kept = encodeKept([], { pointer: { ...flagged, count: 1 }, lengthBytes: 100 }, []);
+  expect(keptFault(kept, geometry)).toBe('pointer with flags 4');
 });
 
 test('block pointers come back as they were, and wild ones are found out', () => {

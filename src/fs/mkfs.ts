@@ -199,6 +199,8 @@ class Mkfs implements PointerHost {
       name: this.#options.name,
       formatVersion: FORMAT_VERSION,
       incompatibleFeatures: 0,
+      readOnlyCompatibleFeatures: 0,
+      compatibleFeatures: 0,
       generation: 1,
       birthtimeNs: this.#options.clock.wallNs(),
       nsds: this.#options.nsds,

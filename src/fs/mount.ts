@@ -29,7 +29,7 @@ import { NO_OWNERS, type SharedOwners } from './shared/shared-io.js';
 import { SharedService } from './shared/shared-service.js';
 import { Shipments } from './space/shipments.js';
 import { NO_PEERS, type SpacePeers } from './space-peers.js';
-import { decodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
+import { checkWritable, decodeSuperblock, fsIdOf, type Superblock } from './superblock.js';
 import { type Lives, NOBODY_ELSE, type NsdServers, Volume, type VolumeParts } from './volume.js';
 
 export type { MountedFileSystem } from './mounted-file-system.js';
@@ -80,6 +80,7 @@ export async function mountFileSystem(options: MountOptions): Promise<MountedFil
   const parts = { ...rest, nsds: withCopies({ nsds, states: copyStates, counters, logger }) };
   const superblock = await readSuperblock(parts, nsdUuids?.length);
   checkIdentity(superblock, fsUuid, nsdUuids);
+  checkWritable(superblock, 'mount');
   const volume = new Volume(
     {
       ...parts,

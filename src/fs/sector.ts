@@ -138,6 +138,7 @@ export function sectorFault(
   if (owner !== expected.owner) return `belongs to ${owner} instead of ${expected.owner}`;
   const index = getU64(sector, 24);
   if (index !== expected.index) return `is number ${index} instead of ${expected.index}`;
+  if (getU32(sector, 36) !== 0) return 'reserved bytes of its header are not zero';
   return null;
 }
 

@@ -32,8 +32,10 @@ export interface Superblock {
   readonly fsUuid: string;
   readonly name: string;
   readonly formatVersion: number;
-  /** Bits that a reader must know, or not mount. None in format 1. */
+  /** Bits that a reader must know, or not use it at all; that a writer must know, or only read; that nobody must know. None of each in format 1. */
   readonly incompatibleFeatures: number;
+  readonly readOnlyCompatibleFeatures: number;
+  readonly compatibleFeatures: number;
   readonly generation: number;
   readonly birthtimeNs: bigint;
   readonly nsds: readonly NsdDescription[];
@@ -43,7 +45,8 @@ export interface Superblock {
 }
 
 const FS_NAME_BYTES_MAX = 64;
-const RESERVED_BYTES = 63;
+/** Of each kind, those that this code knows. */
+const KNOWN_FEATURES = { incompatible: 0, readOnlyCompatible: 0 };
 
 export function uuidBytes(uuid: string): Uint8Array {
   const hex = uuid.replaceAll('-', '');
@@ -71,7 +74,10 @@ export function encodeSuperblock(superblock: Superblock, checksums: Checksums): 
     .u32(superblock.geometry.segmentCount)
     .raw(pointer)
     .u8(superblock.geometry.metadataCopies)
-    .zeros(RESERVED_BYTES)
+    .zeros(3)
+    .u32(superblock.readOnlyCompatibleFeatures)
+    .u32(superblock.compatibleFeatures)
+    .zeros(52)
     .string(superblock.name)
     .u32(superblock.nsds.length);
   for (const nsd of superblock.nsds) writer.raw(uuidBytes(nsd.uuid)).u64(nsd.blocks).u32(nsd.failureGroup);
@@ -108,23 +114,29 @@ function decodeBody(sector: Uint8Array, fsId: bigint, bad: (detail: string) => F
   if (getI64(uuid, 0) !== fsId) throw bad('UUID and header disagree');
   const formatVersion = reader.u32();
   const incompatibleFeatures = reader.u32();
-  if (formatVersion !== FORMAT_VERSION || incompatibleFeatures !== 0)
-    throw new FsError('wrongFormat', {
-      op: 'mount',
-      object: 'superblock',
-      detail: `format ${formatVersion}, features ${incompatibleFeatures.toString(16)}; this is format ${FORMAT_VERSION}`,
-    });
+  const wrong = (detail: string): FsError => new FsError('wrongFormat', { op: 'mount', object: 'superblock', detail });
+  if (formatVersion !== FORMAT_VERSION)
+    throw wrong(`format version ${formatVersion}; this code knows ${FORMAT_VERSION}`);
+  const unknown = bitsIn(incompatibleFeatures, KNOWN_FEATURES.incompatible);
+  if (unknown !== null) throw wrong(`it has incompatible features that this code does not know: ${unknown}`);
   const birthtimeNs = reader.i64();
   const regionBlocks = reader.u32();
   const segmentCount = reader.u32();
   const inodeFile = readPointer(reader.raw(POINTER_BYTES), 0);
   const metadataCopies = reader.u8();
-  reader.raw(RESERVED_BYTES);
+  const zeros = (length: number): void => {
+    if (reader.raw(length).some((byte) => byte !== 0)) throw bad('reserved bytes are not zero');
+  };
+  zeros(3);
+  const readOnlyCompatibleFeatures = reader.u32();
+  const compatibleFeatures = reader.u32();
+  zeros(52);
   const name = reader.string(FS_NAME_BYTES_MAX);
   const nsdCount = reader.count(NSD_COUNT_MAX);
   const nsds: NsdDescription[] = [];
   for (let i = 0; i < nsdCount; i++)
     nsds.push({ uuid: uuidText(reader.raw(16)), blocks: reader.u64(), failureGroup: reader.u32() });
+  zeros(reader.remainingBytes);
   if (nsdCount === 0) throw bad('lists no NSD');
   if (nsds.some((nsd) => nsd.blocks <= RESERVED_BLOCKS || nsd.blocks > NSD_BLOCKS_MAX)) throw bad('an NSD has no room');
   if (regionBlocks < 1 || regionBlocks > REGION_BLOCKS_MAX) throw bad(`${regionBlocks} blocks per region`);
@@ -151,12 +163,29 @@ function decodeBody(sector: Uint8Array, fsId: bigint, bad: (detail: string) => F
     name,
     formatVersion,
     incompatibleFeatures,
+    readOnlyCompatibleFeatures,
+    compatibleFeatures,
     generation,
     birthtimeNs,
     nsds,
     geometry,
     inodeFile,
   };
+}
+
+/** Those that are set and not known, or null. */
+function bitsIn(features: number, known: number): string | null {
+  const bits = Array.from({ length: 32 }, (_, bit) => bit).filter((bit) => ((features & ~known) >>> bit) & 1);
+  if (bits.length === 0) return null;
+  return `${bits.length === 1 ? 'bit' : 'bits'} ${bits.join(', ')}`;
+}
+
+/** Before anything of the file system is written. @throws {FsError} wrongFormat */
+export function checkWritable(superblock: Superblock, op: string): void {
+  const unknown = bitsIn(superblock.readOnlyCompatibleFeatures, KNOWN_FEATURES.readOnlyCompatible);
+  if (unknown === null) return;
+  const detail = `it has features that whoever writes to it must know, and this code does not: ${unknown}`;
+  throw new FsError('wrongFormat', { op, object: superblock.name, detail });
 }
 
 export function checkFsName(name: string): void {

@@ -13,6 +13,7 @@ import type { Logger } from '../../common/logger.js';
 import { readDescriptors } from '../log/log-reader.js';
 import { type LogDescriptor, LogState } from '../log/log-table.js';
 import { type RecoveryVolume, replayLogs } from '../recovery.js';
+import { checkWritable } from '../superblock.js';
 import type { CheckParts } from './check-storage.js';
 import { SectorEdits } from './check-storage.js';
 import type { Finding } from './findings.js';
@@ -46,6 +47,7 @@ export async function repairFileSystem(
   for (let round = 0; round < ROUNDS_MAX; round++) {
     let scan = await Scan.run(parts, nsdCount, options);
     if (round === 0) {
+      checkWritable(scan.superblock, 'fs.repair');
       mended.push(...(await holesOf(scan)));
       logsRedone = await redoLogs(scan, parts);
       if (logsRedone > 0) scan = await Scan.run(parts, nsdCount, options);
