@@ -70,7 +70,7 @@ function sampleFields(): InodeFields {
     flags: InodeFlag.keepsSpace | InodeFlag.sharedWrite,
     placementClass: 0xfa,
     generation: 0xf0000005,
-    allocatedSubBlocks: 2 ** 52 + 11,
+    allocatedSubBlocks: 2 ** 40 + 11,
     parent: inodeNumber(2 ** 35 + 12),
     directoryDepth: 13,
     directorySeed: 0xf000000e,
