@@ -38,6 +38,7 @@ export class LogClaim {
   readonly #table: Extent;
   #descriptor: LogDescriptor;
   readonly #saying = new Mutex();
+  readonly #settling = new Mutex();
 
   private constructor(volume: Volume, logs: LogVolume, table: Extent, descriptor: LogDescriptor) {
     this.#volume = volume;
@@ -149,9 +150,9 @@ export class LogClaim {
     await durably(this.#volume.parts.nsds, nsds, 'logSpace', () => clearLog(this.#logs, pieces));
   }
 
-  /** What was left unfinished in logs that have been redone. */
+  /** What was left unfinished in logs that have been redone. One at a time: the token of a log's slot keeps other nodes from it, not this one. */
   async settleLeft(): Promise<void> {
-    await settleReplayed(this.#volume, this.#logs, this.#table);
+    await this.#settling.run(() => settleReplayed(this.#volume, this.#logs, this.#table));
   }
 
   /** Everything is in place. What is unfinished all the same (a file without a name that another node has open) is for others to settle. */

@@ -6,6 +6,7 @@
  * in the midst, a step is done once. The steps are the same for everybody who reads that log, in one order.
  */
 
+import { sleep } from '../common/clock.js';
 import { isDamage } from '../common/damage.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
@@ -14,13 +15,17 @@ import { groupBy } from './group.js';
 import { type Extent, LOG_TABLE, segmentOf } from './layout.js';
 import { type LogVolume, readDescriptor, readDescriptors, readLog, writeDescriptor } from './log/log-reader.js';
 import { encodeDescriptor, type LogDescriptor, LogState, slotRange } from './log/log-table.js';
-import { keyOf } from './log/logged-sectors.js';
+import { keyOf, type SectorKey } from './log/logged-sectors.js';
 import type { LooseEnds } from './log/loose-ends.js';
 import { RedoPlan } from './log/redo-plan.js';
 import { byRegion } from './space/region-change.js';
 import type { Shipment } from './space/shipment.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
+
+/** Between attempts to put down how far one has come; doubles. */
+const PLACE_RETRY_MIN_MS = 20;
+const PLACE_RETRY_MAX_MS = 2_000;
 
 type Step =
   | { readonly kind: 'orphan'; readonly ino: InodeNumber; readonly generation: number }
@@ -68,16 +73,32 @@ async function settleOne(volume: Volume, logs: LogVolume, table: Extent, left: L
     descriptor = { ...descriptor, settledEnds: descriptor.settledEnds + 1 };
     transaction.image(home, encodeDescriptor(descriptor, volume.fsId, 1));
   };
-  for (const step of steps.slice(left.settledEnds)) await settleStep(volume, step, done);
-  const { log } = volume;
-  if (log !== null) {
-    // In place before its token leaves (L2), and before the plain write that follows.
-    await log.force();
-    await log.makeDurable([keyOf(home)]);
-    volume.sectors.forget(keyOf(home));
+  try {
+    for (const step of steps.slice(left.settledEnds)) await settleStep(volume, step, done);
+  } finally {
+    // Before its token leaves (L2), however far it has come, and before the plain write that follows: whoever goes on begins with what is in place.
+    await placeDescriptor(volume, keyOf(home));
   }
   await writeDescriptor(logs, table, { ...descriptor, state: LogState.clean, tail: scanned.head, settledEnds: 0 });
   volume.counters.add('recovery.settled', steps.length);
+}
+
+/** What can't be done now is tried until it is, or until this node is out: then who redoes its log does it. */
+async function placeDescriptor(volume: Volume, key: SectorKey): Promise<void> {
+  for (let retryMs = PLACE_RETRY_MIN_MS; ; retryMs = Math.min(2 * retryMs, PLACE_RETRY_MAX_MS)) {
+    const { log, fenced, clock, parts } = volume;
+    if (log === null || fenced) return;
+    try {
+      await log.force();
+      await log.makeDurable([key]);
+      volume.sectors.forget(key);
+      return;
+    } catch (error) {
+      if (FsError.is(error) && error.reason === 'closed') return;
+      parts.logger.warn({ error: String(error) }, 'how far a settlement has come is not in place yet');
+      await sleep(clock, retryMs);
+    }
+  }
 }
 
 function stepsOf(volume: Volume, slot: number, { limbo, shipped, numbers, orphans }: LooseEnds): Step[] {
