@@ -2,9 +2,12 @@ import { constants } from 'node:fs';
 import { expect, test } from 'vitest';
 import { nsdIndex } from '../common/ids.js';
 import { below, type Random, SeededRandom } from '../common/random.js';
+import { BLOCK_BYTES } from '../common/units.js';
 import { copiesOf, firstCopy, mirrored, secondCopy } from '../nsd/copies.js';
 import { ROOT } from './file-system-api.js';
-import { allMetadata } from './metadata-extents.js';
+import { ALLOCATION_MAP, type Extent } from './layout.js';
+import { allMetadata, metadataOf } from './metadata-extents.js';
+import { readSuperblock } from './mount.js';
 import { checkVolume, type TestNode, TestVolume } from './testing.js';
 
 const { O_CREAT, O_RDWR, O_RDONLY } = constants;
@@ -205,4 +208,57 @@ test('the last copy that is up to date is never given up: what needs it waits, a
   await node.fs.unmount();
   expect(await checkVolume(volume)).toMatchObject({ problems: [] });
   expect(await differences(volume)).toEqual([]);
+});
+
+test('metadata that can not be read now is not passed over; what is damaged is, and named', async () => {
+  const volume = await TestVolume.create(TWO_COPIES);
+  const node = await volume.mount();
+  const file = await node.fs.open('/sparse', O_CREAT | O_RDWR, 0o644, ROOT);
+  await file.write(230 * BLOCK_BYTES, Buffer.from('below an indirect block'));
+  const { ino } = await file.stat();
+  await file.close();
+  await node.fs.unmount();
+  const storage = volume.storage();
+  const ofFile = async (): Promise<(Extent | null)[]> => {
+    const extents: (Extent | null)[] = [];
+    for await (const found of metadataOf(storage, await readSuperblock(storage)))
+      if (found.ino === ino && found.kind === 'owned') extents.push(found.extent);
+    return extents;
+  };
+  const [indirect] = await ofFile();
+  volume.nsds.failWhen((op, io) => op === 'nsd.read' && io.sector === indirect!.sector);
+  await expect(ofFile()).rejects.toMatchObject({ code: 'EIO', reason: 'deviceError' });
+  volume.nsds.failWhen(null);
+  for (const copy of copiesOf(indirect!.nsd)) volume.nsds.setSector(copy, indirect!.sector, Buffer.alloc(4096, 7));
+  expect(await ofFile()).toEqual([null]);
+});
+
+test("a copy does not come up while the inode of a map is damaged: what it has can't be compared", async () => {
+  const volume = await TestVolume.create(TWO_COPIES);
+  const node = await volume.mount();
+  for (let i = 0; i < 10; i++) await node.fs.mkdir(`/before${i}`, 0o755, ROOT);
+  await node.fs.sync();
+  const { inodeFile } = node.fs.superblock;
+  const place = inodeFile.sector + ALLOCATION_MAP;
+  const before = copiesOf(inodeFile.nsd).map((nsd) => ({ nsd, bytes: volume.nsds.sector(nsd, place).slice() }));
+  const away = nsdIndex(1);
+  volume.nsds.away.add(away);
+  await node.fs.mkdir('/one', 0o755, ROOT);
+  await node.fs.sync();
+  expect(volume.copies.stateOf(away)).toBe('stale');
+  for (const { nsd, bytes } of before)
+    volume.nsds.setSector(
+      nsd,
+      place,
+      bytes.map((byte, at) => (at === 44 ? 99 : byte)),
+    );
+  volume.nsds.away.delete(away);
+  volume.copies.changed();
+  await until(volume, () => node.counters.get('resync.failed') > 0);
+  expect(volume.copies.stateOf(away)).toBe('resync');
+  for (const { nsd, bytes } of before) volume.nsds.setSector(nsd, place, bytes);
+  volume.copies.changed();
+  await until(volume, () => volume.copies.stateOf(away) === 'up');
+  await node.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
 });

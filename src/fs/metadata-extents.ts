@@ -2,6 +2,7 @@
  * Everything that has as many copies as the file system has of metadata: where it is, as it is in place on the NSDs. For who compares copies. Where
  * the file system is in use while this reads it, what it says of an inode may be of two moments; `extentsOf` under the inode's tokens is exact.
  */
+import { isDamage } from '../common/damage.js';
 import { epoch, type InodeNumber, inodeNumber } from '../common/ids.js';
 import { SECTOR_BYTES, SUB_BLOCKS_PER_BLOCK } from '../common/units.js';
 import { allPointers, loadForCut, type PointerHost } from './block-map.js';
@@ -83,7 +84,9 @@ export async function* metadataOf(storage: LogStorage, superblock: Superblock): 
         const inode = inodeAt(ino, sector);
         if (inode === null) continue;
         extents = await extentsOf(host, inode);
-      } catch {
+      } catch (error) {
+        // What merely could not be read now is not passed over.
+        if (!isDamage(error)) throw error;
         yield { ino, kind: 'owned', extent: null, first: 0 };
         continue;
       }

@@ -26,6 +26,7 @@ import {
   ALLOCATION_MAP,
   type Extent,
   FIRST_USER_INODE,
+  INODE_MAP,
   LOG_TABLE,
   ROOT_DIRECTORY,
   regionRange,
@@ -38,10 +39,14 @@ import { LOG_SLOTS, LogState, slotRange } from './log/log-table.js';
 import { keyOf } from './log/logged-sectors.js';
 import { freeRuns } from './map-formats.js';
 import { extentsOf, type MetadataOf, metadataOf } from './metadata-extents.js';
+import { corrupt } from './sector.js';
 import { settle } from './settle.js';
 import { Settling } from './space-peers.js';
 import { MetadataTransaction } from './transaction.js';
 import type { Volume } from './volume.js';
+
+/** Files that every node relies on, and that are repaired sector by sector. */
+const NEEDED: readonly InodeNumber[] = [ALLOCATION_MAP, INODE_MAP, LOG_TABLE];
 
 /** An extent of which a copy is on the NSD that is brought up to date. */
 interface Pair {
@@ -182,6 +187,9 @@ export class Resync {
 
   async #repair(found: MetadataOf): Promise<void> {
     const { ino, kind, extent } = found;
+    // A copy whose maps are perhaps out of date must not come up.
+    if (extent === null && NEEDED.includes(ino))
+      throw corrupt('resync', `inode ${ino}`, 'what it has can not be followed (fs check --repair)');
     if (extent !== null && !copiesOf(extent.nsd).includes(this.#nsd)) return;
     const sectors = extent === null ? [] : await this.#differing(extent);
     if (extent !== null && sectors.length === 0) return;
