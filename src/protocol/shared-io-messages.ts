@@ -6,7 +6,8 @@ import { uuidFromBytes, uuidToBytes } from './nsd-messages.js';
  * fsShared: a read or write of a shared file, on its way to the node that owns it, and what came of it. Fault model: any bytes may arrive.
  *
  *   request  16 UUID of the file system · u64 incarnation that is meant · u8 op (1 read, 2 write, 3 sync) · u64 inode · u32 generation
- *            · u8 flags (1: at the end of the file, 2: data only) · u64 offset · u32 bytes to be read · u32 uid · u32 gid · bytes
+ *            · u8 flags (1: at the end of the file, 2: data only) · u64 offset · u32 bytes to be read · u32 uid · u32 gid
+ *            · u32 number of further groups · u32 each, ascending · bytes
  *   reply    u8 1: done, 0: not to be done there · u64 offset · u32 length · bytes
  */
 export interface SharedRequest {
@@ -22,6 +23,8 @@ export interface SharedRequest {
   /** Whose write it is: not everybody's leaves setuid bits. */
   readonly uid: number;
   readonly gid: number;
+  /** Further ones, ascending: a member of a file's group keeps its setgid bit. */
+  readonly groups: readonly number[];
   readonly dataOnly: boolean;
 }
 /** Null: it is not to be done there: not shared, removed, another file system. */
@@ -38,13 +41,15 @@ export interface SharedCall {
 
 /** Longer reads and writes don't go this way. */
 export const SHARED_BYTES_MAX = 128 * 1024;
+/** Who has more writes under tokens of his own. */
+export const SHARED_GROUPS_MAX = 256;
 const OPS = ['read', 'write', 'sync'] as const;
 const AT_END = 1;
 const DATA_ONLY = 2;
 
 export function encodeSharedCall({ fsUuid, incarnation, request }: SharedCall): Uint8Array {
-  const { op, ino, generation, offsetBytes, lengthBytes, bytes, uid, gid, dataOnly } = request;
-  return new ByteWriter(80 + bytes.length)
+  const { op, ino, generation, offsetBytes, lengthBytes, bytes, uid, gid, groups, dataOnly } = request;
+  return new ByteWriter(84 + 4 * groups.length + bytes.length)
     .raw(uuidToBytes(fsUuid))
     .u64(incarnation)
     .u8(OPS.indexOf(op) + 1)
@@ -55,6 +60,8 @@ export function encodeSharedCall({ fsUuid, incarnation, request }: SharedCall): 
     .u32(lengthBytes)
     .u32(uid)
     .u32(gid)
+    .u32(groups.length)
+    .words(Uint32Array.from(groups))
     .bytes(bytes)
     .finish();
 }
@@ -71,14 +78,16 @@ export function decodeSharedCall(body: Uint8Array): SharedCall {
   const lengthBytes = r.u32();
   const uid = r.u32();
   const gid = r.u32();
+  const groups = [...r.words(r.count(SHARED_GROUPS_MAX))];
   // The receiver keeps them while it waits for tokens.
   const bytes = r.bytes(SHARED_BYTES_MAX).slice();
   r.end();
   if (op === undefined || (flags & ~(AT_END | DATA_ONLY)) !== 0) throw r.bad(`op ${op}, flags ${flags}`);
   if (lengthBytes > SHARED_BYTES_MAX) throw r.bad(`${lengthBytes} bytes to be read`);
+  if (groups.some((group, i) => i > 0 && group <= groups[i - 1]!)) throw r.bad('groups in no order');
   const offsetBytes = (flags & AT_END) !== 0 ? null : offset;
   const dataOnly = (flags & DATA_ONLY) !== 0;
-  const request = { op, ino, generation, offsetBytes, lengthBytes, bytes, uid, gid, dataOnly };
+  const request = { op, ino, generation, offsetBytes, lengthBytes, bytes, uid, gid, groups, dataOnly };
   return { fsUuid, incarnation, request };
 }
 

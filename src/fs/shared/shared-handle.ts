@@ -12,7 +12,14 @@ import type { Credentials, OpOptions } from '../file-system-api.js';
 import type { Inode } from '../inode.js';
 import { InodeFlag } from '../inode-format.js';
 import type { Volume } from '../volume.js';
-import { type Owner, SHARED_BYTES_MAX, type SharedOwners, type SharedReply, type SharedRequest } from './shared-io.js';
+import {
+  type Owner,
+  SHARED_BYTES_MAX,
+  SHARED_GROUPS_MAX,
+  type SharedOwners,
+  type SharedReply,
+  type SharedRequest,
+} from './shared-io.js';
 
 const EMPTY = new Uint8Array(0);
 
@@ -21,6 +28,8 @@ export class SharedHandle {
   readonly #inode: Inode;
   readonly #generation: number;
   readonly #credentials: Credentials;
+  /** Its further groups as they are sent. */
+  readonly #groups: readonly number[];
   readonly #owners: SharedOwners;
   /** As it was when this node last had the inode. */
   #isShared = false;
@@ -33,6 +42,7 @@ export class SharedHandle {
     this.#inode = inode;
     this.#generation = inode.generation;
     this.#credentials = credentials;
+    this.#groups = [...new Set(credentials.groups)].sort((a, b) => a - b);
     this.#look();
   }
 
@@ -50,6 +60,7 @@ export class SharedHandle {
 
   #owner(lengthBytes: number): Owner | null {
     if (!this.isElsewhere || lengthBytes === 0 || lengthBytes > SHARED_BYTES_MAX) return null;
+    if (this.#groups.length > SHARED_GROUPS_MAX) return null;
     return this.#owners.ownerOf(this.#inode.ino);
   }
 
@@ -59,7 +70,7 @@ export class SharedHandle {
     options: OpOptions | undefined,
   ): Promise<SharedReply> {
     const { uid, gid } = this.#credentials;
-    const rest = { lengthBytes: 0, bytes: EMPTY, uid, gid, dataOnly: false };
+    const rest = { lengthBytes: 0, bytes: EMPTY, uid, gid, groups: this.#groups, dataOnly: false };
     const request = { ...rest, ino: this.#inode.ino, generation: this.#generation, ...what };
     this.#volume.counters.add('fs.sharedRequests');
     const reply = await this.#owners.ask(owner, request, options?.signal);

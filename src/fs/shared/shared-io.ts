@@ -2,7 +2,12 @@
 import type { Incarnation, InodeNumber, NodeId } from '../../common/ids.js';
 import type { SharedReply, SharedRequest } from '../../protocol/shared-io-messages.js';
 
-export { SHARED_BYTES_MAX, type SharedReply, type SharedRequest } from '../../protocol/shared-io-messages.js';
+export {
+  SHARED_BYTES_MAX,
+  SHARED_GROUPS_MAX,
+  type SharedReply,
+  type SharedRequest,
+} from '../../protocol/shared-io-messages.js';
 
 export interface Owner {
   readonly nodeId: NodeId;

@@ -35,7 +35,7 @@ export class SharedService {
     if (request.lengthBytes > SHARED_BYTES_MAX)
       throw new FsError('invalidArgument', { op: 'sharedIo', detail: `${request.lengthBytes} bytes` });
     // One for each kind of writer: whose write it is decides over setuid bits.
-    const key = `${request.ino}/${request.generation}/${request.uid}/${request.gid}`;
+    const key = `${request.ino}/${request.generation}/${request.uid}/${request.gid}/${request.groups.join()}`;
     const known = this.#files.get(key);
     if (known === undefined && request.op !== 'sync' && this.#files.size >= FILES_MAX) return null;
     const served = known ?? this.#open(key, request);
@@ -57,17 +57,17 @@ export class SharedService {
     }
   }
 
-  #open(key: string, { ino, generation, uid, gid }: SharedRequest): Served {
+  #open(key: string, request: SharedRequest): Served {
     // Who may do it was decided where it was opened.
-    const served = { file: this.#openAs(ino, generation, uid, gid), users: 0, timer: null };
+    const served = { file: this.#openAs(request), users: 0, timer: null };
     served.file.catch(() => this.#files.delete(key));
     this.#files.set(key, served);
     return served;
   }
 
-  async #openAs(ino: InodeNumber, generation: number, uid: number, gid: number): Promise<OpenFile> {
+  async #openAs({ ino, generation, uid, gid, groups }: SharedRequest): Promise<OpenFile> {
     const volume = this.#volume;
-    const as = uid === 0 ? ROOT : { uid, gid, groups: [], umask: 0 };
+    const as = uid === 0 ? ROOT : { uid, gid, groups, umask: 0 };
     return openInode(volume, { ino, generation }, constants.O_RDWR, as, undefined, true);
   }
 

@@ -98,6 +98,25 @@ test('a file without names is read and written where it is open; setuid goes wit
   await finish(volume, nodes);
 });
 
+test('a member of the file’s group keeps its setgid bit through the owner, and only such a one', async () => {
+  const { volume, nodes } = await three();
+  const member: Credentials = { uid: 7, gid: 7, groups: [9, 5, 5], umask: 0 };
+  const stranger: Credentials = { ...member, groups: [9] };
+  const file = await open(nodes[1], '/d/f', O_RDWR, member);
+  const strange = await open(nodes[1], '/d/f', O_RDWR, stranger);
+  const modeAfter = async (by: OpenFile): Promise<number> => {
+    await nodes[2].fs.setAttributes('/d/f', { mode: 0o2666, gid: 5 }, true, ROOT);
+    await by.write(0, Buffer.from('text'));
+    return (await nodes[2].fs.stat('/d/f', ROOT)).mode;
+  };
+  expect(await modeAfter(file)).toBe(0o2666);
+  expect(await modeAfter(strange)).toBe(0o666);
+  expect(served(nodes[0])).toBe(2);
+  for (const one of [file, strange]) await one.close();
+  await volume.clock.advance(2_000);
+  await finish(volume, nodes);
+});
+
 test('I8, I10: a sync through the owner is durable; what the owner took along unsynced the next sync tells, once', async () => {
   const { volume, nodes } = await three();
   const [one, two] = nodes;
@@ -179,6 +198,7 @@ test('what goes to an owner and back decodes to what was encoded, and other byte
     bytes: new Uint8Array([1, 2, 3]),
     uid: 1000,
     gid: 0xffff_fffe,
+    groups: [0, 7, 2 ** 32 - 1],
     dataOnly: true,
   } as const;
   const call = { fsUuid: TEST_FS_UUID, incarnation: 2 ** 40, request };
