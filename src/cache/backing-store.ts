@@ -39,4 +39,6 @@ export interface BackingStore {
    * and all of it is durable when it resolves. False: some of it was lost, and may be dirty again. Takes no token (T5).
    */
   makeDurable(ino: InodeNumber, range: ByteRange): Promise<boolean>;
+  /** What a write put behind the end of file could not be made zeros again: it must be before the file grows. Under the write's own tokens. */
+  leftBehindEnd(ino: InodeNumber): void;
 }

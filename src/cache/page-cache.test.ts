@@ -123,6 +123,30 @@ describe('writing', () => {
     expect(same(disk.subarray(0, expected.length), expected)).toBe(true);
   });
 
+  it('that fails in its second piece tells the backing store when the first stays behind the end of file', async () => {
+    const t = testCache({ pages: 16, settings: { pieceBytes: 2 * PAGE_BYTES, waitersMax: 100 } });
+    const file = TestFile.open(t, 7);
+    const other = TestFile.open(t, 8, pattern(40 * PAGE_BYTES, 1));
+    // Two runs of bytes in one sector: the second can be taken in only when the sector has been read.
+    const second = 2 * PAGE_BYTES;
+    await t.clock.until(file.write(second + 100, pattern(10, 1)));
+    file.file.setState({ sizeBytes: 0, mtimeNs: 1n, ctimeNs: 1n });
+    const gate = deferred<void>();
+    const readers: Promise<unknown>[] = [];
+    t.backing.beforeRead = async () => {
+      if (t.backing.reads.at(-1)!.ino !== file.ino) return gate.promise;
+      // Until this fails others have asked for all the room there is: the zeros come too late.
+      for (let i = 0; i < 16; i++) readers.push(other.read(2 * i * PAGE_BYTES, 2 * PAGE_BYTES).catch(() => undefined));
+      await t.clock.settle();
+      throw new FsError('deviceError', { op: 'test', object: 'a sector' });
+    };
+    const written = file.write(0, pattern(second + 50, 2));
+    await expect(t.clock.until(written)).rejects.toMatchObject({ reason: 'deviceError' });
+    expect(t.backing.leftBehind).toEqual([7]);
+    gate.resolve();
+    await t.clock.until(Promise.all(readers));
+  });
+
   it('at the end of file needs no read, not even to be written out', async () => {
     const t = testCache();
     const file = TestFile.open(t, 7);

@@ -88,6 +88,8 @@ export class FakeBacking implements BackingStore {
   readonly writes: { ino: InodeNumber; pieces: readonly FilePiece[] }[] = [];
   /** How many files each write of several had. */
   readonly together: number[] = [];
+  /** Files of which a write could not be taken back behind the end. */
+  readonly leftBehind: InodeNumber[] = [];
   /** Called by each operation; may wait, or throw in its place. */
   beforeRead: (pieces: readonly FilePiece[]) => Promise<void> = async () => undefined;
   beforeWrite: (pieces: readonly FilePiece[]) => Promise<void> = async () => undefined;
@@ -123,6 +125,10 @@ export class FakeBacking implements BackingStore {
     } finally {
       this.readsInFlight--;
     }
+  }
+
+  leftBehindEnd(ino: InodeNumber): void {
+    this.leftBehind.push(ino);
   }
 
   makeDurable(): Promise<boolean> {

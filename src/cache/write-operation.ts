@@ -115,6 +115,7 @@ async function clearBehindEnd(core: CacheCore, file: FileCore, copied: ByteRange
       await writePiece(core, file, piece, zeros, generation, () => undefined, undefined);
     } catch (error) {
       core.logger.error({ ino: file.ino, error: String(error) }, 'bytes behind the end of file could not be cleared');
+      core.backing.leftBehindEnd(file.ino);
       return;
     }
   }

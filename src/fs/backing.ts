@@ -13,6 +13,7 @@ import type { InodeNumber } from '../common/ids.js';
 import { BLOCK_BYTES, SECTOR_BYTES } from '../common/units.js';
 import type { SectorIo } from '../nsd/nsd-api.js';
 import { TokenMode } from '../token-manager/token.js';
+import { doubtTail } from './being-cut.js';
 import { findPointer, loadPointers } from './block-map.js';
 import { readData } from './data-reader.js';
 import { placeLogged, writeData } from './data-writer.js';
@@ -25,6 +26,7 @@ import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
 import { leafFault } from './leaf-format.js';
 import { keyOf, type SectorWrite } from './log/logged-sectors.js';
 import { regionFault, segmentFault } from './map-formats.js';
+import { withSettledState } from './publishing.js';
 import { corrupt, getU32, sealSector } from './sector.js';
 import { type FileIo, flushWritten } from './unflushed.js';
 import type { Volume } from './volume.js';
@@ -47,6 +49,21 @@ export class FileBacking implements BackingStore {
     if (inode !== undefined) return inode;
     volume.checkNotFenced(op, ino);
     throw new FsError('busy', { op, object: `inode ${ino}`, detail: 'its status token is not held any more' });
+  }
+
+  /** As after a death there: whoever writes next, on any node, makes zeros first (file-tail.ts). Fenced: nothing of it is anywhere. */
+  leftBehindEnd(ino: InodeNumber): void {
+    const volume = this.#bound;
+    const inode = volume.inodes.peek(ino);
+    if (!inode?.valid || !inode.holdsDataBack) return;
+    // Beside others the inode is not this node's to change: it knows by itself, until one node has it alone.
+    if (inode.concurrent) inode.tailDoubtful = true;
+    else
+      withSettledState(volume, inode, () => {
+        holdBack(volume, inode);
+        doubtTail(inode);
+        volume.inodes.markDirty(inode, true);
+      });
   }
 
   async read(ino: InodeNumber, pieces: readonly FilePiece[], signal?: AbortSignal): Promise<void> {

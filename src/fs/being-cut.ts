@@ -11,9 +11,14 @@ const BEING_CUT = 0;
 
 export const isBeingCut = ({ tailDoubtful, tailEpoch }: Inode): boolean => tailDoubtful && tailEpoch === BEING_CUT;
 
-/** In the turn in which the size changes. Whoever made the transaction gives the inode to `volume.orphans` when it is committed. */
-export function noteCut(inode: Inode, transaction: MetadataTransaction): void {
+/** For every node, as after a death: what a write left behind the end could not be taken back. */
+export function doubtTail(inode: Inode): void {
   inode.tailDoubtful = true;
   inode.tailEpoch = BEING_CUT;
+}
+
+/** In the turn in which the size changes. Whoever made the transaction gives the inode to `volume.orphans` when it is committed. */
+export function noteCut(inode: Inode, transaction: MetadataTransaction): void {
+  doubtTail(inode);
   transaction.looseEnd({ kind: 'orphan', ino: inode.ino, generation: inode.generation });
 }

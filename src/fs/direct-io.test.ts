@@ -1,5 +1,6 @@
 import { constants } from 'node:fs';
 import { expect, test } from 'vitest';
+import { nsdIndex } from '../common/ids.js';
 import { below, SeededRandom } from '../common/random.js';
 import { BLOCK_BYTES, SECTOR_BYTES } from '../common/units.js';
 import { type OpenFile, ROOT } from './file-system-api.js';
@@ -71,7 +72,7 @@ test('what a direct write that failed put behind the end is never seen', async (
   await direct.write(0, Buffer.alloc(4096, 1));
   await direct.sync(false);
   let writes = 0;
-  volume.nsds.failWhen((op) => op === 'nsd.write' && ++writes === 2);
+  volume.nsds.failWhen((op) => op === 'nsd.write' && ++writes === 4);
   await expect(direct.write(4096, Buffer.alloc(3 * BLOCK_BYTES, 2))).rejects.toMatchObject({ code: 'EIO' });
   volume.nsds.failWhen(null);
   expect((await direct.stat()).sizeBytes).toBe(4096);
@@ -79,6 +80,29 @@ test('what a direct write that failed put behind the end is never seen', async (
   expect((await bytesOf(direct, 4096, BLOCK_BYTES)).every((byte) => byte === 0)).toBe(true);
   await direct.close();
   await node.fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject(sound);
+});
+
+test('what it could not take back either is never seen, not even by another node', async () => {
+  const volume = await TestVolume.create();
+  const [one, two] = [await volume.mount(1), await volume.mount(2)];
+  const direct = await open(one, O_DIRECT);
+  await direct.write(0, Buffer.alloc(4096, 1));
+  await direct.sync(false);
+  let writes = 0;
+  volume.nsds.failWhen((op) => {
+    if (op !== 'nsd.write' || ++writes < 4) return false;
+    for (const nsd of volume.nsds.blocks.keys()) volume.nsds.away.add(nsdIndex(nsd));
+    return true;
+  });
+  await expect(direct.write(4096, Buffer.alloc(3 * BLOCK_BYTES, 2))).rejects.toMatchObject({ code: 'EIO' });
+  volume.nsds.failWhen(null);
+  volume.nsds.away.clear();
+  const other = await open(two);
+  await other.truncate(2 * BLOCK_BYTES);
+  expect((await bytesOf(other, 4096, BLOCK_BYTES)).every((byte) => byte === 0)).toBe(true);
+  for (const file of [direct, other]) await file.close();
+  for (const { fs } of [one, two]) await fs.unmount();
   expect(await checkVolume(volume)).toMatchObject(sound);
 });
 

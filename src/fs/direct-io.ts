@@ -122,8 +122,8 @@ async function writeSectors(
     } catch (error) {
       const behind = Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
       if (range.end > behind) {
-        // As after a death there: if this fails too, the next write tries again.
-        inode.tailDoubtful = true;
+        // As after a death there: if this fails too, the next write tries again, on whichever node.
+        volume.backing.leftBehindEnd(inode.ino);
         await makeZeros(volume, inode, { start: Math.max(start, behind), end: range.end });
         inode.tailDoubtful = false;
       }

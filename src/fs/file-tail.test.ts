@@ -56,6 +56,28 @@ for (const [name, grow] of Object.entries(growths)) {
   });
 }
 
+test.each(['the node itself', 'another node'])(
+  '%s finds zeros where a failed write left bytes behind the end',
+  async (who) => {
+    const volume = await TestVolume.create();
+    const node = await volume.mount(1);
+    const file = await open(node);
+    await file.write(0, Buffer.alloc(SIZE, 1));
+    await node.fs.sync();
+    // A piece is in, the next one fails, and the first can't be taken back.
+    const cached = node.cache.get(file.ino)!;
+    await cached.write(SIZE, Buffer.alloc(2 * SECTOR_BYTES, 0xdd), { onCopied: () => undefined });
+    await cached.flush();
+    node.backing.leftBehindEnd(file.ino);
+    const grower = who === 'another node' ? await volume.mount(2) : node;
+    const other = await open(grower);
+    await other.truncate(SIZE + 5000);
+    expect((await bytesOf(other, SIZE, SIZE + 5000)).every((byte) => byte === 0)).toBe(true);
+    expect((await bytesOf(file, SIZE, SIZE + 5000)).every((byte) => byte === 0)).toBe(true);
+    expect((await bytesOf(file, 0, SIZE)).every((byte) => byte === 1)).toBe(true);
+  },
+);
+
 test('while the tail is in doubt no hit writes; afterwards the doubt is over for every node of the epoch', async () => {
   const volume = await TestVolume.create();
   await cutShort(volume);

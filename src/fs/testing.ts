@@ -327,6 +327,7 @@ export interface TestNode {
   readonly tokens: TestTokens;
   readonly locks: TestLocks;
   readonly cache: PageCacheApi;
+  readonly backing: FileBacking;
   readonly map: TwinCacheMap;
   readonly counters: Counters;
   readonly pool: PagePool;
@@ -566,7 +567,7 @@ export class TestVolume {
     });
     this.#mounted.set(node, fs);
     this.space.joins(node, fs, tokens);
-    return { fs, tokens, locks, cache, map, counters, pool, nsds, life: { nodeId: node, incarnation: life } };
+    return { fs, tokens, locks, cache, backing, map, counters, pool, nsds, life: { nodeId: node, incarnation: life } };
   }
 }
 
