@@ -81,18 +81,12 @@ export class Directory {
   tryLookup(name: HashedName): LeafEntry | null | Needed {
     if (this.inode.directoryEntries === 0) return null;
     const hash = hashName(name.bytes, this.inode.directorySeed);
-    for (let depth = this.inode.directoryDepth; depth >= 0; depth--) {
-      const index = indexAt(hash, depth);
-      const found = this.#tryLeaf(index, 'shared', (leaf) => {
-        if (!leafExists(leaf)) return ABSENT;
-        this.#checkDepth(leaf, index);
-        const at = findEntry(leaf, hash, name.bytes);
-        return at < 0 ? null : entryAt(leaf, at);
-      });
-      if (found === undefined) return { kind: 'load', index, mode: 'shared' };
-      if (found.value !== ABSENT) return found.value === null ? null : this.#checked(name, found.value);
-    }
-    return null;
+    const found = this.#tryPlaced(hash, (leaf) => {
+      const at = findEntry(leaf, hash, name.bytes);
+      return at < 0 ? null : entryAt(leaf, at);
+    });
+    if (found === null || 'kind' in found) return found;
+    return found.value === null ? null : this.#checked(name, found.value);
   }
 
   /** Whoever follows a name trusts it with the inode: one of the file system's own would be given away, or taken apart. */
@@ -185,17 +179,32 @@ export class Directory {
 
   /** The index of the leaf that a hash belongs to, ABSENT in a directory without leaves. */
   #tryPlace(hash: number): number | Needed {
-    for (let depth = this.inode.directoryDepth; depth >= 0; depth--) {
+    const placed = this.#tryPlaced(hash, (_, index) => index);
+    if (placed === null) return ABSENT;
+    return 'kind' in placed ? placed : placed.value;
+  }
+
+  /**
+   * With the leaf that a hash belongs to; null: the directory has no leaves. A leaf that is not there costs a read as well, so the search begins where
+   * most leaves are: one that is there and hasn't split further is the right one, whatever there is of greater depth.
+   */
+  #tryPlaced<T>(hash: number, use: (leaf: Uint8Array, index: number) => T): { value: T } | null | Needed {
+    const { directoryDepth } = this.inode;
+    const likely = likelyDepth(this.inode);
+    for (let depth = likely, isGuess = likely < directoryDepth; depth >= 0; depth--) {
       const index = indexAt(hash, depth);
-      const exists = this.#tryLeaf(index, 'shared', (leaf) => {
-        if (!leafExists(leaf)) return false;
+      const found = this.#tryLeaf(index, 'shared', (leaf) => {
+        if (!leafExists(leaf)) return ABSENT;
         this.#checkDepth(leaf, index);
-        return true;
+        if (isGuess && indexAt(hash, leafDepth(leaf)) !== index) return ABSENT;
+        return { value: use(leaf, index) };
       });
-      if (exists === undefined) return { kind: 'load', index, mode: 'shared' };
-      if (exists.value) return index;
+      if (found === undefined) return { kind: 'load', index, mode: 'shared' };
+      if (found.value !== ABSENT) return found.value;
+      if (isGuess) depth = directoryDepth + 1;
+      isGuess = false;
     }
-    return ABSENT;
+    return null;
   }
 
   /** A directory of less depth than one of its leaves would look for names where they are not. */
@@ -317,6 +326,15 @@ export class Directory {
     this.#volume.counters.add('fs.leafSplits');
     return true;
   }
+}
+
+/**
+ * Where a search begins. The last round of splits has hardly begun, or nearly ended, in most directories: the size, which is that of the last leaf, tells
+ * which, as leaves split in no order.
+ */
+function likelyDepth({ directoryDepth, sizeBytes }: Inode): number {
+  const missing = 2 ** directoryDepth - sizeBytes / SECTOR_BYTES;
+  return missing >= 2 ? directoryDepth - 1 : directoryDepth;
 }
 
 /** 24 bits of the hash at most pick a leaf. */
