@@ -9,6 +9,7 @@
  * and reported.
  */
 import type { Counters } from '../common/counters.js';
+import { isDamage } from '../common/damage.js';
 import { FsError } from '../common/errors.js';
 import type { NsdIndex } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
@@ -18,7 +19,7 @@ import { allCopiesOf, copiesOf } from '../nsd/copies.js';
 import { isCopyLost, readableCopies, withCopies } from '../nsd/mirrored-nsds.js';
 import type { SectorIo } from '../nsd/nsd-api.js';
 import { settleAll } from '../nsd/settle-all.js';
-import { durably, type Flush } from './durable.js';
+import { durably, type Flush, LossMark } from './durable.js';
 import { allNsds, type Extent } from './layout.js';
 import {
   checkDescriptors,
@@ -30,6 +31,7 @@ import {
   withSectors,
   writeDescriptor,
 } from './log/log-reader.js';
+import type { ScannedLog } from './log/log-sectors.js';
 import { LOG_SLOTS, type LogDescriptor, LogState } from './log/log-table.js';
 import { isMadeAnew, NOT_READ, type PresentSector, redoCopies } from './log/redo.js';
 import { type PlannedSector, type PlannedSectors, RedoPlan } from './log/redo-plan.js';
@@ -95,40 +97,12 @@ export async function replayLogs(
   slots: readonly LogDescriptor[],
   versionOf: (slot: number) => number | undefined = () => undefined,
 ): Promise<Recovered> {
-  const plan = new RedoPlan();
-  let transactions = 0;
-  const outdated = new Map<number, string>();
-  const done: LogDescriptor[] = [];
-  const logs: { readonly descriptor: LogDescriptor; readonly uneven: readonly number[] }[] = [];
-  for (const descriptor of slots) {
-    // Its space may not even be marked as used: whoever takes the slot goes on with that.
-    if (descriptor.state !== LogState.open) continue;
-    const scanned = await readLog(volume, descriptor);
-    if (scanned.later !== null) outdated.set(descriptor.slot, scanned.later);
-    if (scanned.hole !== null) {
-      volume.counters.add('recovery.logHoles');
-      volume.logger.error({ slot: descriptor.slot, why: scanned.hole }, 'what was logged behind a hole is lost');
-    } else if (scanned.ended !== null)
-      volume.logger.info({ slot: descriptor.slot, why: scanned.ended }, 'the log ends with a write that was cut off');
-    logs.push({ descriptor, uneven: scanned.uneven });
-    const ends = plan.add(scanned.records);
-    transactions += scanned.records.transactions;
-    // Places in a log never come again: shipped frees are told apart by them (S6).
-    if (ends.empty) done.push({ ...descriptor, state: LogState.clean, tail: scanned.head, settledEnds: 0 });
-    else done.push({ ...descriptor, state: LogState.replayed, settledEnds: 0 });
-  }
-  // From here on everything that they had written is durable, and the same on all copies; and what may be lost of what follows is noticed.
-  const sectors = plan.sectors();
-  if (logs.length > 0) {
-    const needed = sectors.nsds();
-    for (const { descriptor } of logs) for (const { nsd } of descriptor.pieces) needed.add(nsd);
-    await durably(volume.nsds, [...needed], 'leftBehind', async () => {
-      volume.goOn?.();
-      for (const { descriptor, uneven } of logs) await evenOut(volume, descriptor, uneven);
-    });
-    await flushData(volume, needed);
-  }
-  const result = await redo(volume, sectors);
+  const { plan, transactions, done, outdated } = await readDurably(
+    volume,
+    // The space of any other may not even be marked as used: whoever takes the slot goes on with that.
+    slots.filter(({ state }) => state === LogState.open),
+  );
+  const result = await redo(volume, plan);
   volume.goOn?.();
   for (const descriptor of done) {
     await writeDescriptor(volume, table, descriptor, versionOf(descriptor.slot));
@@ -141,6 +115,70 @@ export async function replayLogs(
   volume.counters.add('recovery.logs', done.length);
   volume.counters.add('recovery.transactions', transactions);
   return { logs: done.length, transactions, ...result };
+}
+
+interface ReadLogs {
+  readonly plan: PlannedSectors;
+  readonly transactions: number;
+  /** What is to be said of them when they have been redone. */
+  readonly done: readonly LogDescriptor[];
+  /** By slot: why what is behind the end may be of a later life of the log. */
+  readonly outdated: ReadonlyMap<number, string>;
+  readonly logs: readonly { readonly descriptor: LogDescriptor; readonly scanned: ScannedLog }[];
+}
+
+/**
+ * What was read is durable when it resolves, with everything that their owners had written, and the same on all copies; what may be lost of what follows is
+ * noticed. The end of a log may have been read that was not flushed, and go before it is: then it is read again. Redone all the same it would be there for
+ * this node alone: whoever settles that log would free what it gave to files, and whoever goes on with the redo would leave it done in part.
+ */
+async function readDurably(volume: RecoveryVolume, slots: readonly LogDescriptor[]): Promise<ReadLogs> {
+  const pieces = new Set(slots.flatMap((descriptor) => descriptor.pieces.map(({ nsd }) => nsd)));
+  for (;;) {
+    const mark = new LossMark(volume.nsds, pieces);
+    const read = await readAll(volume, slots);
+    if (slots.length === 0) return read;
+    const needed = new Set([...read.plan.nsds(), ...pieces]);
+    try {
+      volume.goOn?.();
+      for (const { descriptor, scanned } of read.logs) await evenOut(volume, descriptor, scanned.uneven);
+    } catch (error) {
+      // The very sector may be gone that was to be written to the other copy.
+      if (mark.lost && isDamage(error)) continue;
+      throw error;
+    }
+    await volume.nsds.flush([...needed], { why: 'leftBehind' satisfies Flush });
+    if (mark.lost) continue;
+    await flushData(volume, needed);
+    for (const { descriptor, scanned } of read.logs) tellOfEnd(volume, descriptor, scanned);
+    return read;
+  }
+}
+
+async function readAll(volume: RecoveryVolume, slots: readonly LogDescriptor[]): Promise<ReadLogs> {
+  const plan = new RedoPlan();
+  let transactions = 0;
+  const outdated = new Map<number, string>();
+  const done: LogDescriptor[] = [];
+  const logs: { readonly descriptor: LogDescriptor; readonly scanned: ScannedLog }[] = [];
+  for (const descriptor of slots) {
+    const scanned = await readLog(volume, descriptor);
+    logs.push({ descriptor, scanned });
+    if (scanned.later !== null) outdated.set(descriptor.slot, scanned.later);
+    const ends = plan.add(scanned.records);
+    transactions += scanned.records.transactions;
+    // Places in a log never come again: shipped frees are told apart by them (S6).
+    if (ends.empty) done.push({ ...descriptor, state: LogState.clean, tail: scanned.head, settledEnds: 0 });
+    else done.push({ ...descriptor, state: LogState.replayed, settledEnds: 0 });
+  }
+  return { plan: plan.sectors(), transactions, done, outdated, logs };
+}
+
+function tellOfEnd({ counters, logger }: RecoveryVolume, { slot }: LogDescriptor, { hole, ended }: ScannedLog): void {
+  if (hole !== null) {
+    counters.add('recovery.logHoles');
+    logger.error({ slot, why: hole }, 'what was logged behind a hole is lost');
+  } else if (ended !== null) logger.info({ slot, why: ended }, 'the log ends with a write that was cut off');
 }
 
 /**
