@@ -3,8 +3,13 @@ import { constants } from 'node:fs';
 import { expect, test } from 'vitest';
 import { SeededRandom } from '../common/random.js';
 import { BLOCK_BYTES } from '../common/units.js';
-import { type FileSystem, type OpenFile, ROOT } from './file-system-api.js';
-import { checkVolume, TestVolume } from './testing.js';
+import { INODES_PER_SEGMENT } from '../token-manager/token.js';
+import { type FileSystem, FileType, type OpenFile, ROOT } from './file-system-api.js';
+import { FIRST_USER_INODE, INODE_MAP } from './layout.js';
+import { setInodeUsed, setSegmentFree } from './map-formats.js';
+import { Magic, sealSector, sectorFault } from './sector.js';
+import { fsIdOf } from './superblock.js';
+import { checkVolume, type TestNode, TestVolume, testChecksums } from './testing.js';
 
 const { O_CREAT, O_RDWR } = constants;
 const SEEDS = process.env.HOLDFAST_TEST_FULL === '1' ? 20 : 2;
@@ -86,3 +91,39 @@ test.each(Array.from({ length: SEEDS }, (_, i) => i + 1))(
     expect(await checkVolume(volume)).toMatchObject({ findings: [], lostSubBlocks: 0, lostInodes: 0 });
   },
 );
+
+test('two nodes that run out of inodes at once get all there are, each number once, and say ENOSPC at what needs one more', async () => {
+  const volume = await TestVolume.create({ blocks: [64], mkfs: { segmentCount: 1 } });
+  const before = await volume.mount(1);
+  await before.fs.unmount();
+  // Most of them are somebody's.
+  const LEFT = 400;
+  const owner = { magic: Magic.segment, fsId: fsIdOf(before.fs.superblock.fsUuid), owner: INODE_MAP, index: 0 };
+  for (const device of volume.nsds.devices)
+    for (const sector of device.values()) {
+      if (sectorFault(sector, owner, testChecksums) !== null) continue;
+      for (let slot = LEFT + FIRST_USER_INODE; slot < INODES_PER_SEGMENT; slot++) setInodeUsed(sector, slot, true);
+      setSegmentFree(sector, LEFT);
+      sealSector(sector, testChecksums);
+    }
+  const nodes = [await volume.mount(1), await volume.mount(2)];
+  const fill = async ({ fs }: TestNode, prefix: string): Promise<number> => {
+    await fs.mkdir(prefix, 0o755, ROOT);
+    for (let made = 0; ; made += 16) {
+      const some = await Promise.allSettled(
+        Array.from({ length: 16 }, (_, i) => fs.mknod(`${prefix}/${made + i}`, FileType.fifo, 0o644, 0, ROOT)),
+      );
+      const refused = some.filter((one) => one.status === 'rejected');
+      for (const { reason } of refused) expect(reason).toMatchObject({ code: 'ENOSPC', reason: 'noInodes' });
+      if (refused.length > 0) return made + 16 - refused.length;
+    }
+  };
+  const made = await Promise.all(nodes.map((node, i) => fill(node, `/by-${i}`)));
+  expect(made[0]! + made[1]!).toBe(LEFT - nodes.length);
+  // One that goes on one node makes room for one on the other.
+  await nodes[0]!.fs.unlink('/by-0/0', ROOT);
+  await nodes[1]!.fs.mknod('/by-1/again', FileType.fifo, 0o644, 0, ROOT);
+  for (const { fs } of nodes) await fs.unmount();
+  const others = INODES_PER_SEGMENT - FIRST_USER_INODE - LEFT;
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostInodes: others, lostSubBlocks: 0 });
+});

@@ -1,8 +1,10 @@
 import { constants } from 'node:fs';
 import { beforeEach, describe, expect, test } from 'vitest';
+import type { InodeNumber } from '../common/ids.js';
 import { type Credentials, type FileSystem, FileType, ROOT } from './file-system-api.js';
 import { decodeInode, encodeInode } from './inode-format.js';
 import { LINK_COUNT_MAX } from './layout.js';
+import type { MountedFileSystem } from './mounted-file-system.js';
 import { Magic, sealSector, sectorFault } from './sector.js';
 import { fsIdOf } from './superblock.js';
 import { type TestNode, TestVolume, testChecksums } from './testing.js';
@@ -229,23 +231,59 @@ test('access asks for whom a program runs, not with whose rights', async () => {
   await expect(fs.access('/tmp/f', 4, { ...ROOT, realUid: 1001, realGid: 1001 })).rejects.toMatchObject(code('EACCES'));
 });
 
+/** While nobody has it mounted. */
+function setLinks({ nsds }: TestVolume, { superblock }: MountedFileSystem, inos: Iterable<InodeNumber>, nlink: number) {
+  const { geometry } = superblock;
+  const fsId = fsIdOf(superblock.fsUuid);
+  for (const ino of inos)
+    for (const device of nsds.devices)
+      for (const sector of device.values()) {
+        if (sectorFault(sector, { magic: Magic.inode, fsId, owner: ino, index: ino }, testChecksums) !== null) continue;
+        const fields = decodeInode(ino, sector, fsId, geometry, testChecksums)!;
+        encodeInode(ino, { ...fields, nlink }, sector, fsId);
+        sealSector(sector, testChecksums);
+      }
+}
+
+test('EMLINK: of what two nodes link at once an inode gets as many as it may have', async () => {
+  const volume = await TestVolume.create();
+  const before = await volume.mount(1);
+  await before.fs.mkdir('/d', 0o755, ROOT);
+  for (const path of ['/f', '/moved1', '/moved2']) {
+    if (path === '/f') await (await before.fs.open(path, O_CREAT | O_RDWR, 0o644, ROOT)).close();
+    else await before.fs.mkdir(path, 0o755, ROOT);
+  }
+  const inos = [(await before.fs.stat('/f', ROOT)).ino, (await before.fs.stat('/d', ROOT)).ino];
+  await before.fs.unmount();
+  setLinks(volume, before.fs, inos, LINK_COUNT_MAX - 3);
+  const nodes = [await volume.mount(1), await volume.mount(2)];
+  const done = await Promise.allSettled(
+    nodes.flatMap(({ fs }, i) => [
+      ...[1, 2, 3].map((n) => fs.link('/f', `/link-${i}-${n}`, ROOT)),
+      ...[1, 2].map((n) => fs.mkdir(`/d/sub-${i}-${n}`, 0o755, ROOT)),
+      fs.rename(`/moved${i + 1}`, `/d/moved-${i}`, ROOT),
+    ]),
+  );
+  const refused = done.flatMap((one) => (one.status === 'rejected' ? [one.reason] : []));
+  for (const error of refused) expect(error).toMatchObject(code('EMLINK'));
+  expect(refused).toHaveLength(2 * 3);
+  for (const { fs } of nodes)
+    for (const path of ['/f', '/d']) expect((await fs.stat(path, ROOT)).nlink, path).toBe(LINK_COUNT_MAX);
+  // One that goes on one node makes room for one on the other.
+  const link = (await nodes[0]!.fs.readdir('/', ROOT)).find(({ name }) => name.startsWith('link-'))!;
+  await nodes[0]!.fs.unlink(`/${link.name}`, ROOT);
+  await nodes[1]!.fs.link('/f', '/again', ROOT);
+  await expect(nodes[0]!.fs.link('/f', '/and-again', ROOT)).rejects.toMatchObject(code('EMLINK'));
+});
+
 test('EMLINK: an inode has so many links and no more', async () => {
   const volume = await TestVolume.create();
   const first = await volume.mount(1);
   for (const path of ['/d', '/e']) await first.fs.mkdir(path, 0o755, ROOT);
   for (const path of ['/f', '/d/file']) await (await first.fs.open(path, O_CREAT | O_RDWR, 0o644, ROOT)).close();
   const full = new Set([(await first.fs.stat('/f', ROOT)).ino, (await first.fs.stat('/d', ROOT)).ino]);
-  const { geometry } = first.fs.superblock;
-  const fsId = fsIdOf(first.fs.superblock.fsUuid);
   await first.fs.unmount();
-  for (const ino of full)
-    for (const device of volume.nsds.devices)
-      for (const sector of device.values()) {
-        if (sectorFault(sector, { magic: Magic.inode, fsId, owner: ino, index: ino }, testChecksums) !== null) continue;
-        const fields = decodeInode(ino, sector, fsId, geometry, testChecksums)!;
-        encodeInode(ino, { ...fields, nlink: LINK_COUNT_MAX }, sector, fsId);
-        sealSector(sector, testChecksums);
-      }
+  setLinks(volume, first.fs, full, LINK_COUNT_MAX);
   const { fs: again } = await volume.mount(2);
   const emlink = code('EMLINK');
   await expect(again.link('/f', '/g', ROOT)).rejects.toMatchObject(emlink);
