@@ -15,6 +15,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { connectSocket } from '../client/connect-socket.js';
+import { BLOCK_BYTES } from '../common/units.js';
 import { type DevState, readState } from '../daemon/dev-cluster.js';
 import { processRecord } from '../daemon/dev-cluster-process.js';
 
@@ -147,6 +148,37 @@ describe('a local cluster', () => {
     ok('rm', '-f', '/tree');
     ok('mkdir', '-p', '/a/b/c');
     expect(ok('ls', '/a/b', '--node', '3')).toBe('c\n');
+  });
+
+  test('tells which NSD and node has which bytes of a file', () => {
+    const source = path.join(scratch, 'striped');
+    writeFileSync(source, Buffer.alloc(5 * BLOCK_BYTES + 1, 7));
+    ok('cp', source, 'hf:/striped', '--node', '1');
+    const nsds: { name: string; servers: number[] }[] = json('nsd', 'list');
+    const ranges: { offset: number; length: number; kind: string; nsd: string; node: number }[] = json(
+      ...['locate', '/striped', '--node', '2'],
+    );
+    let end = 0;
+    for (const { offset, length, kind, nsd, node } of ranges) {
+      expect([offset, kind]).toEqual([end, 'data']);
+      expect(nsds.find(({ name }) => name === nsd)?.servers).toEqual([node]);
+      end = offset + length;
+    }
+    expect(end).toBe(5 * BLOCK_BYTES + 1);
+    expect(new Set(ranges.map(({ nsd }) => nsd)).size).toBe(3);
+    const table = ok('locate', '/striped', '--node', '3');
+    for (const { nsd, node } of ranges) expect(table).toMatch(new RegExp(`${nsd} .*node ${node}`));
+  });
+
+  test('serves what is declared shared-write through one node, and says so on every node', () => {
+    ok('mkdir', '/queue');
+    expect(ok('shared-write', '/queue', 'on', '--node', '1')).toBe('/queue is shared-write\n');
+    const source = path.join(scratch, 'item');
+    writeFileSync(source, 'of node 2');
+    ok('cp', source, 'hf:/queue/item', '--node', '2');
+    expect(json('shared-write', '/queue/item', '--node', '3')).toEqual({ path: '/queue/item', sharedWrite: true });
+    expect(ok('cat', '/queue/item', '--node', '1')).toBe('of node 2');
+    expect(ok('shared-write', '/queue/item', 'off', '--node', '3')).toBe('/queue/item is not shared-write\n');
   });
 
   test('does what the README says, word for word', () => {
