@@ -318,6 +318,7 @@ export class HoldfastNode {
     try {
       this.#mounted = { release, ...(await this.#mountClaimed(identity)) };
     } catch (error) {
+      // Why the mount failed is what counts. Tokens that are kept can be called back, a claim ends with this node's life.
       await this.#giveBackTokens().catch(() => undefined);
       await release().catch(() => undefined);
       throw error;

@@ -133,7 +133,9 @@ async function giveUp(volume: Volume): Promise<void> {
   });
   volume.cache.dropEverything();
   for (const { file } of volume.systemFiles.values()) file?.detach();
-  await volume.cache.close().catch(() => undefined);
+  await volume.cache.close().catch((error: unknown) => {
+    volume.parts.logger.warn({ error: String(error) }, 'the cache of a mount that failed could not be closed');
+  });
 }
 
 /** The maps were laid out by mkfs and never move: their inodes are read once, without a token. */

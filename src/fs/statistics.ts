@@ -74,6 +74,7 @@ export class Statistics {
     const beganMs = clock.nowMs();
     // What one has freed is in another one's region perhaps (S6): it arrives there before that one counts.
     await Promise.all([
+      // What keeps it from ending keeps the count below from it too, which says so.
       settle(this.#volume, Settling.space).catch(() => undefined),
       parts.peers.settle(Settling.space, settings.peersTimeoutMs),
     ]);

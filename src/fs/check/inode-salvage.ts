@@ -102,6 +102,7 @@ export function salvageInode(
   try {
     return decodeInode(ino, sector, identity.fsId, geometry, checksums) === null ? null : { sector, dropped };
   } catch {
+    // More is wrong with it than can be dropped.
     return null;
   }
 }

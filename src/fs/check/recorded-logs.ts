@@ -64,6 +64,7 @@ export class RecordedLogs {
     try {
       return decodeDescriptor(sector, slot, fsId, geometry, checksums);
     } catch {
+      // Whoever asks says so, as of a sector that is missing.
       return null;
     }
   }

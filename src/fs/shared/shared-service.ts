@@ -81,7 +81,14 @@ export class SharedService {
     served.timer = this.#volume.clock.after(IDLE_MS, () => {
       if (served.users > 0 || this.#files.get(key) !== served) return;
       this.#files.delete(key);
-      void served.file.then((file) => file.close()).catch(() => undefined);
+      void served.file
+        .then((file) => file.close())
+        .catch((error: unknown) => {
+          this.#volume.parts.logger.warn(
+            { error: String(error) },
+            'a file served for others could not be closed cleanly',
+          );
+        });
     });
   }
 }

@@ -96,6 +96,7 @@ function inodeFileFields({ fsId, geometry, checksums }: Volume, sector: Uint8Arr
     const fields = sector === null ? null : decodeInode(INODE_FILE, sector, fsId, geometry, checksums);
     return fields?.type === FileType.regular ? fields : null;
   } catch {
+    // The walk of the inodes comes past it, and says so.
     return null;
   }
 }
