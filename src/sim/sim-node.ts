@@ -291,7 +291,10 @@ export class SimNode {
   readonly shared = (ino: number): number => {
     const segment = Math.floor(ino / INODES_PER_SEGMENT);
     const mode = this.node.tokens.machine.heldMode(TokenClass.status, segment, ino * SECTOR_BYTES);
-    return mode === TokenMode.concurrentWrite ? (this.cached(ino)?.state.sizeBytes ?? 0) : 0;
+    const cached = this.cached(ino);
+    // With the token granted and the inode not read yet, the size is of before.
+    if (mode !== TokenMode.concurrentWrite || cached?.file.sizeIsFloor !== true) return 0;
+    return cached.state.sizeBytes;
   };
 
   /** Hot files whose status token is held exclusively or shared for writing: only of those anything can be lost. */
