@@ -35,6 +35,8 @@ export interface ServeOptions {
   /** From connecting to the hello, and from the first byte of a frame to its last. */
   readonly frameDeadlineMs?: number;
   readonly sessionsMax?: number;
+  /** Of them that have not said hello yet are some; what comes beyond is closed at once. Twice `sessionsMax`. */
+  readonly connectionsMax?: number;
   readonly inFlightMax?: number;
 }
 
@@ -84,7 +86,7 @@ class SocketService {
   constructor(
     readonly dispatcher: Dispatcher,
     readonly counters: Counters,
-    readonly options: Required<Omit<ServeOptions, 'counters' | 'report'>>,
+    readonly options: Required<Omit<ServeOptions, 'counters' | 'report' | 'connectionsMax'>>,
   ) {}
 
   /** The session that the hello means: the one it had, or a new one. */
@@ -404,12 +406,13 @@ export async function serveSocket(
     readBytesMax: FRAME_BYTES_MAX - FRAME_HEADER_BYTES - 1024,
   };
   const dispatcher = new Dispatcher(fileSystem, counters, limits, options.report);
+  const sessionsMax = options.sessionsMax ?? 1024;
   const service = new SocketService(dispatcher, counters, {
     logger: options.logger ?? silentLogger,
     authorize: options.authorize ?? ((claimed) => claimed),
     sessionGraceMs: options.sessionGraceMs ?? 30_000,
     frameDeadlineMs: options.frameDeadlineMs ?? 30_000,
-    sessionsMax: options.sessionsMax ?? 1024,
+    sessionsMax,
     inFlightMax,
   });
   await clearStale(path);
@@ -417,6 +420,9 @@ export async function serveSocket(
     counters.add('socket.connections');
     service.connections.add(new Connection(service, socket));
   });
+  // Each has a descriptor, and devices and nodes need some too.
+  server.maxConnections = options.connectionsMax ?? 2 * sessionsMax;
+  server.on('drop', () => counters.add('socket.tooManyConnections'));
   await listen(server, path);
   await chmod(path, 0o600);
   return {

@@ -104,6 +104,19 @@ describe('the client socket', () => {
     expect(await rig.client.readFile('/f', 'utf8')).toBe('still here');
   });
 
+  it('takes so many connections and no more', async () => {
+    const rig = await rigUp();
+    const path = `${rig.path}.few`;
+    const few = await serveSocket(path, rig.fs, { connectionsMax: 1 });
+    const client = await connectSocket(path);
+    const second = connect(path);
+    await new Promise((resolve) => second.once('close', resolve));
+    expect(few.counters.get('socket.tooManyConnections')).toBe(1);
+    await client.writeFile('/f', 'still here');
+    await client.close();
+    await few.close();
+  });
+
   it('writes a file with its times in one exchange', async () => {
     const rig = await rigUp();
     const before = rig.counters.get('client.calls');

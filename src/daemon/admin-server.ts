@@ -19,12 +19,14 @@ export interface AdminServer {
 }
 
 const CALLS_MAX = 64;
+/** Each has a descriptor, and devices and nodes need some too. Beyond, a connection is closed at once. */
+const CONNECTIONS_MAX = 256;
 const requestSchema = z.object({ id: z.int().min(0), method: z.string(), params: z.unknown() });
 
 export async function serveAdmin(
   path: string,
   api: AdminApi,
-  parts: { readonly logger: Logger; readonly counters: Counters },
+  parts: { readonly logger: Logger; readonly counters: Counters; readonly connectionsMax?: number },
 ): Promise<AdminServer> {
   await clearStaleSocket(path);
   const sockets = new Set<Socket>();
@@ -33,6 +35,8 @@ export async function serveAdmin(
     socket.once('close', () => sockets.delete(socket));
     serveConnection(socket, api, parts);
   });
+  server.maxConnections = parts.connectionsMax ?? CONNECTIONS_MAX;
+  server.on('drop', () => parts.counters.add('admin.tooManyConnections'));
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen(path, resolve);

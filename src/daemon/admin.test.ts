@@ -56,6 +56,19 @@ describe('the admin socket', () => {
     expect(statSync(socket).mode & 0o777).toBe(0o600);
   });
 
+  test('takes so many connections and no more, and others when some have gone', async () => {
+    const small = path.join(directory, 'small');
+    const few = await serveAdmin(small, api, { logger: silentLogger, counters, connectionsMax: 2 });
+    const clients = [await AdminClient.connect(small), await AdminClient.connect(small)];
+    for (const client of clients) expect(await client.call('nodes', {})).toEqual([]);
+    const third = connect(small);
+    await new Promise((resolve) => third.once('close', resolve));
+    expect(counters.get('admin.tooManyConnections')).toBe(1);
+    expect(await clients[1]!.call('nodes', {})).toEqual([]);
+    for (const client of clients) client.close();
+    await few.close();
+  });
+
   test('answers calls, many at once, each its own', async () => {
     const client = await AdminClient.connect(socket);
     const answers = await Promise.all([
