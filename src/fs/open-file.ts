@@ -285,9 +285,15 @@ export class FsOpenFile implements OpenFile {
 
   async close(): Promise<void> {
     if (this.#closed) return;
+    await this.leave();
+    this.#tellLost();
+  }
+
+  /** Closed by somebody who has nobody to tell of losses: whoever opens the file next is told (I10). */
+  async leave(): Promise<void> {
+    if (this.#closed) return;
     this.#closed = true;
     await this.#close();
-    this.#tellLost();
   }
 
   async #close(): Promise<void> {

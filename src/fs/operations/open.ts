@@ -126,7 +126,7 @@ export async function openInode(
   options: OpOptions | undefined,
   /** Whoever asks for it was allowed to, elsewhere. */
   trusted = false,
-): Promise<OpenFile> {
+): Promise<FsOpenFile> {
   volume.checkOpen(op);
   const object = `inode ${ref.ino}`;
   if ((flags & 3) === 3) throw new FsError('invalidArgument', { op, object, detail: 'no access mode' });

@@ -9,6 +9,7 @@ import { FsError } from '../../common/errors.js';
 import type { InodeNumber } from '../../common/ids.js';
 import { type OpenFile, ROOT } from '../file-system-api.js';
 import { InodeFlag } from '../inode-format.js';
+import type { FsOpenFile } from '../open-file.js';
 import { openInode } from '../operations/open.js';
 import type { Volume } from '../volume.js';
 import { SHARED_BYTES_MAX, type SharedReply, type SharedRequest } from './shared-io.js';
@@ -18,7 +19,7 @@ const FILES_MAX = 1_024;
 const ELSEWHERE = new Set(['staleHandle', 'tokenRefused', 'closed']);
 
 interface Served {
-  readonly file: Promise<OpenFile>;
+  readonly file: Promise<FsOpenFile>;
   users: number;
   timer: Timer | null;
 }
@@ -65,7 +66,7 @@ export class SharedService {
     return served;
   }
 
-  async #openAs({ ino, generation, uid, gid, groups }: SharedRequest): Promise<OpenFile> {
+  async #openAs({ ino, generation, uid, gid, groups }: SharedRequest): Promise<FsOpenFile> {
     const volume = this.#volume;
     const as = uid === 0 ? ROOT : { uid, gid, groups, umask: 0 };
     return openInode(volume, { ino, generation }, constants.O_RDWR, as, undefined, true);
@@ -82,7 +83,7 @@ export class SharedService {
       if (served.users > 0 || this.#files.get(key) !== served) return;
       this.#files.delete(key);
       void served.file
-        .then((file) => file.close())
+        .then((file) => file.leave())
         .catch((error: unknown) => {
           this.#volume.parts.logger.warn(
             { error: String(error) },

@@ -4,6 +4,7 @@ import { expect, test } from 'vitest';
 import { FsError } from '../../common/errors.js';
 import { inodeNumber } from '../../common/ids.js';
 import { fuzzRuns } from '../../common/testing/fuzz.js';
+import { RANGE_END } from '../../common/units.js';
 import {
   decodeSharedCall,
   decodeSharedReply,
@@ -12,6 +13,7 @@ import {
 } from '../../protocol/shared-io-messages.js';
 import { type Credentials, type OpenFile, ROOT } from '../file-system-api.js';
 import { checkVolume, TEST_FS_UUID, type TestNode, TestVolume, turns } from '../testing.js';
+import { VolatileVolume, writeBehind } from '../testing-flushes.js';
 
 const { O_APPEND, O_CREAT, O_RDONLY, O_RDWR } = constants;
 const sound = { problems: [], lostSubBlocks: 0, lostInodes: 0 };
@@ -136,6 +138,29 @@ test('I8, I10: a sync through the owner is durable; what the owner took along un
   const last = await volume.mount(4);
   expect(await textOf(await open(last, '/d/f', O_RDONLY))).toBe('keptanew');
   await finish(volume, [last]);
+});
+
+test('I10: what an NSD lost while the owner had the file closed the next sync tells', async () => {
+  const it = await VolatileVolume.create();
+  it.volume.sharedOwner = 1;
+  const [owner, other] = [await it.mount(1), await it.mount(2)];
+  await other.fs.mkdir('/d', 0o777, ROOT);
+  await other.fs.sharedWrite('/d', true, ROOT);
+  const file = await open(other);
+  for (let i = 0; i < 8; i++) await file.write(i * 40_000, Buffer.alloc(40_000, 'x'));
+  expect(served(owner)).toBe(8);
+  await writeBehind(owner, file.ino);
+  owner.cache.get(file.ino)!.hint('dontNeed', { start: 0, end: RANGE_END });
+  it.nsds.powerCut();
+  const lost = { reason: 'writesLost' };
+  // Its tokens leave the owner, who finds the loss; nobody is there who could be told.
+  await other.fs.stat('/d/f', ROOT);
+  await it.volume.clock.advance(2_000);
+  await expect(file.sync(false)).rejects.toMatchObject(lost);
+  await file.sync(false);
+  await file.close();
+  for (const { fs } of [owner, other]) await fs.unmount();
+  expect(await it.check()).toBeNull();
 });
 
 test('I10: an owner that died and is there again, as another life, has not synced what the one before took along', async () => {
