@@ -36,18 +36,30 @@ export const FLUSHES = [
   'logState',
   /** The space of a new log in the map, before it is written to. */
   'logSpace',
-  /** What a node that is gone had written, before its log is taken for done where that is in place. */
+  /** Zeros in that space, before the log is said to be there. */
+  'logCleared',
+  /** What a node that is gone had written of its log and where that leads, before the log is redone. */
   'leftBehind',
+  /** And what it had written into files elsewhere. */
+  'leftData',
   /** What a log said, in place, before the log is done. */
   'redo',
   /** The content of a new file system, before the superblocks that say it is there. */
   'mkfs',
   /** These. */
   'superblock',
+  /** What a copy had missed, before anybody reads it. */
+  'resync',
+  /** Zeros where a repair gives space back, before a map says that it is free. */
+  'repairZeros',
+  /** What a repair wrote, before what relies on it, and before it says so. */
+  'repair',
+  /** A copy that a check of a mounted file system wrote anew, before it says so. */
+  'mendedCopy',
+  /** The same of a superblock. */
+  'mendedSuperblock',
 ] as const;
-export type ShownFlush = (typeof FLUSHES)[number];
-/** And what a copy had missed, before anybody reads it: most of that is flushed by the way, so no test misses it yet. */
-export type Flush = ShownFlush | 'resync';
+export type Flush = (typeof FLUSHES)[number];
 
 type Nsds = Pick<NsdClientApi, 'flush' | 'lossesOf'>;
 

@@ -147,7 +147,7 @@ export class LogClaim {
   async #clear(): Promise<void> {
     const { pieces } = this.#descriptor;
     const nsds = [...new Set(pieces.map(({ nsd }) => nsd))];
-    await durably(this.#volume.parts.nsds, nsds, 'logSpace', () => clearLog(this.#logs, pieces));
+    await durably(this.#volume.parts.nsds, nsds, 'logCleared', () => clearLog(this.#logs, pieces));
   }
 
   /** What was left unfinished in logs that have been redone. One at a time: the token of a log's slot keeps other nodes from it, not this one. */

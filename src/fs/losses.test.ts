@@ -6,7 +6,8 @@ import { RANGE_END } from '../common/units.js';
 import { FLUSHES, type Flush } from './durable.js';
 import { ROOT } from './file-system-api.js';
 import { LostWrites } from './lost-writes.js';
-import { contentOf, make, SCENARIOS, VolatileVolume, writeBehind } from './testing-flushes.js';
+import { contentOf, make, VolatileVolume, writeBehind } from './testing-flushes.js';
+import { SCENARIOS } from './testing-flushes-mending.js';
 import { NOTHING_SURVIVES, randomFates } from './testing-volatile.js';
 
 const { O_RDWR } = constants;
@@ -172,7 +173,7 @@ test('a loss that nobody has been told of is told to who opens the file next', (
 });
 
 /** Nodes die in these with what they have not synced, or mkfs itself is hit. */
-const LOSING: ReadonlySet<Flush> = new Set(['region', 'leftBehind', 'mkfs', 'superblock', 'exposure']);
+const LOSING: ReadonlySet<Flush> = new Set(['region', 'leftBehind', 'leftData', 'mkfs', 'superblock', 'exposure']);
 
 describe('the power goes for a moment before a flush, and all is as if it had not', () => {
   test.each(FLUSHES.filter((why) => !LOSING.has(why)))('in what needs %s', async (why) => {

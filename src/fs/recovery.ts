@@ -188,7 +188,7 @@ function tellOfEnd({ counters, logger }: RecoveryVolume, { slot }: LogDescriptor
 async function flushData(volume: RecoveryVolume, done: Iterable<NsdIndex>): Promise<void> {
   const rest = new Set(allNsds(volume.geometry));
   for (const nsd of allCopiesOf(done)) rest.delete(nsd);
-  const why: Flush = 'leftBehind';
+  const why: Flush = 'leftData';
   await Promise.all(
     [...rest].map((nsd) =>
       volume.nsds.flush([nsd], { why, timeoutMs: DATA_FLUSH_TIMEOUT_MS }).catch((error: unknown) => {

@@ -5,9 +5,9 @@
 import { constants } from 'node:fs';
 import { WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
-import type { InodeNumber } from '../common/ids.js';
+import { type InodeNumber, type NsdIndex, nsdIndex } from '../common/ids.js';
 import { TokenClass, TokenMode } from '../token-manager/token.js';
-import type { ShownFlush } from './durable.js';
+import type { Flush } from './durable.js';
 import { type FileSystem, type OpenFile, ROOT } from './file-system-api.js';
 import { Settling } from './space-peers.js';
 import { checkVolume, type TestNode, TestVolume, type TestVolumeOptions } from './testing.js';
@@ -17,7 +17,7 @@ const { O_CREAT, O_RDWR, O_RDONLY } = constants;
 /** Nothing is written that nobody asks for. */
 const LAZY = { inodeWriteBehindMs: 3_600_000 };
 /** So many that they come to lie on every NSD, the log's own and others. */
-const FILES = 6;
+export const FILES = 6;
 /** More than goes into the log. */
 const bytesOf = (value: number, length = 150_000): Buffer => Buffer.alloc(length, value);
 
@@ -93,7 +93,7 @@ async function wrongContent(fs: FileSystem, path: string, expected: Uint8Array):
 }
 
 /** Everything as promised, and sound, for whoever mounts it after the power was off. */
-async function look(it: VolatileVolume, promised: ReadonlyMap<string, Uint8Array>): Promise<string | null> {
+export async function look(it: VolatileVolume, promised: ReadonlyMap<string, Uint8Array>): Promise<string | null> {
   try {
     const { fs } = await it.mount(9);
     for (const [path, bytes] of promised) {
@@ -108,10 +108,14 @@ async function look(it: VolatileVolume, promised: ReadonlyMap<string, Uint8Array
 }
 
 const paths = Array.from({ length: FILES }, (_, index) => `/f${index}`);
-const sixFiles = (value: number, length?: number): Map<string, Buffer> =>
+export const sixFiles = (value: number, length?: number): Map<string, Buffer> =>
   new Map(paths.map((path, index) => [path, bytesOf(value + index, length)]));
 
-async function makeAll(fs: FileSystem, files: ReadonlyMap<string, Uint8Array>, sync = true): Promise<OpenFile[]> {
+export async function makeAll(
+  fs: FileSystem,
+  files: ReadonlyMap<string, Uint8Array>,
+  sync = true,
+): Promise<OpenFile[]> {
   const made: OpenFile[] = [];
   for (const [path, bytes] of files) {
     const file = await make(fs, path, bytes);
@@ -123,7 +127,7 @@ async function makeAll(fs: FileSystem, files: ReadonlyMap<string, Uint8Array>, s
 /** Write-behind: to the NSDs, unflushed, and clean in the cache. */
 export const writeBehind = async ({ cache }: TestNode, ino: InodeNumber): Promise<void> => cache.get(ino)!.flush();
 
-type Scenario = (prepare: (nsds: VolatileNsds) => void) => Promise<string | null>;
+export type Scenario = (prepare: (nsds: VolatileNsds) => void) => Promise<string | null>;
 
 async function syncedFiles(prepare: (nsds: VolatileNsds) => void): Promise<string | null> {
   const it = await VolatileVolume.create({}, prepare);
@@ -131,6 +135,31 @@ async function syncedFiles(prepare: (nsds: VolatileNsds) => void): Promise<strin
   const files = sixFiles(1);
   await makeAll(node.fs, files);
   it.powerOff([node]);
+  return look(it, files);
+}
+
+/** What a dead node wrote in place, and others have seen and synced. */
+async function leftFiles(prepare: (nsds: VolatileNsds) => void): Promise<string | null> {
+  const it = await VolatileVolume.create({}, prepare);
+  await earlierFiles(it, 150_000);
+  const one = await it.mount(1);
+  // Before: a log that is used for the first time is cleared, and flushed.
+  const two = await it.mount(2);
+  const files = sixFiles(50);
+  for (const [path, bytes] of files) {
+    const file = await one.fs.open(path, O_RDWR, 0, ROOT);
+    await file.write(0, bytes);
+    await writeBehind(one, file.ino);
+  }
+  await it.volume.bury(one);
+  for (const [path, bytes] of files) {
+    const file = await two.fs.open(path, O_RDWR, 0, ROOT);
+    const seen = Buffer.alloc(bytes.length);
+    await file.read(0, seen);
+    if (!seen.equals(bytes)) return `${path}: what a dead node had written is not there`;
+    await file.sync(false);
+  }
+  it.powerOff([two]);
   return look(it, files);
 }
 
@@ -143,7 +172,10 @@ async function earlierFiles(it: VolatileVolume, length: number): Promise<Map<str
   return files;
 }
 
-export const SCENARIOS: Readonly<Record<ShownFlush, Scenario>> = {
+/** The others: testing-flushes-mending.ts. */
+export type MendingFlush = 'resync' | 'repairZeros' | 'repair' | 'mendedCopy' | 'mendedSuperblock';
+
+export const WORKING: Readonly<Record<Exclude<Flush, MendingFlush>, Scenario>> = {
   log: syncedFiles,
   exposure: syncedFiles,
 
@@ -323,34 +355,41 @@ export const SCENARIOS: Readonly<Record<ShownFlush, Scenario>> = {
     const it = await VolatileVolume.create({ mkfs: { expectedNodes: 1 } }, prepare);
     const one = await it.mount(1);
     await one.fs.unmount();
+    // Its zeros are flushed later, and are lost now.
+    let cut = false;
+    it.nsds.beforeFlush((why) => {
+      if (why === 'logCleared' && !cut) it.nsds.powerCut();
+      cut ||= why === 'logCleared';
+    });
     const two = await it.mount(2);
     it.powerOff([two]);
     return look(it, new Map());
   },
 
-  leftBehind: async (prepare) => {
-    const it = await VolatileVolume.create({}, prepare);
-    await earlierFiles(it, 150_000);
+  logCleared: async (prepare) => {
+    const ghost = await ghostLog();
+    const it = await VolatileVolume.create({ mkfs: { expectedNodes: 1 } }, prepare);
     const one = await it.mount(1);
-    // Before: a log that is used for the first time is cleared, and flushed.
+    await one.fs.unmount();
+    // Whatever had the space before, it looks like a log of that name.
+    let planted = false;
+    it.nsds.beforeFlush((why) => {
+      if (why === 'logSpace' && !planted)
+        for (const { nsd, sector, bytes } of ghost) it.nsds.setSector(nsd, sector, bytes);
+      planted ||= why === 'logSpace';
+    });
     const two = await it.mount(2);
-    const files = sixFiles(50);
-    for (const [path, bytes] of files) {
-      const file = await one.fs.open(path, O_RDWR, 0, ROOT);
-      await file.write(0, bytes);
-      await writeBehind(one, file.ino);
-    }
-    await it.volume.bury(one);
-    for (const [path, bytes] of files) {
-      const file = await two.fs.open(path, O_RDWR, 0, ROOT);
-      const seen = Buffer.alloc(bytes.length);
-      await file.read(0, seen);
-      if (!seen.equals(bytes)) return `${path}: what a dead node had written is not there`;
-      await file.sync(false);
-    }
     it.powerOff([two]);
-    return look(it, files);
+    const wrong = await look(it, new Map());
+    if (wrong !== null) return wrong;
+    const { fs } = await it.mount(8);
+    const names = await fs.readdir('/', ROOT);
+    await fs.unmount();
+    return names.length === 0 ? null : `there is ${names[0]!.name}, of a log that nobody wrote`;
   },
+
+  leftBehind: leftFiles,
+  leftData: leftFiles,
 
   redo: async (prepare) => {
     const it = await VolatileVolume.create({}, prepare);
@@ -389,6 +428,22 @@ export const SCENARIOS: Readonly<Record<ShownFlush, Scenario>> = {
     return look(it, new Map());
   },
 };
+
+/** What the second node's log has in such a file system when that has made something. */
+async function ghostLog(): Promise<{ nsd: NsdIndex; sector: number; bytes: Uint8Array }[]> {
+  const it = await VolatileVolume.create({ mkfs: { expectedNodes: 1 } });
+  const one = await it.mount(1);
+  await one.fs.unmount();
+  const before = it.nsds.devices.map((sectors) => new Set(sectors.keys()));
+  const two = await it.mount(2);
+  await two.fs.mkdir('/ghost', 0o755, ROOT);
+  await two.fs.sync();
+  return it.nsds.devices.flatMap((sectors, index) =>
+    [...sectors]
+      .filter(([sector]) => !before[index]!.has(sector))
+      .map(([sector, bytes]) => ({ nsd: nsdIndex(index), sector, bytes: bytes.slice() })),
+  );
+}
 
 /** Where nothing was written in a new file's space there are zeros, whoever had it before: all the space that there is. */
 async function freshSpaceIsZeros(it: VolatileVolume, node: TestNode): Promise<string | null> {

@@ -70,9 +70,13 @@ export class VolatileNsds extends RamNsds {
   leaveOut(why: Flush): void {
     this.#caches.leftOut = why;
   }
-  /** Called when a flush is asked for. */
-  beforeFlush(before: (why: Flush) => void): void {
-    this.#caches.before = before;
+  /** Called when a flush is asked for, after what was to be called before. */
+  beforeFlush(also: (why: Flush) => void): void {
+    const { before } = this.#caches;
+    this.#caches.before = (why) => {
+      before(why);
+      also(why);
+    };
   }
   flushesFor(why: Flush): number {
     return this.#caches.seen.get(why) ?? 0;
@@ -159,7 +163,7 @@ export class VolatileNsds extends RamNsds {
     reason: string | undefined,
     covers: (nsd: NsdIndex, sector: number) => boolean,
   ): Promise<void> {
-    const why = [...FLUSHES, 'resync' as const].find((name) => name === reason);
+    const why = FLUSHES.find((name) => name === reason);
     if (why === undefined) throw new Error(`a flush without a name: ${reason}`);
     const { seen, pending, leftOut, before } = this.#caches;
     seen.set(why, (seen.get(why) ?? 0) + 1);

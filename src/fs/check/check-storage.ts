@@ -12,6 +12,7 @@ import type { Checksums } from '../../nsd/checksums.js';
 import { copiesOf } from '../../nsd/copies.js';
 import { readableCopies, statesOf, withCopies } from '../../nsd/mirrored-nsds.js';
 import type { NsdClientApi } from '../../nsd/nsd-api.js';
+import { durably } from '../durable.js';
 import type { Extent } from '../layout.js';
 import { keyOf, type SectorKey } from '../log/logged-sectors.js';
 import { isZero, sealSector } from '../sector.js';
@@ -212,24 +213,25 @@ export class SectorEdits {
   /** Discards first: what is freed is zeros before a map says that it is free. */
   async commit(): Promise<void> {
     const { mirror, parts, uneven } = this.#storage;
-    const touched = new Set<NsdIndex>();
-    if (this.#discards.length > 0) {
-      await mirror.discard(this.#discards.map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count })));
-      await mirror.flush([...new Set(this.#discards.map(({ nsd }) => nsd))]);
-      this.#discards = [];
-    }
-    for (const { nsd, sector, bytes, how } of this.#edited.values()) {
+    const discards = this.#discards.map(({ nsd, sector, count }) => ({ nsd, sector, sectorCount: count }));
+    await durably(mirror, [...new Set(discards.map(({ nsd }) => nsd))], 'repairZeros', async () => {
+      if (discards.length > 0) await mirror.discard(discards);
+    });
+    this.#discards = [];
+    const changed: EditedSector[] = [];
+    for (const edited of this.#edited.values()) {
+      const { nsd, sector, bytes, how } = edited;
       const before = await this.#storage.readOne(nsd, sector);
       if (how === 'sealed' && bytes.some((byte) => byte !== 0)) sealSector(bytes, parts.checksums);
       // Opened and not changed.
       const same = before !== null && Buffer.compare(before, bytes) === 0;
-      if (same && !uneven.has(keyOf({ nsd, sector }))) continue;
-      await this.#storage.write(nsd, sector, bytes);
-      this.sectorsWritten++;
-      touched.add(nsd);
+      if (!same || uneven.has(keyOf({ nsd, sector }))) changed.push(edited);
     }
     this.#edited.clear();
-    if (touched.size > 0) await mirror.flush([...touched]);
+    await durably(mirror, [...new Set(changed.map(({ nsd }) => nsd))], 'repair', async () => {
+      for (const { nsd, sector, bytes } of changed) await this.#storage.write(nsd, sector, bytes);
+    });
+    this.sectorsWritten += changed.length;
   }
 }
 

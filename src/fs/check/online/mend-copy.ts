@@ -3,14 +3,19 @@
  *
  * No record is needed: whoever finds only one copy written finds what there was before, two copies that are not the same.
  */
-import type { NsdIndex } from '../../../common/ids.js';
 import { SECTOR_BYTES } from '../../../common/units.js';
 import { copiesOf } from '../../../nsd/copies.js';
+import { durably } from '../../durable.js';
 import { keyOf } from '../../log/logged-sectors.js';
 import type { Volume } from '../../volume.js';
 import type { Uneven } from '../check-storage.js';
 
-export async function mendCopy(volume: Volume, { nsd, sector, bytes }: Uneven): Promise<void> {
+export async function mendCopy(volume: Volume, bad: Uneven): Promise<void> {
+  await durably(volume.parts.nsds, copiesOf(bad.nsd), 'mendedCopy', () => writeBoth(volume, bad));
+  volume.counters.add('check.copiesMended');
+}
+
+async function writeBoth(volume: Volume, { nsd, sector, bytes }: Uneven): Promise<void> {
   const { sectors, log, parts } = volume;
   const place = { nsd, sector };
   const key = keyOf(place);
@@ -35,9 +40,7 @@ export async function mendCopy(volume: Volume, { nsd, sector, bytes }: Uneven): 
       } finally {
         sectors.endWrite(write, succeeded);
       }
-      break;
+      return;
     }
   });
-  await parts.nsds.flush([...copiesOf(nsd)] as NsdIndex[]);
-  volume.counters.add('check.copiesMended');
 }

@@ -2,6 +2,7 @@
 import { FsError } from '../../../common/errors.js';
 import { nsdIndex } from '../../../common/ids.js';
 import { SUB_BLOCKS_PER_BLOCK } from '../../../common/units.js';
+import { durably } from '../../durable.js';
 import { allNsds, type Extent, LOG_TABLE, RESERVED_BLOCKS } from '../../layout.js';
 import { findLogTable } from '../../log/log-reader.js';
 import { decodeDescriptor, LOG_SLOTS, type LogDescriptor, LogState, slotRange } from '../../log/log-table.js';
@@ -39,10 +40,10 @@ async function lookAtSuperblock(context: OnlineContext, nsd: number): Promise<vo
   const copy = await context.view().readOne(place, 0);
   if (copy !== null && Buffer.compare(copy, image) === 0) return;
   const isMended = context.options.repair === true;
-  if (isMended) {
-    await volume.writeSectors(place, 0, 1, (bytes) => bytes.set(image));
-    await volume.parts.nsds.flush([place]);
-  }
+  if (isMended)
+    await durably(volume.parts.nsds, [place], 'mendedSuperblock', () =>
+      volume.writeSectors(place, 0, 1, (bytes) => bytes.set(image)),
+    );
   const fault: Fault = {
     kind: 'superblockCopy',
     object: `superblock copy on NSD ${nsd}`,
