@@ -28,11 +28,18 @@ import type { NsdGeometry } from './nsd-layout.js';
  * Group commit: while sectors of intents are on their way to the device, further ones gather; while a flush is under way, the next batch
  * is written and shares the flush after it.
  *
- * Fault model: intents may be torn or lost as long as no flush has covered them: then no data of theirs has gone out either.
+ * Fault model: intents may be torn or lost as long as no flush has covered them: then no data of theirs has gone out either. Any of them may be there all the
+ * same, while the data of an earlier write to the same sector, which no flush has covered either, is not: all that count have their say (intent-recovery.ts).
  */
 export interface IntentTicket {
   readonly first: number;
   readonly last: number;
+}
+
+/** Of one data sector, the oldest first; one at least. */
+export interface IntentChain {
+  readonly sector: number;
+  readonly intents: readonly Intent[];
 }
 
 interface Request {
@@ -86,10 +93,10 @@ export class IntentArea {
   }
 
   /**
-   * What counts, one intent per data sector, in the sectors' order; and goes on behind it.
+   * What counts, by data sector in the sectors' order, each one's in the order in which they were made; and goes on behind it.
    * @throws {FsError} deviceError
    */
-  async load(): Promise<Intent[]> {
+  async load(): Promise<IntentChain[]> {
     const { device, pool, checksums, geometry, staging, uuid, counters } = this.parts;
     const slotCount = this.#slots.length;
     const found: IntentSector[] = [];
@@ -110,11 +117,17 @@ export class IntentArea {
     if (newest === undefined) return [];
     this.#next = newest.number + 1;
     this.#oldest = this.#next;
-    const bySector = new Map<number, Intent>();
-    for (const { number, intents } of found)
-      if (number >= newest.oldest) for (const intent of intents) bySector.set(intent.sector, intent);
+    const bySector = new Map<number, Intent[]>();
+    for (const { number, intents } of found) {
+      if (number < newest.oldest) continue;
+      for (const intent of intents) {
+        const chain = bySector.get(intent.sector);
+        if (chain === undefined) bySector.set(intent.sector, [intent]);
+        else chain.push(intent);
+      }
+    }
     counters.add('nsd.intentsFound', bySector.size);
-    return [...bySector.values()].sort((a, b) => a.sector - b.sector);
+    return [...bySector].map(([sector, intents]) => ({ sector, intents })).sort((a, b) => a.sector - b.sector);
   }
 
   /** All that there was is of no account any more: what it spoke of is on the device and flushed. */

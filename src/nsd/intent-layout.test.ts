@@ -103,6 +103,25 @@ describe('an intent that is found at the opening', () => {
       { entry: { crc: 0, word: (5 | HOLE_FLAG) >>> 0 }, torn: false },
     ],
   ])('gives %s', (_, one, entry, found, verdict) => {
-    expect(decide(one, entry, found)).toEqual(verdict);
+    expect(decide([one], entry, found)).toEqual(verdict);
+  });
+
+  const MIDDLE = { crc: 77, word: 6 };
+  const HOLE = { crc: 0, word: (3 | HOLE_FLAG) >>> 0 };
+  const LAST = { crc: 88, word: 7 };
+  const chain = (first: { crc: number; word: number }): Intent[] => [
+    { sector: 9, oldCrc: first.crc, oldWord: first.word, newCrc: MIDDLE.crc, newWord: MIDDLE.word },
+    { sector: 9, oldCrc: MIDDLE.crc, oldWord: MIDDLE.word, newCrc: LAST.crc, newWord: LAST.word },
+  ];
+  it.each([
+    ['the bytes of before both, which are there as no flush had covered the write between', OLD, LAST, OLD.crc, OLD],
+    ['the bytes between', OLD, OLD, MIDDLE.crc, MIDDLE],
+    ['the newest bytes', HOLE, HOLE, LAST.crc, LAST],
+    ['the hole of before both, while that is what is known of it', HOLE, HOLE, 1, HOLE],
+  ])('of two writes over the same sector gives %s', (_, first, entry, found, wanted) => {
+    expect(decide(chain(first), entry, found)).toEqual({ entry: wanted, torn: false });
+  });
+  it('does not make a hole of bytes that a flush may have covered, when the write over them is torn', () => {
+    expect(decide(chain(HOLE), MIDDLE, 1)).toEqual({ entry: null, torn: true });
   });
 });

@@ -14,8 +14,8 @@ import { INTENT_SECTORS_MAX, selfChecksum } from './nsd-layout.js';
  *     32  4   intents in it, 0 to 168
  *     64  24  each: u64 data sector, u32 CRC32C and u32 version word before the write, the same after it
  *
- * The intents that count are those of the numbers from the `oldest` of the highest number on, up to it; of several for one data sector the
- * one in the highest number.
+ * The intents that count are those of the numbers from the `oldest` of the highest number on, up to it; several for one data sector are its history
+ * since it was last flushed, or longer.
  */
 export const INTENTS_PER_SECTOR = 168;
 const MAGIC = 0x53494648; // "HFIS"

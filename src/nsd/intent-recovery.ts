@@ -3,7 +3,7 @@ import { SECTOR_BYTES } from '../common/units.js';
 import type { PagePool, PoolSegment } from '../native/page-pool.js';
 import { type ChecksumArea, entryOf, setEntry } from './checksum-area.js';
 import type { Checksums } from './checksums.js';
-import type { IntentArea } from './intent-area.js';
+import type { IntentArea, IntentChain } from './intent-area.js';
 import type { Intent } from './intent-layout.js';
 import type { BlockDevice } from './nsd-api.js';
 import {
@@ -17,8 +17,8 @@ import {
 import { settleAll } from './settle-all.js';
 
 /**
- * What the opening of an NSD does with the intents that it finds (S1): of each sector that was being written over, exactly the old or the
- * new state is accepted, by what its bytes turn out to be. Neither stays a checksum mismatch and is counted.
+ * What the opening of an NSD does with the intents that it finds (S1): of each sector that was being written over, exactly one of the states that they
+ * name, old or new, is accepted, by what its bytes turn out to be. Neither stays a checksum mismatch and is counted.
  *
  * Any number of times, also after dying in the midst of it: the intents count until all that was decided has been flushed.
  */
@@ -29,18 +29,30 @@ export interface Entry {
 
 /**
  * The entry that a sector gets; null: it keeps the one it has.
+ * Of several intents the newest may be there before the data of an older write is: what no flush has covered comes in any order. So what any of them speaks of
+ * is looked for, from the newest back.
+ * @param intents of the sector, the oldest first
  * @param found checksum of the bytes that are there
  */
-export function decide(intent: Intent, entry: Entry, found: number): { entry: Entry | null; torn: boolean } {
+export function decide(
+  intents: readonly Intent[],
+  entry: Entry,
+  found: number,
+): { entry: Entry | null; torn: boolean } {
   const keep = { entry: null, torn: false };
-  // Written or discarded since: the intent is of the past.
-  if (!takesVersion(entry.word, intent.newWord)) return keep;
-  const now: Entry = { crc: intent.newCrc, word: intent.newWord };
-  if (found === intent.newCrc) return { entry: now, torn: false };
-  // What was a hole needs no bytes to be one again.
-  if (readsAsZeros(intent.oldWord)) return { entry: { crc: 0, word: intent.oldWord }, torn: false };
-  if (found === intent.oldCrc) return { entry: { crc: intent.oldCrc, word: intent.oldWord }, torn: false };
-  if (readsAsZeros(entry.word)) return { entry: now, torn: true };
+  const newest = intents.at(-1)!;
+  // Written or discarded since: the intents are of the past.
+  if (!takesVersion(entry.word, newest.newWord)) return keep;
+  for (const intent of intents.toReversed()) {
+    if (found === intent.newCrc) return { entry: { crc: intent.newCrc, word: intent.newWord }, torn: false };
+    if (readsAsZeros(intent.oldWord)) {
+      // What was a hole needs no bytes to be one again. But behind an older intent these may be what is left of bytes that a flush has covered.
+      if (intent !== newest && !readsAsZeros(entry.word)) break;
+      return { entry: { crc: 0, word: intent.oldWord }, torn: false };
+    }
+    if (found === intent.oldCrc) return { entry: { crc: intent.oldCrc, word: intent.oldWord }, torn: false };
+  }
+  if (readsAsZeros(entry.word)) return { entry: { crc: newest.newCrc, word: newest.newWord }, torn: true };
   if (isSelfChecking(entry.word)) return { entry: null, torn: true };
   return isLost(entry.word) || found !== entry.crc ? { entry: null, torn: true } : keep;
 }
@@ -75,7 +87,7 @@ export async function settleIntents(parts: {
   if (found.length > 0) await intents.forget();
 }
 
-async function settleSome(parts: Parameters<typeof settleIntents>[0], some: readonly Intent[]): Promise<void> {
+async function settleSome(parts: Parameters<typeof settleIntents>[0], some: readonly IntentChain[]): Promise<void> {
   const { device, pool, checksums, counters, geometry, area, staging } = parts;
   const place = (i: number): PoolSegment => ({
     offsetBytes: staging.offsetBytes + i * SECTOR_BYTES,
@@ -88,12 +100,12 @@ async function settleSome(parts: Parameters<typeof settleIntents>[0], some: read
   try {
     const sequence = area.beginData(groups);
     let changed = false;
-    for (const [i, intent] of some.entries()) {
-      const before = entryOf(groups, intent.sector);
-      const { entry, torn } = decide(intent, before, crcs[i]!);
+    for (const [i, { sector, intents }] of some.entries()) {
+      const before = entryOf(groups, sector);
+      const { entry, torn } = decide(intents, before, crcs[i]!);
       if (torn) counters.add('nsd.intentsTorn');
       if (entry === null || (entry.crc === before.crc && entry.word === before.word)) continue;
-      setEntry(groups, intent.sector, entry.crc, entry.word);
+      setEntry(groups, sector, entry.crc, entry.word);
       counters.add('nsd.intentsSettled');
       changed = true;
     }

@@ -19,6 +19,11 @@ export interface SectorIo {
    * crash the sector may be torn (checksumMismatch) until the log's redo has written it again.
    */
   readonly logged?: true;
+  /**
+   * Of a write: a file says that these sectors are its bytes, those that were never written too, which read as zeros. So these as well are as they were or as they
+   * become after a crash (S1); without, a sector written for the first time may be torn (checksumMismatch).
+   */
+  readonly exposed?: true;
   /** Of a write: the sectors check themselves, as a log's do. The NSD keeps neither checksum nor version for them, and makes no intent. */
   readonly selfChecking?: true;
 }

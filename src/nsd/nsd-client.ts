@@ -113,6 +113,7 @@ interface WriteStates {
   readonly crcs: Uint32Array;
   readonly versions: Uint32Array | undefined;
   readonly logged: boolean;
+  readonly exposed: boolean;
   readonly selfChecking: boolean;
   readonly durable: boolean;
 }
@@ -155,6 +156,7 @@ export class NsdClient implements NsdClientApi {
           crcs: this.#checksumsOf(batch),
           versions: versionsNamed(batch),
           logged: batch.logged,
+          exposed: batch.exposed,
           selfChecking: batch.selfChecking,
           durable: options.flush !== undefined,
         };

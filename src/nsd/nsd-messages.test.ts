@@ -32,7 +32,7 @@ const writeRequest: fc.Arbitrary<messages.NsdWriteRequest> = extents(8, 16).chai
     : fc.constant(null);
   const parts = { nsd: uuid, extents: fc.constant(list), crcs: words(count), name: windowName, data };
   const versions = fc.option(fc.uint32Array({ minLength: count, maxLength: count, min: 1, max: SECTOR_VERSION_MAX }));
-  const said = { logged: fc.boolean(), selfChecking: fc.boolean(), durable: fc.boolean() };
+  const said = { logged: fc.boolean(), exposed: fc.boolean(), selfChecking: fc.boolean(), durable: fc.boolean() };
   return fc.record({ ...parts, versions, ...said }).map(({ name, ...r }) => ({
     ...r,
     versions: r.selfChecking ? null : r.versions,
@@ -153,6 +153,7 @@ describe('messages between NSD clients and servers', () => {
         crcs: new Uint32Array(2),
         versions,
         logged: true,
+        exposed: false,
         selfChecking: false,
         durable: false,
         window: new Uint8Array([1]),
@@ -166,7 +167,7 @@ describe('messages between NSD clients and servers', () => {
     const body = write(Uint32Array.of(1, 2)).slice();
     expect(body[flagsAt]).toBe(3);
     // Versions of what checks itself, and a flag that there isn't.
-    for (const flags of [7, 19]) {
+    for (const flags of [7, 35]) {
       body[flagsAt] = flags;
       expect(() => messages.decodeNsdWrite(body)).toThrow(new RegExp(`flags ${flags}`));
     }

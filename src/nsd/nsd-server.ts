@@ -240,6 +240,7 @@ export class NsdServer {
     const write = {
       crcs: request.crcs,
       logged: request.logged,
+      exposed: request.exposed,
       selfChecking: request.selfChecking,
       durable: request.durable,
       versions: request.versions ?? undefined,

@@ -45,7 +45,7 @@ import { settleAll } from './settle-all.js';
  *
  * Fault model: the device may fail, fall short, return other bytes than were written, and at a power cut lose or tear whatever
  * was not flushed. A write over what was there then leaves the sector as before or as after it, thanks to its intent (S1); only what is
- * torn in itself reports checksumMismatch, and so may the write of a sector that was zeros or whose intent is a log record. A write
+ * torn in itself reports checksumMismatch, and so may the write of a sector that was zeros (unless it was said to be exposed) or whose intent is a log record. A write
  * that failed leaves the sector old or reporting checksumMismatch, whatever the device did.
  *
  * All memory is the page pool's. Nothing here retries; that is the client's, who knows the deadline.
@@ -94,6 +94,8 @@ export interface SectorWrite {
   readonly index?: number;
   /** A durable log record holds the same bytes, and is the intent. */
   readonly logged?: boolean;
+  /** What reads as zeros now is somebody's too: it gets an intent like what was written. */
+  readonly exposed?: boolean;
   /** The sectors check themselves, as a log's do: no checksum and no version is kept for them, none is named. */
   readonly selfChecking?: boolean;
   /** These sectors are on the medium when it resolves, as after a flush; of other writes that says nothing. */
@@ -406,7 +408,7 @@ export class NsdStore {
     start: number,
     end: number,
     offsetBytes: number,
-    { crcs, versions, versionsOut, logged, index }: SectorWrite & { readonly index: number },
+    { crcs, versions, versionsOut, logged, exposed, index }: SectorWrite & { readonly index: number },
   ): Promise<void> {
     const words = new Uint32Array(end - start);
     const intents: Intent[] = [];
@@ -416,7 +418,7 @@ export class NsdStore {
         const place = before + i;
         const newWord = versions?.[index + place] ?? nextVersion(oldWord);
         words[place] = newWord;
-        if (logged !== true && this.#needsIntent(start + place, oldWord))
+        if (logged !== true && this.#needsIntent(start + place, oldWord, exposed === true))
           intents.push({ sector: start + place, oldCrc, oldWord, newCrc: crcs[index + place]!, newWord });
       }
     });
@@ -443,9 +445,9 @@ export class NsdStore {
   }
 
   /** Whether a flush may have made durable what is there now, so that half a write would hurt it. What is lost can't be hurt. */
-  #needsIntent(sector: number, word: number): boolean {
+  #needsIntent(sector: number, word: number, exposed: boolean): boolean {
     if (!readsAsZeros(word)) return !isLost(word);
-    return word !== 0 && this.#freshHoles.overlaps(sector, sector + 1);
+    return exposed || (word !== 0 && this.#freshHoles.overlaps(sector, sector + 1));
   }
 
   /**

@@ -484,6 +484,7 @@ describe('a request that can not be right', () => {
       crcs,
       versions: null,
       logged: false,
+      exposed: false,
       selfChecking: false,
       durable: false,
       window: short.remote,

@@ -15,6 +15,7 @@ export interface Batch {
   sectorCount: number;
   /** All writes of a batch are, or none; in the same way all or none name versions. */
   readonly logged: boolean;
+  readonly exposed: boolean;
   readonly selfChecking: boolean;
   /** Sectors of the batch from `index` on have their versions in `words` from `at` on. */
   readonly versions: {
@@ -32,7 +33,7 @@ const WINDOW_SEGMENTS_MAX = 64;
 export function batchesOf(op: 'nsd.read' | 'nsd.write', ios: readonly SectorIo[], pool: PagePool): Batch[] {
   const open = new Map<number, Batch>();
   const batches: Batch[] = [];
-  for (const { nsd, sector, memory, versions, logged = false, selfChecking = false } of ios) {
+  for (const { nsd, sector, memory, versions, logged = false, exposed = false, selfChecking = false } of ios) {
     checkMemory(op, memory, pool);
     const total = memory.lengthBytes / SECTOR_BYTES;
     checkSectors(op, nsd, sector, total);
@@ -45,14 +46,14 @@ export function batchesOf(op: 'nsd.read' | 'nsd.write', ios: readonly SectorIo[]
         detail: `${versions.length} versions for ${total} sectors`,
       });
     // What a write says about its sectors it says for its whole request; a read's reply has the versions anyway.
-    const said = (versions === undefined ? 0 : 1) + (logged ? 2 : 0) + (selfChecking ? 4 : 0);
-    const kind = nsd * 8 + (op === 'nsd.read' ? 0 : said);
+    const said = (versions === undefined ? 0 : 1) + (logged ? 2 : 0) + (selfChecking ? 4 : 0) + (exposed ? 8 : 0);
+    const kind = nsd * 16 + (op === 'nsd.read' ? 0 : said);
     for (let done = 0; done < total; ) {
       const offsetBytes = memory.offsetBytes + done * SECTOR_BYTES;
       let batch = open.get(kind);
       if (batch !== undefined && !hasRoom(batch, offsetBytes)) batch = undefined;
       if (batch === undefined) {
-        batch = { nsd, extents: [], segments: [], sectorCount: 0, logged, selfChecking, versions: [] };
+        batch = { nsd, extents: [], segments: [], sectorCount: 0, logged, exposed, selfChecking, versions: [] };
         open.set(kind, batch);
         batches.push(batch);
       }

@@ -53,6 +53,8 @@ export interface NsdWriteRequest {
   readonly versions: Uint32Array | null;
   /** A log record that holds the same bytes is durable: no intent is needed (S1). */
   readonly logged: boolean;
+  /** A file says that these are its bytes: also what reads as zeros now is kept by an intent (S1). */
+  readonly exposed: boolean;
   /** The sectors check themselves; then no versions are named. */
   readonly selfChecking: boolean;
   /** With a flush: durable when it is answered. */
@@ -234,7 +236,8 @@ const WRITE_NAMES_VERSIONS = 1;
 const WRITE_IS_LOGGED = 2;
 const WRITE_CHECKS_ITSELF = 4;
 const WRITE_IS_DURABLE = 8;
-const WRITE_FLAGS = WRITE_NAMES_VERSIONS | WRITE_IS_LOGGED | WRITE_CHECKS_ITSELF | WRITE_IS_DURABLE;
+const WRITE_IS_EXPOSED = 16;
+const WRITE_FLAGS = WRITE_NAMES_VERSIONS | WRITE_IS_LOGGED | WRITE_CHECKS_ITSELF | WRITE_IS_DURABLE | WRITE_IS_EXPOSED;
 export function encodeNsdWrite(request: NsdWriteRequest): Uint8Array {
   const inlineBytes = request.data?.length ?? 0;
   const writer = new ByteWriter(64 + request.extents.length * 16 + request.crcs.length * 8 + inlineBytes);
@@ -245,7 +248,8 @@ export function encodeNsdWrite(request: NsdWriteRequest): Uint8Array {
     (request.versions === null ? 0 : WRITE_NAMES_VERSIONS) |
       (request.logged ? WRITE_IS_LOGGED : 0) |
       (request.selfChecking ? WRITE_CHECKS_ITSELF : 0) |
-      (request.durable ? WRITE_IS_DURABLE : 0),
+      (request.durable ? WRITE_IS_DURABLE : 0) |
+      (request.exposed ? WRITE_IS_EXPOSED : 0),
   );
   if (request.versions !== null) writeWords(writer, request.versions);
   if (request.data !== null) writer.u8(INLINE).bytes(request.data);
@@ -272,7 +276,8 @@ export function decodeNsdWrite(body: Uint8Array): NsdWriteRequest {
   const window = inline ? null : readWindow(reader);
   reader.end();
   const [logged, selfChecking, durable] = [is(WRITE_IS_LOGGED), is(WRITE_CHECKS_ITSELF), is(WRITE_IS_DURABLE)];
-  return { nsd, extents, crcs, versions, logged, selfChecking, durable, window, data };
+  const exposed = is(WRITE_IS_EXPOSED);
+  return { nsd, extents, crcs, versions, logged, exposed, selfChecking, durable, window, data };
 }
 export function encodeNsdWriteReply(reply: NsdWriteReply): Uint8Array {
   const writer = new ByteWriter(8 + reply.versions.length * 4);

@@ -34,13 +34,14 @@ export class LocalNsds implements NsdClientApi {
   async write(ios: readonly SectorIo[], options: NsdWriteOptions = {}): Promise<void> {
     const durable = options.flush !== undefined;
     await Promise.all(
-      ios.map(({ nsd, sector, memory, versions, logged, selfChecking }) => {
+      ios.map(({ nsd, sector, memory, versions, logged, exposed, selfChecking }) => {
         const { crcs } = newSectorStates(memory.lengthBytes / SECTOR_BYTES);
         this.checksums.sectors(this.pool.bytes, memory.offsetBytes, crcs.length, crcs, 0);
         return this.#store(nsd).write(sector, memory, {
           crcs,
           versions,
           logged: logged === true,
+          exposed: exposed === true,
           selfChecking: selfChecking === true,
           durable,
         });
