@@ -1,4 +1,5 @@
 import type { ByteRange } from '../common/byte-range.js';
+import type { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 
 /** Whole sectors of a file and where they are in the page pool. */
@@ -41,4 +42,6 @@ export interface BackingStore {
   makeDurable(ino: InodeNumber, range: ByteRange): Promise<boolean>;
   /** What a write put behind the end of file could not be made zeros again: it must be before the file grows. Under the write's own tokens. */
   leftBehindEnd(ino: InodeNumber): void;
+  /** Bytes that were written, and can't be kept: who has the file open is told (I10). */
+  lost(ino: InodeNumber, range: ByteRange, cause: FsError): void;
 }

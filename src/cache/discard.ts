@@ -74,7 +74,7 @@ export async function forgetRange(core: CacheCore, file: FileCore, range: ByteRa
 }
 
 /** The page is closed. */
-function forgetInPage(core: CacheCore, page: Page, range: ByteRange): void {
+export function forgetInPage(core: CacheCore, page: Page, range: ByteRange): void {
   const { slots, dirty } = core;
   // Whether space is still reserved is found out by the next write.
   slots.forbidWrites(page);

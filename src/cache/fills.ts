@@ -209,7 +209,18 @@ export class Fills {
     }
   }
 
-  /** The same in one turn. False: somebody is at one of them, or it takes a read. */
+  /** One sector of a partial run, which takes a read. Null, or what went wrong. */
+  async completeSector(file: FileCore, page: Page, sector: number): Promise<unknown> {
+    const mask = 1 << sector;
+    try {
+      await this.merge(file, [{ page, mask, least: mask }], partialMask);
+      return null;
+    } catch (error) {
+      return error;
+    }
+  }
+
+  /** As `completePartials`, in one turn. False: somebody is at one of them, or it takes a read. */
   tryCompletePartials(pages: readonly Page[], sizeBytes: number): boolean {
     const { slots } = this.#core;
     for (const page of pages) {

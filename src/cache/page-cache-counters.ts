@@ -11,6 +11,7 @@ export const PAGE_CACHE_COUNTERS = {
   'cache.missedPages': 'pages that an operation wanted and that were not there',
   'cache.fills': 'reads of the backing store, those of read-ahead among them',
   'cache.fillBytes': 'bytes of these',
+  'cache.partialsGivenUp': 'writes to a part of a sector that were lost, as its other bytes are damaged',
   'cache.fillsBesideDamage':
     'fills that were done again without what lies beside the sectors that are needed, as one of them is damaged',
   'cache.readAheadPages': 'pages fetched before anybody asked for them',

@@ -90,6 +90,7 @@ export class FakeBacking implements BackingStore {
   readonly together: number[] = [];
   /** Files of which a write could not be taken back behind the end. */
   readonly leftBehind: InodeNumber[] = [];
+  readonly losses: { readonly ino: InodeNumber; readonly range: ByteRange; readonly reason: string }[] = [];
   /** Called by each operation; may wait, or throw in its place. */
   beforeRead: (pieces: readonly FilePiece[]) => Promise<void> = async () => undefined;
   beforeWrite: (pieces: readonly FilePiece[]) => Promise<void> = async () => undefined;
@@ -133,6 +134,9 @@ export class FakeBacking implements BackingStore {
 
   makeDurable(): Promise<boolean> {
     return Promise.resolve(true);
+  }
+  lost(ino: InodeNumber, range: ByteRange, cause: FsError): void {
+    this.losses.push({ ino, range, reason: cause.reason });
   }
   writeTogether(writes: readonly FileWrite[]): Promise<void>[] {
     this.together.push(writes.length);

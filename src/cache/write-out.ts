@@ -1,7 +1,9 @@
 import { contains } from '../common/byte-range.js';
+import { isDamage } from '../common/damage.js';
 import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
 import type { CacheCore } from './cache-core.js';
+import { giveUpDamagedPartials } from './damaged-partials.js';
 import { type FileCore, pageRange } from './file-core.js';
 import { PieceList } from './fills.js';
 import type { Page } from './page.js';
@@ -59,7 +61,7 @@ export class WriteOut {
     try {
       while (rest.length > 0) {
         rest = await this.#waitForOthers(rest, thorough);
-        const failed = await this.#core.fills.completePartials(file, rest, file.endOf(this.#core.files.stateOf(file)));
+        const failed = await this.#completePartials(file, rest);
         if (failed !== null) {
           first ??= FsError.from(failed, 'cache.writeOut', `inode ${file.ino}`);
           const stuck = new Set(rest.filter((page) => !page.gone && hasPartial(page)));
@@ -79,6 +81,12 @@ export class WriteOut {
       first ??= FsError.from(error, 'cache.writeOut', `inode ${file.ino}`);
     }
     return first;
+  }
+
+  async #completePartials(file: FileCore, pages: readonly Page[]): Promise<unknown> {
+    const { fills, files } = this.#core;
+    const failed = await fills.completePartials(file, pages, file.endOf(files.stateOf(file)));
+    return isDamage(failed) ? giveUpDamagedPartials(this.#core, file, pages) : failed;
   }
 
   async #waitForOthers(pages: readonly Page[], thorough: boolean): Promise<readonly Page[]> {

@@ -20,7 +20,7 @@ import { placeLogged, writeData } from './data-writer.js';
 import { isReserved, reserve } from './file-space.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES } from './inode-format.js';
-import { holdBack } from './inode-image.js';
+import { holdBack, isExposed } from './inode-image.js';
 import { JoinedWrites } from './joined-write.js';
 import { ALLOCATION_MAP, INODE_MAP } from './layout.js';
 import { leafFault } from './leaf-format.js';
@@ -114,6 +114,15 @@ export class FileBacking implements BackingStore {
     });
     joined.start();
     return results;
+  }
+
+  lost(ino: InodeNumber, { start, end }: ByteRange, cause: FsError): void {
+    const volume = this.#bound;
+    const detail = `bytes ${start} to ${end} were written beside damaged ones`;
+    volume.counters.add('fs.writesLost');
+    volume.inodes
+      .peek(ino)
+      ?.noteLost(new FsError('writesLost', { op: 'fsync', object: `inode ${ino}`, detail, cause }));
   }
 
   async makeDurable(ino: InodeNumber, range: ByteRange): Promise<boolean> {
@@ -223,12 +232,20 @@ export class FileBacking implements BackingStore {
         const presentEnd = Math.min(blockEnd, blockStart + (pointer?.count ?? 0) * SECTOR_BYTES);
         const poolAt = piece.poolOffsetBytes + (at - piece.offsetBytes);
         if (pointer && at < presentEnd) {
-          ios.push({
+          const extent = {
             nsd: pointer.nsd,
             sector: pointer.sector + (at - blockStart) / SECTOR_BYTES,
+            count: (presentEnd - at) / SECTOR_BYTES,
+          };
+          ios.push({
+            nsd: extent.nsd,
+            sector: extent.sector,
             memory: { offsetBytes: poolAt, lengthBytes: presentEnd - at },
             fileOffsetBytes: at,
-            ...(versioned ? { versions: new Uint32Array((presentEnd - at) / SECTOR_BYTES) } : {}),
+            ...(versioned ? { versions: new Uint32Array(extent.count) } : {}),
+            ...(op === 'write' && inode.holdsDataBack && isExposed(inode, at, extent)
+              ? { exposed: true as const }
+              : {}),
           });
         }
         const holeStart = Math.max(at, presentEnd);

@@ -186,6 +186,7 @@ function cutByKnown(volume: Volume, io: SectorIo, writes: SectorWrite[]): Sector
     const part = {
       nsd,
       sector: sector + at,
+      ...(io.exposed ? { exposed: io.exposed } : {}),
       memory: { offsetBytes: memory.offsetBytes + at * SECTOR_BYTES, lengthBytes: (end - at) * SECTOR_BYTES },
     };
     if (known) {

@@ -6,13 +6,15 @@ import type { InodeNumber } from '../common/ids.js';
 import { SECTOR_BYTES } from '../common/units.js';
 import type { Inode } from './inode.js';
 import { AREA_AT, encodeInode, FIELDS_END, type InodeFields, InodeFlag } from './inode-format.js';
+import type { Extent } from './layout.js';
 import { getU32, getU64, setU32, setU64 } from './sector.js';
 import type { Volume } from './volume.js';
 import { KEPT_AT, KEPT_BYTES, keptBlock } from './xattr-format.js';
 
+const SIZE_AT = 56;
 /** Fields that say where data is and how much: size, bytes of the area in use, sub-blocks, tail epoch; and the area. */
 const EXPOSING: readonly (readonly [from: number, to: number])[] = [
-  [56, 64],
+  [SIZE_AT, 64],
   [108, 110],
   [112, 120],
   [140, 144],
@@ -62,6 +64,15 @@ function expose(as: Uint8Array): void {
   setU64(scratch, ALLOCATED_AT, Math.max(0, getU64(scratch, ALLOCATED_AT) + attributes));
   const flags = (getU32(scratch, FLAGS_AT) & ~InodeFlag.inline) | (getU32(as, FLAGS_AT) & InodeFlag.inline);
   setU32(scratch, FLAGS_AT, flags);
+}
+
+/** Whether the log, or the inode's sector, says that these are the file's bytes, from `offsetBytes` on: zeros too are something to keep there (S1). */
+export function isExposed(inode: Inode, offsetBytes: number, { nsd, sector, count }: Extent): boolean {
+  const logged = inode.unexposed ? getU64(inode.image!, SIZE_AT) : inode.sizeBytes;
+  if (offsetBytes >= (inode.concurrent ? inode.concurrentBytes : logged)) return false;
+  const holds = (held: Extent): boolean =>
+    held.nsd === nsd && held.sector <= sector && sector + count <= held.sector + held.count;
+  return !inode.reserved.some(holds) && !inode.exposing.some(holds);
 }
 
 /**

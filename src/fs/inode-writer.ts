@@ -148,6 +148,7 @@ export class InodeWriter {
       reserved: inode.reserved,
       frees: inode.pendingFrees,
     };
+    inode.exposing = inode.reserved;
     inode.reserved = [];
     inode.pendingFrees = [];
     inode.dirtyIndirects = 0;
@@ -157,6 +158,7 @@ export class InodeWriter {
   /** Nothing of it was logged: it is held back as before. */
   #takeBack({ inode, reserved, frees, indirects }: Held): void {
     inode.reserved.unshift(...reserved);
+    inode.exposing = [];
     inode.pendingFrees.unshift(...frees);
     inode.dirtyIndirects += indirects.length;
     const homes = new Set(indirects.map(({ home }) => keyOf(home)));
@@ -173,6 +175,7 @@ export class InodeWriter {
 
   #log({ inode, image, sequence, wasInline, sizeBytes, indirects, reserved, frees }: Held): void {
     const volume = this.#volume;
+    inode.exposing = [];
     if (!inode.valid) return;
     const transaction = new MetadataTransaction(volume);
     // Freed meanwhile, all its space is in limbo but what it had given up before.

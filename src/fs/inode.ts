@@ -81,6 +81,8 @@ export class Inode implements InodeFields {
   keeper: { holdBack(inode: Inode): void; miscounted(inode: Inode): void } | null = null;
   /** Space that was allocated for it and that no logged pointer names. */
   reserved: Extent[] = [];
+  /** The same, on its way to the log (inode-writer.ts). */
+  exposing: readonly Extent[] = [];
   /** Indirect blocks that are ahead of what the log has, at most: those that were cut off since are counted too. */
   dirtyIndirects = 0;
 
@@ -237,6 +239,7 @@ export class Inode implements InodeFields {
     this.image = null;
     this.unexposed = false;
     this.reserved = [];
+    this.exposing = [];
     this.dirtyIndirects = 0;
     this.tailDoubtful = false;
   }

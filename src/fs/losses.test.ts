@@ -1,6 +1,7 @@
 import { constants } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { FsError } from '../common/errors.js';
+import { nsdIndex } from '../common/ids.js';
 import { SeededRandom } from '../common/random.js';
 import { RANGE_END } from '../common/units.js';
 import { FLUSHES, type Flush } from './durable.js';
@@ -58,6 +59,53 @@ describe('an NSD that loses what was not flushed, and comes back, under a node t
     expect(await contentOf(fs, '/f')).toEqual(expected);
     await fs.unmount();
     expect(await it.check()).toBeNull();
+  });
+
+  test('zeros that a file shows are kept while they are written over for the first time: torn, they are zeros again, never EIO', async () => {
+    const it = await VolatileVolume.create();
+    const node = await it.mount(1);
+    // A block with bytes at both ends, and a file that is longer than what it has.
+    const file = await make(node.fs, '/f', CONTENT.subarray(0, 4096));
+    await file.write(400_000, CONTENT.subarray(0, 4096));
+    await file.sync(false);
+    const expected = await contentOf(node.fs, '/f');
+    await file.write(200_000, Buffer.alloc(4096, 'x'));
+    await writeBehind(node, file.ino);
+    it.powerOff([node], () => 'torn');
+    const { fs } = await it.mount(2);
+    expect(await contentOf(fs, '/f')).toEqual(expected);
+    await fs.unmount();
+    expect(await it.check()).toBeNull();
+  });
+
+  test('bytes written beside damaged ones: whoever has the file open is told at fsync or close, and nothing waits for them', async () => {
+    const it = await VolatileVolume.create();
+    const first = await it.mount(1);
+    const made = await make(first.fs, '/f', CONTENT);
+    await made.sync(false);
+    const { nsdUuid, sector } = (await first.fs.locate('/f', 40_960, 4096, ROOT)).ranges[0]!;
+    await made.close();
+    await first.fs.unmount();
+    it.nsds.damage(nsdIndex(Number(nsdUuid!.slice(-12)) - 1), sector!);
+    const node = await it.mount(1);
+    const file = await node.fs.open('/f', O_RDWR, 0, ROOT);
+    await file.write(41_000, Buffer.from('lost'));
+    await file.write(50_000, Buffer.from('kept'));
+    await expect(file.sync(false)).rejects.toMatchObject({
+      code: 'EIO',
+      reason: 'writesLost',
+      detail: expect.stringMatching(/^bytes 41000 to 41004 were written beside damaged ones/),
+    });
+    await file.sync(false);
+    await file.close();
+    const { fs } = await it.mount(2);
+    const other = await fs.open('/f', O_RDWR, 0, ROOT);
+    const target = Buffer.alloc(4);
+    await other.read(50_000, target);
+    expect(target.toString()).toBe('kept');
+    await expect(other.read(41_000, target)).rejects.toMatchObject({ reason: 'checksumMismatch' });
+    await other.close();
+    for (const one of [fs, node.fs]) await one.unmount();
   });
 
   test('data that is in no cache any more is never read as what was there before: EIO, until the loss has been told', async () => {

@@ -54,8 +54,9 @@ export class VolatileNsds extends RamNsds {
   readonly #caches: Caches;
   readonly #pool: PagePool;
   readonly #met = new Map<NsdIndex, { life: number; losses: number }>();
-  /** Sectors that are being written under a log record. */
+  /** Sectors that are being written under a log record; and those whose zeros a file shows. */
   readonly #logged = new Set<number>();
+  readonly #exposed = new Set<number>();
 
   constructor(blocks: readonly number[], pool: PagePool, other?: VolatileNsds) {
     super(blocks, pool, other);
@@ -80,6 +81,10 @@ export class VolatileNsds extends RamNsds {
   }
   flushesFor(why: Flush): number {
     return this.#caches.seen.get(why) ?? 0;
+  }
+  /** Its bytes have another checksum than the one that is kept for them. */
+  damage(nsd: NsdIndex, sector: number): void {
+    this.#caches.torn[nsd]!.add(sector);
   }
   unflushedOn(nsd: NsdIndex): number {
     return this.#caches.pending[nsd]!.size;
@@ -118,7 +123,8 @@ export class VolatileNsds extends RamNsds {
       entry = { base: before, changes: [] };
       pending[nsd]!.set(sector, entry);
     }
-    const mayTear = this.#logged.has(keyOf({ nsd, sector })) || readsAsZeros(before.word);
+    const key = keyOf({ nsd, sector });
+    const mayTear = this.#logged.has(key) || (readsAsZeros(before.word) && !this.#exposed.has(key));
     entry.changes.push({ at: ++this.#caches.at, bytes, word, torn: false, mayTear });
     torn[nsd]!.delete(sector);
     super.put(nsd, sector, bytes, word);
@@ -135,17 +141,16 @@ export class VolatileNsds extends RamNsds {
       }
   }
   override async write(ios: readonly SectorIo[], options: NsdWriteOptions = {}): Promise<void> {
-    const logged = ios
-      .filter((io) => io.logged === true || io.selfChecking === true)
-      .flatMap(({ nsd, sector, memory }) => sectors(memory).map((at) => keyOf({ nsd, sector: sector + at })));
+    const logged = keysOf(ios.filter((io) => io.logged === true || io.selfChecking === true));
+    const exposed = keysOf(ios.filter((io) => io.exposed === true));
     for (const key of logged) this.#logged.add(key);
+    for (const key of exposed) this.#exposed.add(key);
     await super.write(ios);
     for (const key of logged) this.#logged.delete(key);
+    for (const key of exposed) this.#exposed.delete(key);
     for (const { nsd } of ios) this.#meet(nsd);
     if (options.flush === undefined) return;
-    const written = new Set(
-      ios.flatMap(({ nsd, sector, memory }) => sectors(memory).map((at) => keyOf({ nsd, sector: sector + at }))),
-    );
+    const written = new Set(keysOf(ios));
     await this.#flush(new Set(ios.map(({ nsd }) => nsd)), options.flush, (nsd, sector) =>
       written.has(keyOf({ nsd, sector })),
     );
@@ -196,3 +201,5 @@ export class VolatileNsds extends RamNsds {
 
 const sectors = ({ lengthBytes }: PoolSegment): number[] =>
   Array.from({ length: lengthBytes / SECTOR_BYTES }, (_, index) => index);
+const keysOf = (ios: readonly SectorIo[]): number[] =>
+  ios.flatMap(({ nsd, sector, memory }) => sectors(memory).map((at) => keyOf({ nsd, sector: sector + at })));
