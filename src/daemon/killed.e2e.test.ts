@@ -3,6 +3,7 @@ import type { FileSystemClient } from '../client/file-system-client.js';
 import { deferred } from '../common/deferred.js';
 import { below, chance, SeededRandom } from '../common/random.js';
 import { type DaemonCluster, startDaemonCluster } from './testing/daemon-cluster.js';
+import type { DaemonProcess } from './testing/daemon-process.js';
 import { killLoad, type Promised } from './testing/kill-load.js';
 import { KillRun, seedOr } from './testing/kill-run.js';
 
@@ -10,6 +11,8 @@ const full = process.env.HOLDFAST_TEST_FULL === '1';
 const ROUNDS = full ? 200 : 20;
 /** In one round of so many the power of all goes; the last one is such a round. */
 const POWER_CUT_EVERY = 10;
+/** In one round of so many everybody unmounts for a check; in the others the survivor goes on with what it has in memory. */
+const CHECK_EVERY = 2;
 /** Operations of the load before its daemon may be killed. */
 const STEPS_MIN = 4;
 /** The first two serve an NSD each, and hold back what is not flushed. The third is the one that is killed. */
@@ -87,8 +90,8 @@ test(`kill -9 at ${ROUNDS} random moments: told dead, redone by a survivor; or t
     await run.step('what the online check found', () => expect(report.findings).toEqual([]));
     admin.close();
   };
-  const check = async (): Promise<void> => {
-    const admins = await Promise.all(daemons.map((daemon) => daemon.admin()));
+  const check = async (there: readonly DaemonProcess[]): Promise<void> => {
+    const admins = await Promise.all(there.map((daemon) => daemon.admin()));
     for (const admin of admins) await run.step('all unmount', admin.call('unmount', {}));
     const report = await run.step('the check', admins[0]!.call('checkFileSystem', { name: 'test' }));
     await run.step('what the check found', () => {
@@ -116,6 +119,7 @@ test(`kill -9 at ${ROUNDS} random moments: told dead, redone by a survivor; or t
     if (steady === null) {
       await readAll();
       if (full) await checkOnline();
+      if (round % CHECK_EVERY === 1) await check(daemons.slice(0, 2));
       daemons[2] = await run.step('node 3 starts', it.start(3));
       continue;
     }
@@ -126,7 +130,7 @@ test(`kill -9 at ${ROUNDS} random moments: told dead, redone by a survivor; or t
     before = null;
     survivor = await run.step('the survivor connects', daemons[0]!.connect());
     await readAll();
-    await check();
+    await check(daemons);
   }
   if (before !== null) await ended(before);
 });
