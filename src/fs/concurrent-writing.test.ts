@@ -106,29 +106,6 @@ test('hits of application threads write beside other nodes, and none of them rea
   await sound(volume, nodes);
 });
 
-test('a write that moved neither size nor times stands against no note', async () => {
-  const { volume, nodes, files } = await mounted(2);
-  const [one, two] = nodes as [TestNode, TestNode];
-  await files[0]!.write(0, Buffer.alloc(BLOCK_BYTES, 1));
-  await files[0]!.sync(false);
-  // Its bytes are durable before anybody looks at what it did to the inode.
-  const { mtimeNs } = await files[0]!.stat();
-  expect(one.map.write(files[0]!.entry!, 100, Buffer.alloc(50, 7), mtimeNs)).toBe(50);
-  await one.cache.get(files[0]!.ino)!.flush();
-  const other = await one.fs.open('/other', O_CREAT | O_RDWR, 0o644, ROOT);
-  await other.write(0, Buffer.alloc(BLOCK_BYTES, 2));
-  await other.sync(false);
-  await other.close();
-  // Now both share it, and what the other one comes to is told in a note.
-  for (let at = BLOCK_BYTES; at < 3 * BLOCK_BYTES; at += RECORD) await files[1]!.write(at, Buffer.alloc(RECORD, 2));
-  const { sizeBytes } = await two.fs.stat('/file', ROOT);
-  await files[0]!.write(0, Buffer.alloc(10, 3));
-  await files[1]!.write(sizeBytes, Buffer.alloc(10, 3));
-  expect((await files[0]!.stat()).sizeBytes).toBe(sizeBytes + 10);
-  for (const file of files) await file.close();
-  await sound(volume, nodes);
-});
-
 test('bytes of two nodes in one sector, written behind the end that the other one knows', async () => {
   const { volume, nodes, files } = await mounted(2);
   await writeRegions(files, BLOCK_BYTES);

@@ -215,8 +215,7 @@ export class InodeTable {
       inode.concurrentSinceMs = this.#volume.clock.nowMs();
       return;
     }
-    holdBack(this.#volume, inode);
-    const merged = inode.mergeState();
+    const merged = inode.mergeState(() => holdBack(this.#volume, inode));
     if (merged !== 'nothing') this.markDirty(inode, merged === 'size');
   }
 

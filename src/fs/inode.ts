@@ -286,13 +286,17 @@ export class Inode implements InodeFields {
     return this.file !== null && this.valid && this.file.state.changes !== this.seenChanges;
   }
 
-  /** Takes over what writes did to size and times. */
-  mergeState(): 'nothing' | 'times' | 'size' {
+  /**
+   * Takes over what writes did to size and times. Two in the same moment may have done nothing: then nothing of the inode is held back (`before`), as
+   * nobody would ever write it out.
+   */
+  mergeState(before: () => void = () => undefined): 'nothing' | 'times' | 'size' {
     if (this.file === null || !this.stateAhead) return 'nothing';
     const state = this.file.state;
     this.seenChanges = state.changes;
     const grown = state.sizeBytes !== this.sizeBytes;
     if (!grown && state.mtimeNs === this.mtimeNs && state.ctimeNs === this.ctimeNs) return 'nothing';
+    before();
     this.sizeBytes = state.sizeBytes;
     this.mtimeNs = state.mtimeNs;
     this.ctimeNs = state.ctimeNs;
