@@ -30,8 +30,8 @@ interface Outcome {
   readonly out: string;
   readonly err: string;
 }
+const env = { ...process.env, HOLDFAST_DIR: dir, NO_COLOR: '1' };
 function holdfast(...args: string[]): Outcome {
-  const env = { ...process.env, HOLDFAST_DIR: dir, NO_COLOR: '1' };
   const { status, stdout, stderr } = spawnSync(process.execPath, ['--enable-source-maps', cli, ...args], {
     cwd: scratch,
     encoding: 'utf8',
@@ -46,6 +46,15 @@ function ok(...args: string[]): string {
   return out;
 }
 const json = (...args: string[]) => JSON.parse(ok(...args, '--json'));
+/** While others do something. */
+function meanwhile(...args: string[]): Promise<string> {
+  const child = spawn(process.execPath, [cli, ...args], { cwd: scratch, env, stdio: ['ignore', 'pipe', 'inherit'] });
+  let out = '';
+  child.stdout.on('data', (piece) => {
+    out += piece;
+  });
+  return new Promise((resolve) => child.once('close', (code) => resolve(`${code} ${out}`)));
+}
 const pids = (state: DevState): number[] =>
   [state.etcd?.process, ...state.nodes.map((node) => node.process)].flatMap((record) =>
     record == null ? [] : [record.pid],
@@ -230,13 +239,18 @@ describe('a local cluster', () => {
     const victim = readState(dir)!.nodes[2]!.process!;
     expect(processRecord(victim.pid)?.startTicks).toBe(victim.startTicks);
     process.kill(victim.pid, 'SIGKILL');
+    const told = meanwhile('node', 'expel', '3', '--node', '1', '--json');
     expect(holdfast('dev', 'status').code).toBe(3);
     expect(holdfast('status', '--node', '3').code).toBe(3);
+    await expect.poll(() => json('status', '--node', '1').expelling, { timeout: 30_000 }).toEqual([3]);
     expect(json('dev', 'up').started).toEqual([3]);
     expect(json('status', '--node', '3')).toMatchObject({ phase: 'member', incarnation: 2 });
     // Its old life's log lies on the NSD that only this one serves: so it joins before that life has been cleaned up after.
     await expect.poll(() => json('status', '--node', '3').expelling).toEqual([]);
+    expect(await told).toBe('0 {"nodeId":3,"incarnation":1,"done":true}\n');
     expect(ok('cat', '/kept', '--node', '3')).toBe('before the crash');
+    // What was passed over while its NSD was away comes to it.
+    await expect.poll(() => json('status', '--node', '1').staleNsds, { timeout: 60_000 }).toEqual([]);
   }, 120_000);
 
   test('that is stopped and started again has its files, and none of its nodes has anything to complain of', async () => {
@@ -259,6 +273,9 @@ describe('a local cluster', () => {
     }
     expect(holdfast('ls', '/').code).toBe(3);
     ok('dev', 'up');
+    // Nobody has it mounted yet.
+    expect(json('fs', 'check', 'data')).toMatchObject({ findings: [], lostInodes: 0, lostSubBlocks: 0 });
+    expect(ok('fs', 'check', 'data', '--repair')).toMatch(/verdict +sound\nmended +0, 0 sectors written/);
     const again = await connectSocket(readState(dir)!.nodes[0]!.socket);
     for (const i of [0, 1, 2]) expect((await again.readFile(`/dirty-${i}`)).equals(content)).toBe(true);
     await again.close();
