@@ -192,7 +192,15 @@ export class Allocator {
   }
 
   /** In the map too, also if it is there already, but perhaps not durably: space that was promised before there was a log. */
-  async markUsed({ nsd, sector, count }: Extent): Promise<void> {
+  markUsed(extent: Extent): Promise<void> {
+    return this.#setUsed(extent, 1);
+  }
+  /** What was allocated for a log that does not come to be: nobody has written there. */
+  markFree(extent: Extent): Promise<void> {
+    return this.#setUsed(extent, 0);
+  }
+
+  async #setUsed({ nsd, sector, count }: Extent, used: 0 | 1): Promise<void> {
     const volume = this.#volume;
     const { geometry } = volume;
     const region = regionOf(geometry, sector);
@@ -204,9 +212,9 @@ export class Allocator {
           const { start } = regionSectorRange(geometry, region, copy);
           const bits = view.bytes(start, SECTOR_BYTES);
           const block = Math.floor(sector / SUB_BLOCKS_PER_BLOCK) % geometry.regionBlocks;
-          const free = countBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 0);
-          fillBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, 1);
-          setRegionFree(bits, regionFree(bits) - free);
+          const changed = countBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, used === 1 ? 0 : 1);
+          fillBits(bits, block, sector % SUB_BLOCKS_PER_BLOCK, count, used);
+          setRegionFree(bits, regionFree(bits) + (used === 1 ? -changed : changed));
           view.changed(start, SECTOR_BYTES);
           this.#held.delete(region);
         }

@@ -127,3 +127,35 @@ test('two nodes that run out of inodes at once get all there are, each number on
   const others = INODES_PER_SEGMENT - FIRST_USER_INODE - LEFT;
   expect(await checkVolume(volume)).toMatchObject({ problems: [], lostInodes: others, lostSubBlocks: 0 });
 });
+
+test('a node without a log of its own mounts a full file system with the log of one that is not there, and can make room', async () => {
+  const volume = await TestVolume.create({ blocks: [14, 14], poolPages: 4096, mkfs: { expectedNodes: 1 } });
+  const one = await volume.mount(1);
+  // Blocks, then what is smaller.
+  let isFull = false;
+  for (let lengthBytes = BLOCK_BYTES, i = 0; lengthBytes >= 16_384; lengthBytes /= 4, isFull = false)
+    for (; !isFull; i++) {
+      const file = await one.fs.open(`/f${i}`, O_CREAT | O_RDWR, 0o644, ROOT);
+      isFull = await file.write(0, Buffer.alloc(lengthBytes, 1)).then(
+        () => false,
+        () => true,
+      );
+      await file.close();
+    }
+  // Room for a piece of a log, and not for all of one.
+  await one.fs.unlink('/f1', ROOT);
+  await one.fs.unmount();
+  const wanted = { logBytes: 3 * BLOCK_BYTES };
+  const two = await volume.mount(2, wanted);
+  expect(two.counters.get('fs.noSpace')).toBe(1);
+  const third = await volume.mount(3, wanted).then(
+    () => 'mounted',
+    (error: unknown) => (error as { code: string }).code,
+  );
+  expect(third).toBe('ENOSPC');
+  await two.fs.unlink('/f2', ROOT);
+  await two.fs.unmount();
+  const nodes = [await volume.mount(1), await volume.mount(2)];
+  for (const { fs } of nodes) await fs.unmount();
+  expect(await checkVolume(volume)).toMatchObject({ problems: [], lostSubBlocks: 0, lostInodes: 0 });
+});

@@ -4,7 +4,7 @@
  * First every log that was left behind is redone; of an owner that is being expelled that is waited for. Then a slot is taken: under its sector's
  * token the descriptor gets a new owner, and as long as that one is there nobody else touches it. A slot without space gets some. There is
  * no log yet to note that in, so the descriptor says it first: state *creating*, with the place; whoever finds that marks the place as used
- * once more and goes on.
+ * once more and goes on. Where the file system has no space for it, the log of a node that is not here does.
  */
 import { sleep } from '../common/clock.js';
 import { FsError } from '../common/errors.js';
@@ -60,7 +60,24 @@ export class LogClaim {
   static async take(volume: Volume): Promise<LogClaim> {
     const logs = logVolumeOf(volume);
     const table = await findLogTable(logs);
-    const { pins, descriptor } = await takeSlot(volume, logs, table);
+    try {
+      return await LogClaim.#takeOne(volume, logs, table, () => true);
+    } catch (error) {
+      if (!FsError.is(error) || error.reason !== 'noSpace') throw error;
+      // A full file system: then the log of a node that is not here does, or nobody could make room.
+      return LogClaim.#takeOne(volume, logs, table, ({ pieces }) => pieces.length > 0).catch((other: unknown) => {
+        throw FsError.is(other) && other.reason === 'busy' ? error : other;
+      });
+    }
+  }
+
+  static async #takeOne(
+    volume: Volume,
+    logs: LogVolume,
+    table: Extent,
+    fits: (descriptor: LogDescriptor) => boolean,
+  ): Promise<LogClaim> {
+    const { pins, descriptor } = await takeSlot(volume, logs, table, fits);
     try {
       const claim = new LogClaim(volume, logs, table, descriptor);
       await claim.#begin();
@@ -128,8 +145,13 @@ export class LogClaim {
     const volume = this.#volume;
     const { pieceSectors, pieces } = logPieces(logBytesFor(volume.geometry, volume.settings.logBytes));
     const extents: Extent[] = [];
-    for (let piece = 0; piece < pieces; piece++)
-      extents.push(await volume.allocator.allocateMetadata(LOG_TABLE, piece, pieceSectors));
+    try {
+      for (let piece = 0; piece < pieces; piece++)
+        extents.push(await volume.allocator.allocateMetadata(LOG_TABLE, piece, pieceSectors));
+    } catch (error) {
+      for (const extent of extents) await volume.allocator.markFree(extent);
+      throw error;
+    }
     await this.#say({ state: LogState.creating, pieceSectors, pieces: extents, owner: this.#self() });
     await this.#markUsed();
   }
@@ -223,6 +245,7 @@ async function takeSlot(
   volume: Volume,
   logs: LogVolume,
   table: Extent,
+  fits: (descriptor: LogDescriptor) => boolean,
 ): Promise<{ pins: TokenPins; descriptor: LogDescriptor }> {
   const first = (volume.parts.nodeId - 1) % LOG_SLOTS;
   for (let i = 0; i < LOG_SLOTS; i++) {
@@ -230,7 +253,7 @@ async function takeSlot(
     const seen = await readDescriptor(logs, table, slot);
     // Unfinished business in it is settled first, by whoever is mounted.
     const busy = seen.state === LogState.replayed || seen.state === LogState.open || isCreated(volume, seen);
-    if (busy) continue;
+    if (busy || !fits(seen)) continue;
     let pins: TokenPins;
     try {
       const item = volume.dataItem(LOG_TABLE, slotRange(slot));
@@ -242,7 +265,7 @@ async function takeSlot(
     const descriptor = await readDescriptor(logs, table, slot);
     const { state } = descriptor;
     const free = state === LogState.clean || state === LogState.unused || state === LogState.creating;
-    if (free && !isCreated(volume, descriptor)) return { pins, descriptor };
+    if (free && !isCreated(volume, descriptor) && fits(descriptor)) return { pins, descriptor };
     pins.release();
   }
   throw new FsError('busy', {
