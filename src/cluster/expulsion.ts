@@ -10,8 +10,8 @@ import type { StoreMirror } from './store-mirror.js';
  * of the membership machine, and as pure.
  *
  * Invariants: the view loses a life only when its key has been gone for a while or belongs to a newer life, as of the view's
- * revision that the swap names, or when an operator says that it is dead; tokens fall only after every full node of the present view has acknowledged the fence; an
- * entry of `expelling` goes only after both.
+ * revision that the swap names, or when an operator says that it is dead; tokens fall only after every full node of the present view has acknowledged the fence,
+ * and those of one node's lives in their order; an entry of `expelling` goes only after both.
  * Fault model: the driver may die between any two steps: all progress that counts is in the store, the next driver starts at
  * the view's `expelling` and asks again (fencing and falling are idempotent). A node that doesn't acknowledge is asked again
  * until it does or is itself expelled: what can't be reached is never assumed to be quiet.
@@ -126,6 +126,7 @@ export class ExpulsionDriver {
     const job = this.#jobs.get(key) ?? { fence: newStep(), fall: newStep() };
     this.#jobs.set(key, job);
     const fenced = allDone(job.fence, fullNodes(view));
+    if (fenced && view.expelling.some((other) => isOlderLife(other, target))) return [];
     const step = fenced ? job.fall : job.fence;
     const effects: ExpulsionEffect[] = [];
     for (const server of fenced ? fallServers(view) : fullNodes(view)) {
@@ -154,6 +155,8 @@ function withoutLives(view: ViewRecord, dead: readonly Life[]): ViewRecord {
 }
 export const withoutLife = (view: ViewRecord, life: Life): ViewRecord => withoutLives(view, [life]);
 
+/** A token server lets what an older life holds fall with the newer one, whose log may be redone sooner: so they fall in their order (I6). */
+const isOlderLife = (one: Life, of: Life): boolean => one.nodeId === of.nodeId && one.incarnation < of.incarnation;
 const hasLife = (lives: readonly Life[], life: Life): boolean => lives.some((other) => sameLife(other, life));
 /** Every full node may serve an NSD, or be about to: all of them must have shut the dead one out. */
 const fullNodes = (view: ViewRecord): NodeRecord[] => view.nodes.filter((node) => node.address !== null);

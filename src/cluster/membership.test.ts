@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { SeededRandom } from '../common/random.js';
 import type { NodeRecord } from './membership-api.js';
 import type { MembershipRuntime } from './membership-runtime.js';
-import { ALIVE_PREFIX, StoreKey } from './records.js';
+import { ALIVE_PREFIX, lifeKey, StoreKey } from './records.js';
 import { KEY, Lab, TTL_MS } from './testing/membership-lab.js';
 
 const ids = (lab: Lab): number[] => lab.view.nodes.map((node) => node.nodeId);
@@ -202,6 +202,25 @@ describe('membership', () => {
     await lab.clock.advance(TTL_MS);
     expect(lab.view.expelling).toEqual([]);
     expect(lab.node(1).fallen).toEqual([`2/${old}`]);
+    expect(lab.violations).toEqual([]);
+  });
+
+  test('I6: the tokens of a life fall after those of the older lives of its node, though its own log is redone sooner', async () => {
+    const lab = await started(1, 2, 3);
+    const [first, second] = [lab.node(2).life!, `2/${lab.node(2).runtime!.self.incarnation + 1}`];
+    lab.unreadable.add(first);
+    lab.crash(2);
+    await lab.clock.run(lab.start(2));
+    expect(lab.node(2).life).toBe(second);
+    lab.crash(2);
+    await lab.clock.run(lab.start(2));
+    await lab.clock.advance(4 * TTL_MS);
+    expect(lab.view.expelling.map(lifeKey)).toEqual([first, second]);
+    expect(lab.node(1).fallen).toEqual([]);
+    lab.unreadable.clear();
+    await lab.clock.advance(TTL_MS);
+    expect(lab.view.expelling).toEqual([]);
+    expect(lab.node(1).fallen).toEqual([first, second]);
     expect(lab.violations).toEqual([]);
   });
 

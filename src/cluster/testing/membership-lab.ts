@@ -42,6 +42,8 @@ export class Lab {
   readonly store: MemoryStore;
   readonly nodes = new Map<number, LabNode>();
   readonly violations: string[] = [];
+  /** Lives whose logs can't be redone now. */
+  readonly unreadable = new Set<string>();
   readonly settings = membershipSettings(TTL_MS);
   #view: ViewRecord = EMPTY_VIEW;
   /** Every runtime there ever was, by life, with the deadline that it was told last. */
@@ -196,6 +198,11 @@ export class Lab {
         this.violations.push(`tokens of ${key} fell before node ${node.nodeId} refused it`);
     }
     await sleep(this.clock, 5);
+    if (this.unreadable.has(key)) throw new Error('its log can not be read');
+    // A token server lets everything fall that the node held up to that life.
+    for (const { nodeId, incarnation } of this.#view.expelling)
+      if (nodeId === target.nodeId && incarnation < target.incarnation)
+        this.violations.push(`tokens of ${key} fell, and with them those of life ${incarnation}`);
     this.#server(driver, server).fallen.push(key);
   }
 }
