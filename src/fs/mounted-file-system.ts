@@ -297,8 +297,14 @@ export class MountedFs implements MountedFileSystem {
   async unmount(): Promise<void> {
     const volume = this.#volume;
     if (volume.closed) return;
-    // What it may have to say about lost writes nobody waits for.
-    for (const file of [...volume.openFiles]) await file.close().catch(() => undefined);
+    for (const file of [...volume.openFiles])
+      await file.close().catch((error: unknown) => {
+        // Writes that are lost, perhaps: nobody waits for this close who could be told.
+        volume.parts.logger.warn(
+          { ino: file.ino, error: String(error) },
+          'a file was open, and could not be closed cleanly',
+        );
+      });
     this.#check?.stop.abort();
     await this.#check?.ended;
     volume.closed = true;
