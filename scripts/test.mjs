@@ -37,7 +37,7 @@ const suites = [
   { ...closing('model', ['node', 'spec/check.mjs', ...(full ? ['--full'] : [])]), budgetS: 300, fullBudgetS: 5400 },
   { ...closing('simulator', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--seeds', full ? '1000' : '60']), budgetS: 420, fullBudgetS: 5400 },
   { ...closing('planted', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--planted', ...(full ? [] : ['--quick'])]), budgetS: 420, fullBudgetS: 5400 },
-  { ...closing('explorer', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--crash-explorer', '--size', full ? 'full' : 'short']), budgetS: 300, fullBudgetS: 3600 },
+  { ...closing('explorer', ['node', '--enable-source-maps', 'dist/src/sim/main.js', '--crash-explorer', '--size', full ? 'full' : 'short']), budgetS: 300, fullBudgetS: 7200 },
   { ...vitest('cluster', ['e2e']), budgetS: 600, fullBudgetS: 7200 },
 ];
 
