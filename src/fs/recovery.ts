@@ -26,12 +26,12 @@ import {
   evenOut,
   findLogTable,
   type LogVolume,
+  type ReadLog,
   readDescriptors,
   readLog,
   withSectors,
   writeDescriptor,
 } from './log/log-reader.js';
-import type { ScannedLog } from './log/log-sectors.js';
 import { LOG_SLOTS, type LogDescriptor, LogState } from './log/log-table.js';
 import { isMadeAnew, NOT_READ, type PresentSector, redoCopies } from './log/redo.js';
 import { type PlannedSector, type PlannedSectors, RedoPlan } from './log/redo-plan.js';
@@ -124,17 +124,18 @@ interface ReadLogs {
   readonly done: readonly LogDescriptor[];
   /** By slot: why what is behind the end may be of a later life of the log. */
   readonly outdated: ReadonlyMap<number, string>;
-  readonly logs: readonly { readonly descriptor: LogDescriptor; readonly scanned: ScannedLog }[];
+  readonly logs: readonly { readonly descriptor: LogDescriptor; readonly scanned: ReadLog }[];
 }
 
 /**
  * What was read is durable when it resolves, with everything that their owners had written, and the same on all copies; what may be lost of what follows is
- * noticed. The end of a log may have been read that was not flushed, and go before it is: then it is read again. Redone all the same it would be there for
- * this node alone: whoever settles that log would free what it gave to files, and whoever goes on with the redo would leave it done in part.
+ * noticed. The end of a log may have been read that was not flushed, and go before it is; and a copy that was away, and is back for the flush, may have more
+ * of it: then it is read again. Else there would be an end for this node and another one for whoever settles that log, who would free what it gave to files,
+ * or goes on with the redo, which would leave it done in part.
  */
 async function readDurably(volume: RecoveryVolume, slots: readonly LogDescriptor[]): Promise<ReadLogs> {
   const pieces = new Set(slots.flatMap((descriptor) => descriptor.pieces.map(({ nsd }) => nsd)));
-  for (;;) {
+  for (let missing = 0; ; ) {
     const mark = new LossMark(volume.nsds, pieces);
     const read = await readAll(volume, slots);
     if (slots.length === 0) return read;
@@ -149,6 +150,11 @@ async function readDurably(volume: RecoveryVolume, slots: readonly LogDescriptor
     }
     await volume.nsds.flush([...needed], { why: 'leftBehind' satisfies Flush });
     if (mark.lost) continue;
+    if (read.logs.some(({ scanned }) => scanned.isCopyMissing)) {
+      // Flushed, or everybody knows that it is out of date: nobody reads it then.
+      if (++missing < ATTEMPTS_MAX) continue;
+      throw new FsError('nsdUnavailable', { op: 'log.redo', detail: 'a copy of a log comes and goes' });
+    }
     await flushData(volume, needed);
     for (const { descriptor, scanned } of read.logs) tellOfEnd(volume, descriptor, scanned);
     return read;
@@ -160,7 +166,7 @@ async function readAll(volume: RecoveryVolume, slots: readonly LogDescriptor[]):
   let transactions = 0;
   const outdated = new Map<number, string>();
   const done: LogDescriptor[] = [];
-  const logs: { readonly descriptor: LogDescriptor; readonly scanned: ScannedLog }[] = [];
+  const logs: { readonly descriptor: LogDescriptor; readonly scanned: ReadLog }[] = [];
   for (const descriptor of slots) {
     const scanned = await readLog(volume, descriptor);
     logs.push({ descriptor, scanned });
@@ -174,7 +180,7 @@ async function readAll(volume: RecoveryVolume, slots: readonly LogDescriptor[]):
   return { plan: plan.sectors(), transactions, done, outdated, logs };
 }
 
-function tellOfEnd({ counters, logger }: RecoveryVolume, { slot }: LogDescriptor, { hole, ended }: ScannedLog): void {
+function tellOfEnd({ counters, logger }: RecoveryVolume, { slot }: LogDescriptor, { hole, ended }: ReadLog): void {
   if (hole !== null) {
     counters.add('recovery.logHoles');
     logger.error({ slot, why: hole }, 'what was logged behind a hole is lost');

@@ -346,6 +346,9 @@ export const readableCopies = (nsds: NsdClientApi, nsd: NsdIndex): readonly NsdI
 export const isCopyLost = (error: unknown): error is FsError =>
   FsError.is(error) && (DAMAGED.has(error.reason) || AWAY.has(error.reason));
 
+/** It may have something to say, and can't be asked now. */
+export const isCopyAway = (error: unknown): error is FsError => FsError.is(error) && AWAY.has(error.reason);
+
 const at = (io: SectorIo, nsd: NsdIndex): SectorIo => (io.nsd === nsd ? io : { ...io, nsd });
 
 function put<T>(lists: Map<NsdIndex, T[]>, nsd: NsdIndex, one: T): void {

@@ -3,7 +3,7 @@ import { FsError } from '../../common/errors.js';
 import { SECTOR_BYTES } from '../../common/units.js';
 import type { BufferArena, PagePool } from '../../native/page-pool.js';
 import type { Checksums } from '../../nsd/checksums.js';
-import { isCopyLost, readableCopies } from '../../nsd/mirrored-nsds.js';
+import { isCopyAway, isCopyLost, readableCopies } from '../../nsd/mirrored-nsds.js';
 import type { NsdClientApi, SectorIo } from '../../nsd/nsd-api.js';
 import { settleAll } from '../../nsd/settle-all.js';
 import { findPointer } from '../block-map.js';
@@ -169,8 +169,13 @@ export async function clearLog(storage: LogStorage, pieces: readonly Extent[]): 
   });
 }
 
+export interface ReadLog extends ScannedLog {
+  /** A copy that is up to date could not be asked: it may have more of the last group than the other, or none of it. */
+  readonly isCopyMissing: boolean;
+}
+
 /** A whole log, from its descriptor's tail on. Each sector is taken from a copy that has it: of a group that was cut off one may have more than the other. */
-export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Promise<ScannedLog> {
+export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Promise<ReadLog> {
   const { slot, generation, pieceSectors, pieces, tail } = descriptor;
   const space = new LogSpace(pieceSectors, pieces);
   const capacity = space.capacitySectors;
@@ -179,6 +184,7 @@ export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Pro
   const runs = space.runs(tail, capacity, LOG_RUN);
   // What has come is looked at while the next are on their way.
   const underWay: Promise<ReadPlaces>[] = [];
+  let isCopyMissing = false;
   try {
     for (let begun = 0; begun < runs.length || underWay.length > 0; ) {
       while (begun < runs.length && underWay.length < RUNS_AT_ONCE) {
@@ -191,6 +197,7 @@ export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Pro
       underWay.shift();
       try {
         for (const place of read.places) scan.take(place);
+        isCopyMissing ||= read.isCopyMissing;
       } finally {
         read.free();
       }
@@ -198,7 +205,7 @@ export async function readLog(volume: LogVolume, descriptor: LogDescriptor): Pro
   } finally {
     for (const left of await Promise.allSettled(underWay)) if (left.status === 'fulfilled') left.value.free();
   }
-  return scan.finish();
+  return { ...scan.finish(), isCopyMissing };
 }
 
 /** What was read becomes what every copy has; to be flushed before anybody goes by it: whoever reads it next may have only one of them (L3). */
@@ -223,6 +230,7 @@ export async function evenOut(volume: LogVolume, descriptor: LogDescriptor, unev
 interface ReadPlaces {
   /** By place: what each copy that can be reached says, null where it can't say. Views of staging space. */
   readonly places: readonly (readonly (Uint8Array | null)[])[];
+  readonly isCopyMissing: boolean;
   /** Once: they are of no use any more. */
   free(): void;
 }
@@ -248,7 +256,7 @@ async function readPlaces(volume: LogVolume, { nsd, sector, count }: Extent): Pr
     const reached = (await Promise.all(reads)).filter((copy) => copy !== null);
     if (reached.length === 0) throw away[0] ?? gone;
     const places = Array.from({ length: count }, (_, index) => reached.map((copy) => copy[index]!));
-    return { places, free: () => arena.free(memory) };
+    return { places, isCopyMissing: away.some(isCopyAway), free: () => arena.free(memory) };
   } catch (error) {
     arena.free(memory);
     throw error;
