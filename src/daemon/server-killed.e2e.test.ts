@@ -12,6 +12,9 @@ const ROUNDS = full ? 200 : 5;
 const STEPS_MIN = 4;
 /** Each serves an NSD, which nobody else has a path to. Node 3 serves none, and lives. */
 const SERVERS = [1, 2] as const;
+/** How likely servers lose power while those killed before are cleaned up after: all this time long at most. */
+const AGAIN = 0.25;
+const AGAIN_MS_MAX = 3_000;
 
 let cluster: DaemonCluster | null = null;
 afterEach(async () => {
@@ -65,6 +68,14 @@ test(`servers of NSDs are killed ${ROUNDS} times with what was not flushed, in t
     await Promise.all(before.map(({ daemon }) => daemon.kill()));
     // All of them at once, and before they are back: who is told to be dead is the life that was killed. Cleaning up after it takes its NSD, so it comes back meanwhile.
     const expelled = victims.map((nodeId) => admin.call('expel', { node: nodeId }));
+    if (chance(random, AGAIN)) {
+      for (const nodeId of victims) it.launch(nodeId);
+      await run.step(
+        'a moment of recovery',
+        new Promise((resolve) => setTimeout(resolve, below(random, AGAIN_MS_MAX))),
+      );
+      await run.step(`the power of ${who} goes`, it.powerCut(victims));
+    }
     const daemons = await run.step(`${who} start again`, Promise.all(victims.map((nodeId) => it.start(nodeId))));
     await run.step(`${who} are told dead`, Promise.all(expelled));
     for (const victim of before) {

@@ -84,6 +84,7 @@ export class World {
   #copies: Readonly<Record<string, CopyRecord>> = {};
   /** Lives in the view, as the store has it. */
   #members = new Set<string>();
+  #expelling: readonly ExpellingRecord[] = [];
   #moment = 0;
   readonly #random: { readonly nodes: SeededRandom; readonly store: SeededRandom; readonly cuts: SeededRandom };
   readonly #traffic: TokenTraffic;
@@ -276,7 +277,6 @@ export class World {
         },
         () => undefined,
       );
-    let before: readonly ExpellingRecord[] = [];
     this.store
       .connect(() => 0)
       .watch(
@@ -286,9 +286,10 @@ export class World {
           const view = parseView(value);
           const expelling = view?.expelling ?? [];
           this.#members = new Set(view?.nodes.map(lifeName));
+          const before = this.#expelling;
+          this.#expelling = expelling;
           for (const target of before)
             if (!expelling.some((entry) => sameLife(entry, target))) void this.beforeTokensFall(target);
-          before = expelling;
         },
         () => undefined,
       );
@@ -387,6 +388,14 @@ export class World {
       if ((other.fencedOthers.get(target.nodeId) ?? 0) >= target.incarnation) continue;
       this.report({ check: 'I5', ino: 0, text: `tokens of ${name} fall before ${other.name} has shut it out` });
     }
+    // A token server lets everything fall that the node held up to that life.
+    for (const older of this.#expelling)
+      if (older.nodeId === target.nodeId && older.incarnation < target.incarnation)
+        this.report({
+          check: 'I6',
+          ino: 0,
+          text: `with the tokens of ${name} those of ${lifeName(older)} fall, before its log has been redone`,
+        });
     for (const door of life.doors) await door.shut();
     if (life.outOfTheWay) return;
     life.outOfTheWay = true;

@@ -25,10 +25,10 @@ export interface DaemonCluster {
   /** Node 1 sees all NSDs, and makes a file system of them. */
   createFileSystem(metadataCopies?: 1 | 2): Promise<void>;
   /**
-   * Of all daemons, at once, for longer than their leases are: what their NSDs held back is lost, and whoever starts again doesn't wait for a lease of its own.
-   * The cluster store keeps running.
+   * Of these daemons (of all), at once, for longer than their leases are: what their NSDs held back is lost, and whoever starts again doesn't wait for a lease
+   * of its own. The cluster store keeps running.
    */
-  powerCut(): Promise<void>;
+  powerCut(nodeIds?: readonly number[]): Promise<void>;
   /** The end of what each daemon has said, its earlier lives too. */
   logs(charsMax: number): string;
   /** Kills what still runs, and removes everything. */
@@ -91,9 +91,9 @@ export async function startDaemonCluster({ nsds, leaseTtl, seed = 0 }: DaemonClu
   };
   const store = new EtcdStore({ endpoints: [etcd.endpoint], clusterName: CLUSTER_NAME });
   cleanups.push(() => store.close());
-  const powerCut = async (): Promise<void> => {
-    await Promise.all(all.map((daemon) => daemon.kill()));
-    for (const nodeId of daemons.keys()) await store.delete(StoreKey.alive(nodeIdOf(nodeId)));
+  const powerCut = async (nodeIds: readonly number[] = [...daemons.keys()]): Promise<void> => {
+    await Promise.all(nodeIds.map((nodeId) => daemons.get(nodeId)?.kill()));
+    for (const nodeId of nodeIds) await store.delete(StoreKey.alive(nodeIdOf(nodeId)));
   };
   const logs = (charsMax: number): string =>
     [...daemons].map(([nodeId, daemon]) => `node ${nodeId} said: …${daemon.log().slice(-charsMax)}`).join('\n');
