@@ -163,14 +163,14 @@ export class MembershipRuntime implements Membership {
   }
 
   /**
-   * Leaves cleanly. The caller has written out everything and given back its tokens. Ends at the latest after `timeoutMs`:
-   * then the lease runs out and the others expel us.
+   * Leaves. `clean`: the caller has written out everything and given back its tokens; else the others do what they do with one that died, without waiting for
+   * its lease. Ends at the latest after `timeoutMs`: then the lease runs out and the others expel us.
    */
-  async leave(timeoutMs: number): Promise<void> {
+  async leave(timeoutMs: number, clean = true): Promise<void> {
     const { clock } = this.options;
     const late = deferred<void>();
     const timer = clock.after(timeoutMs, () => late.resolve());
-    this.#dispatch({ type: 'leave' });
+    this.#dispatch({ type: 'leave', clean });
     await Promise.race([this.#ended.promise, late.promise]);
     timer.cancel();
     this.stop();

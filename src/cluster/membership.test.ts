@@ -266,6 +266,22 @@ describe('membership', () => {
     expect(lab.violations).toEqual([]);
   });
 
+  test('a node that leaves with something in its log is expelled by that, at once: its own end, and F1 for the others', async () => {
+    const lab = await started(1, 2, 3);
+    const { epoch } = lab.view;
+    const life = lab.node(3).life!;
+    lab.unreadable.add(life);
+    await lab.clock.run(lab.leave(3, false));
+    expect(lab.node(3).events).not.toContain('fenced');
+    expect(lab.view).toMatchObject({ epoch: epoch + 1, expelling: [{ nodeId: 3, clean: false }] });
+    lab.unreadable.clear();
+    await lab.clock.advance(TTL_MS);
+    expect(lab.view.expelling).toEqual([]);
+    for (const id of [1, 2]) expect([...lab.node(id).refuses]).toEqual([life]);
+    expect(lab.node(1).fallen).toEqual([life]);
+    expect(lab.violations).toEqual([]);
+  });
+
   test('the last node to leave leaves nothing behind', async () => {
     const lab = await started(1);
     await lab.clock.run(lab.leave(1));

@@ -50,7 +50,8 @@ export type MembershipEvent =
   | { type: 'join'; record: NodeRecord }
   /** This node is reached in another way from now on. After `join`. */
   | { type: 'address'; address: NodeRecord['address'] }
-  | { type: 'leave' }
+  /** `clean`: it has written everything out, and given its tokens back. */
+  | { type: 'leave'; clean: boolean }
   | { type: 'renewed'; sentAtMs: number; outcome: LeaseOutcome }
   | { type: 'regained'; sentAtMs: number; outcome: LeaseOutcome }
   | { type: 'viewSwapped'; done: boolean }
@@ -107,6 +108,7 @@ export class MembershipMachine {
   #confirming = false;
   /** The swap in flight was sent behind the regained lease, and so confirms it. */
   #swapConfirms = false;
+  #leavesClean = true;
 
   /** `claimedAtMs`: when the request for the first lease was sent. */
   constructor(
@@ -174,6 +176,7 @@ export class MembershipMachine {
         if (this.#record !== null) this.#record = { ...this.#record, address: event.address };
         break;
       case 'leave':
+        this.#leavesClean = event.clean;
         // A swap that is under way may still put us into the view.
         if (this.#inView() || this.#swapping) this.#phase = 'leaving';
         else this.#leftCluster();
@@ -242,7 +245,7 @@ export class MembershipMachine {
     }
     if (this.#phase === 'leaving') {
       const expelled = view.expelling.some((entry) => sameLife(entry, this.self) && !entry.clean);
-      if (expelled) this.#fenced('expelled while it was leaving');
+      if (expelled && this.#leavesClean) this.#fenced('expelled while it was leaving');
       else if (!this.#swapping) this.#leftCluster();
     } else if (this.#phase === 'member') {
       this.#fenced(`epoch ${view.epoch} has no node ${this.self.nodeId} of incarnation ${this.self.incarnation}`);
@@ -316,11 +319,13 @@ export class MembershipMachine {
     const nodes = view.nodes.filter((node) => !sameLife(node, this.self));
     if (nodes.length === view.nodes.length) return view;
     const served = view.tokenServers.includes(nodeId);
-    const epoch = (served ? view.epoch + 1 : view.epoch) as Epoch;
+    const clean = this.#leavesClean;
+    // F1: an epoch without it comes before its tokens fall.
+    const epoch = (served || !clean ? view.epoch + 1 : view.epoch) as Epoch;
     const tokenServers = view.tokenServers.filter((server) => server !== nodeId);
     // The last full node out has nobody to clean up, and nobody who would have to know.
     const expelling = nodes.some((node) => node.address !== null)
-      ? [...view.expelling, { nodeId, incarnation, epoch, clean: true }]
+      ? [...view.expelling, { nodeId, incarnation, epoch, clean }]
       : view.expelling;
     return { epoch, nodes, tokenServers, expelling };
   }

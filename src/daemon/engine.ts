@@ -198,7 +198,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
     // Out of the view first, then silent: until then the others ask this node to shut out those that left before it.
     undo.push(async () => {
       answering?.leave();
-      await membership.leave(LEAVE_TIMEOUT_MS);
+      await membership.leave(LEAVE_TIMEOUT_MS, node?.hasLeftLog !== true);
       await answering?.close();
     });
 
@@ -294,7 +294,7 @@ export async function startNode(config: NodeConfig, stop?: AbortSignal): Promise
       { tokenServer: config.tokenServer },
     );
     node = made;
-    if (opened.paths.length === 0) leaveAlone = () => void membership.leave(LEAVE_TIMEOUT_MS);
+    if (opened.paths.length === 0) leaveAlone = () => void membership.leave(LEAVE_TIMEOUT_MS, !made.hasLeftLog);
     undo.push(() => made.stop());
 
     const joined = membership.join({ address, tokenServer: config.tokenServer }, made.expulsionActions());

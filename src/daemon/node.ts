@@ -38,6 +38,7 @@ import { MessageType } from '../protocol/message-types.js';
 import { scopedTokens } from '../token-manager/file-system-scope.js';
 import { LockClient } from '../token-manager/locks/lock-client.js';
 import { scopedLocks } from '../token-manager/locks/lock-client-api.js';
+import { TokenClass } from '../token-manager/token.js';
 import { TokenClient } from '../token-manager/token-client.js';
 import type { TokenClientSettings } from '../token-manager/token-client-events.js';
 import type { Holding } from '../token-manager/token-client-machine.js';
@@ -141,6 +142,7 @@ export class HoldfastNode {
   /** Metadata on its way, of the mounted file system and of recovery. */
   readonly #staging: SegmentArena;
   #mounted: Mounted | null = null;
+  #hasLeftLog = false;
   /** The last mount or unmount: both use all of the map, the staging and the tokens, so they run one at a time. */
   #turn: Promise<unknown> = Promise.resolve();
 
@@ -284,6 +286,11 @@ export class HoldfastNode {
     return { nsds: withCopies({ nsds, states, counters, logger }), states };
   }
 
+  /** Something that this life has logged may not be in place: the others have to redo its log when it leaves. */
+  get hasLeftLog(): boolean {
+    return this.#hasLeftLog;
+  }
+
   get fileSystem(): MountedFileSystem | null {
     return this.#mounted?.fileSystem ?? null;
   }
@@ -391,6 +398,7 @@ export class HoldfastNode {
     } catch (error) {
       // What couldn't be written is lost with this node, and said.
       const lost = this.#abandon(mounted);
+      this.#keepTokens(mounted.identity);
       this.#parts.logger.error({ error: String(error), lost }, 'unmount failed');
       throw error;
     }
@@ -528,7 +536,22 @@ export class HoldfastNode {
     return mounted === null ? [] : this.#abandon(mounted);
   }
 
+  /**
+   * What its log says is not all in place, what was synced among it (I8): until that log has been redone no token may leave. Who asks for one makes this node
+   * fail, so that it leaves; mounting again redoes it too.
+   */
+  #keepTokens({ name, number }: FileSystemIdentity): void {
+    const tokens = scopedTokens(this.tokens, number);
+    const revoke = (): Promise<never> => {
+      const detail = 'it could not write out what its log says';
+      return Promise.reject(new FsError('closed', { op: 'token.revoke', object: `file system ${name}`, detail }));
+    };
+    for (const tokenClass of [TokenClass.data, TokenClass.status])
+      tokens.setRevokeHandler(tokenClass, { revoke, working: () => null });
+  }
+
   #abandon({ fileSystem, cache }: Mounted): LostRange[] {
+    this.#hasLeftLog = true;
     fileSystem.abandon();
     const lost = cache.dropEverything();
     // Nothing is dirty any more: closing only stops the timers.

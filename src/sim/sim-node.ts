@@ -348,7 +348,7 @@ export class SimNode {
   /** Everything given back; the others hear of it. */
   async leave(): Promise<void> {
     this.state = 'left';
-    await this.membership.leave(10_000);
+    await this.membership.leave(10_000, !this.node.hasLeftLog);
     this.node.stop();
     await this.fabric.close();
     for (const door of this.doors) await door.shut();

@@ -134,12 +134,13 @@ export class Lab {
     node.connection = null;
   }
 
-  async leave(id: number): Promise<void> {
+  async leave(id: number, clean = true): Promise<void> {
     const node = this.node(id);
-    if (node.life !== null) this.#clean.add(node.life);
     const runtime = node.runtime;
     const life = node.life;
-    await runtime?.leave(10_000);
+    if (life !== null && clean) this.#clean.add(life);
+    if (life !== null) this.#deadlines.set(life, 0);
+    await runtime?.leave(10_000, clean);
     if (life !== null) this.#deadlines.set(life, 0);
     if (node.runtime === runtime) node.runtime = null;
   }
