@@ -11,7 +11,7 @@ const require = createRequire(import.meta.url);
 const cmakeJs = path.join(path.dirname(require.resolve('cmake-js/package.json')), 'bin', 'cmake-js');
 const args = process.argv.slice(2);
 const sanitize = args.includes('--sanitize');
-const addons = ['native/core', 'native/tcp'];
+const addons = ['native/core', 'native/tcp', 'native/fuse'];
 if (args.includes('--all') || sanitize) addons.push('native/napi-nvme', 'native/node-rdma-cm');
 
 for (const addon of addons) {

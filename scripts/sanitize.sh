@@ -6,7 +6,7 @@ node scripts/build-native.mjs --sanitize
 result=$(mktemp --suffix .json)
 trap 'rm -f "$result"' EXIT
 status=0
-bash scripts/under-sanitizers.sh npx vitest run native src/native src/cache/cache-map src/fabric/tcp --reporter=default --reporter=json --outputFile.json="$result" || status=$?
+bash scripts/under-sanitizers.sh npx vitest run native src/native src/cache/cache-map src/fabric/tcp src/mount/fuse --reporter=default --reporter=json --outputFile.json="$result" || status=$?
 node -e '
 const r = JSON.parse(require("fs").readFileSync(process.argv[1], "utf8"));
 const failed = r.numFailedTests + (r.success || r.numFailedTests > 0 ? 0 : 1) + (r.numPassedTests === 0 ? 1 : 0);

@@ -19,6 +19,7 @@ const layers = {
   cache: ['common', 'native', 'token-manager'],
   fs: ['common', 'protocol', 'native', 'nsd', 'token-manager', 'cache'],
   client: ['common', 'protocol', 'native', 'cache', 'fs'],
+  mount: ['common', 'protocol', 'native', 'cache', 'fs'],
 };
 
 function* files(directory) {
