@@ -59,6 +59,8 @@ export interface FuseNativeCounters {
 
 export interface FuseAddon {
   readonly constants: Readonly<Record<string, number>>;
+  /** What the reader says of a request's bytes: 0 fits, 1 unknown opcode, 2 bad length. */
+  checkRequest(bytes: Uint8Array): 0 | 1 | 2;
   /** A descriptor, or a negative errno. */
   openDevice(): number;
   closeDescriptor(fd: number): number;

@@ -20,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "request_check.h"
 #include "session.h"
 
 namespace holdfast {
@@ -356,6 +357,12 @@ napi_value Promise(napi_env env, const char* name, std::function<int()> body) {
   return promise;
 }
 
+// The reader's look at a request, for tests of the two against each other: 0 fits, 1 unknown, 2 bad length.
+napi_value Check(napi_env env, const Arguments& a) {
+  const Bytes bytes = a.Array(0);
+  return Number(env, static_cast<double>(CheckRequest(bytes.base, bytes.length)));
+}
+
 napi_value OpenDevice(napi_env env, const Arguments&) {
   const int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
   return Number(env, fd < 0 ? -errno : fd);
@@ -613,6 +620,8 @@ napi_value Constants(napi_env env) {
       {"nodeCapacityAt", offsetof(LedgerHeader, node_capacity)},
       {"slotCapacityAt", offsetof(LedgerHeader, slot_capacity)},
       {"placesUsedAt", offsetof(LedgerHeader, places_used)},
+      {"handlesUsedAt", offsetof(LedgerHeader, handles_used)},
+      {"inFlightRecordBytes", sizeof(InFlightRecord)},
       {"nodeRecordBytes", sizeof(NodeRecord)},
       {"opcodeMax", kOpcodeMax},
   };
@@ -624,6 +633,7 @@ napi_value Constants(napi_env env) {
 
 napi_value Init(napi_env env, napi_value exports) {
   const std::pair<const char*, napi_callback> functions[] = {
+      {"checkRequest", Guarded<Check>},
       {"openDevice", Guarded<OpenDevice>},
       {"closeDescriptor", Guarded<CloseDescriptor>},
       {"mount", Guarded<Mount>},

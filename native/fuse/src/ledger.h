@@ -43,6 +43,8 @@ struct LedgerHeader {
   uint32_t max_readahead;
   // Places of nodes below this have been used; those behind it were never touched (and take no memory).
   std::atomic<uint32_t> places_used;
+  // The same of handles; JavaScript's.
+  std::atomic<uint32_t> handles_used;
 };
 static_assert(sizeof(LedgerHeader) <= kLedgerPageBytes);
 

@@ -2,6 +2,7 @@ import { constants } from 'node:os';
 import { inodeNumber } from '../../common/ids.js';
 import { type Attributes, FileType } from '../../fs/file-system-api.js';
 import type { FuseSession, FuseSessionHandlers } from '../fuse-session.js';
+import type { Ledger } from '../ledger.js';
 import { NODE_ROOT, OpenReplyFlag, VALID_FOR_EVER_SECONDS, WriteFlag } from '../wire/protocol.js';
 import { ReplyWriter } from '../wire/reply.js';
 import type { Request, RequestOp } from '../wire/request.js';
@@ -10,7 +11,7 @@ import type { Request, RequestOp } from '../wire/request.js';
  * A small file system in memory behind a FuseSession, for tests of the transport: everything in one turn, unless a test holds a request.
  * Without tokens: the kernel keeps what a test lets it keep (`entrySeconds`, `attributeSeconds`).
  */
-const { EEXIST, EINTR, EINVAL, EIO, EISDIR, ENODATA, ENOENT, ENOTDIR, ENOTEMPTY } = constants.errno;
+const { EBADF, EEXIST, EINTR, EINVAL, EIO, EISDIR, ENODATA, ENOENT, ENOTDIR, ENOTEMPTY } = constants.errno;
 const BLOCK_BYTES = 4096;
 
 class Inode {
@@ -69,6 +70,21 @@ export class MemoryFileSystem implements FuseSessionHandlers {
 
   constructor() {
     this.root.node = NODE_ROOT;
+  }
+
+  /** Handles are in it, if a test wants them to outlive this server. */
+  ledger: Ledger | null = null;
+
+  /** What an earlier server told the kernel. */
+  adopt(node: number, ino: number): void {
+    const inode = [this.root, ...this.root.children.values()].find((one) => one.ino === ino);
+    if (inode === undefined) return;
+    inode.node = node;
+    this.inodes.set(node, inode);
+  }
+  adoptHandle(handle: number, node: number): void {
+    const inode = this.inodes.get(node);
+    if (inode !== undefined) this.handles.set(handle, inode);
   }
 
   /** The next request that matches is kept back. */
@@ -269,6 +285,7 @@ export class MemoryFileSystem implements FuseSessionHandlers {
         session.answerWith(id, this.#reply.clear().open(this.#handle(inode), 0));
         return null;
       case 'read': {
+        if (!this.handles.has(request.handle)) return EBADF;
         const data = inode.data.subarray(request.offset, request.offset + request.size);
         session.answerBytes(id, data);
         return null;
@@ -326,6 +343,7 @@ export class MemoryFileSystem implements FuseSessionHandlers {
       case 'release':
       case 'releasedir':
         this.handles.delete(request.handle);
+        this.ledger?.closeHandle(request.handle);
         return 0;
       case 'flush':
       case 'fsync':
@@ -354,7 +372,9 @@ export class MemoryFileSystem implements FuseSessionHandlers {
     inode.data = data;
   }
   #handle(inode: Inode): number {
-    const handle = this.#nextHandle++;
+    const kind = inode.type === FileType.directory ? 'directory' : 'file';
+    const kept = this.ledger?.openHandle({ node: inode.node, kind, flags: 0, uid: 0, gid: 0 });
+    const handle = kept ?? this.#nextHandle++;
     this.handles.set(handle, inode);
     return handle;
   }
