@@ -61,9 +61,11 @@ void Notifier::Run() {
     under_way_++;
     lock.unlock();
     const int error = Send(one);
-    events_->Post({EventKind::kNotified, one.id, static_cast<double>(error)});
     lock.lock();
     under_way_--;
+    lock.unlock();
+    events_->Post({EventKind::kNotified, one.id, static_cast<double>(error)});
+    lock.lock();
   }
 }
 
