@@ -133,10 +133,8 @@ describe('a local write (M1)', () => {
     expect(machine.step({ type: 'read', id: 11, range: pages(0, 6), cached: false })).toEqual([
       { type: 'serve', id: 11 },
     ]);
-    expect(machine.step({ type: 'notified', notification: 1 })).toEqual([
-      { type: 'apply', id: 9 },
-      { type: 'serve', id: 10 },
-    ]);
+    expect(machine.step({ type: 'notified', notification: 1 })).toEqual([{ type: 'apply', id: 9 }]);
+    expect(machine.step({ type: 'applied', id: 9 })).toEqual([{ type: 'serve', id: 10 }]);
     expect([...machine.mayHold]).toEqual([pages(0, 1)]);
   });
 
@@ -208,7 +206,7 @@ class World implements Server {
     number,
     { range: ByteRange; cached: boolean; answered: (answer: Answer) => void; parked: boolean }
   >();
-  readonly #writes = new Map<number, { range: ByteRange; done: () => void; apply: () => void }>();
+  readonly #writes = new Map<number, { range: ByteRange; isWrite: boolean; done: () => void; apply: () => void }>();
   readonly #waiting = new Map<number, () => void>();
   shared = new RangeSet();
   exclusive = new RangeSet();
@@ -276,6 +274,7 @@ class World implements Server {
     const done = this.#wait(id);
     this.#writes.set(id, {
       range: of,
+      isWrite: true,
       done,
       apply: () => {
         version = this.#next++;
@@ -291,6 +290,7 @@ class World implements Server {
     const id = this.#next++;
     this.#writes.set(id, {
       range: pages(page, page + 1),
+      isWrite: false,
       done: answered,
       apply: () => {
         this.cache[page] = version;
@@ -343,10 +343,7 @@ class World implements Server {
         this.wants.delete(effect.id);
         break;
       case 'apply': {
-        const { apply, done } = this.#writes.get(effect.id)!;
-        this.#writes.delete(effect.id);
-        apply();
-        done();
+        this.spawn('apply', this.#apply(effect.id));
         break;
       }
       case 'notify':
@@ -357,6 +354,15 @@ class World implements Server {
       default:
         this.#waiting.get(effect.id)!();
     }
+  }
+  *#apply(id: number): Task {
+    const { isWrite, apply, done } = this.#writes.get(id)!;
+    yield* this.pause();
+    apply();
+    yield* this.pause();
+    this.#writes.delete(id);
+    if (isWrite) this.step({ type: 'applied', id });
+    done();
   }
   *#serve(id: number): Task {
     yield* this.pause();

@@ -27,6 +27,8 @@ export type DataEvent =
   | { readonly type: 'giveUp'; readonly id: number; readonly error: ReadError }
   /** A WRITE that may be applied now: its pages are pinned under an exclusive token until `apply`. */
   | { readonly type: 'write'; readonly id: number; readonly range: ByteRange }
+  /** That WRITE is in the cache, or has failed. */
+  | { readonly type: 'applied'; readonly id: number }
   /** A page of a writable mapping, written back by the kernel. Never parked: an invalidation may wait for it. */
   | { readonly type: 'laundered'; readonly id: number; readonly range: ByteRange }
   /** What is held now, more than before; `wants`: the READs whose wish is fulfilled by it, and over. */
@@ -57,7 +59,7 @@ export type DataEffect =
   /** A parked READ needs a token; in place of what it wanted before. */
   | { readonly type: 'want'; readonly id: number; readonly range: ByteRange; readonly exclusive: boolean }
   | { readonly type: 'unwant'; readonly id: number }
-  /** Put the bytes of a WRITE into the cache, in this very turn, and answer it. */
+  /** Put the bytes of a WRITE into the cache; of one that came as `write`, `applied` is told when that is done. READs of its pages wait that long. */
   | { readonly type: 'apply'; readonly id: number }
   /** Answered by `notified`. */
   | { readonly type: 'notify'; readonly notification: number; readonly range: ByteRange }
@@ -73,6 +75,8 @@ interface Read {
   readonly cached: boolean;
   state: 'parked' | 'working';
   wants: 'nothing' | 'shared' | 'exclusive';
+  /** Arrived while a WRITE of its pages was being applied: what it may do next is seen when that is over. */
+  afterApply: boolean;
 }
 
 interface Drop {
@@ -86,7 +90,7 @@ interface Drop {
   /** Answered since the round began: to go in the next one. */
   readonly again: RangeSet;
   late: boolean;
-  /** A revoke's that has ended; its token has not left yet. */
+  /** The kernel has given all back. Of a revoke: its token has not left yet; of a write: it is being applied. */
   dropped: boolean;
 }
 
@@ -116,6 +120,9 @@ export class DataMachine {
         break;
       case 'write':
         this.#write(event.id, roundOut(event.range));
+        break;
+      case 'applied':
+        this.#applied(event.id);
         break;
       case 'laundered':
         if (!this.#exclusive.covers(roundOut(event.range))) this.#effects.push({ type: 'lost', id: event.id });
@@ -159,6 +166,10 @@ export class DataMachine {
   get mayHold(): Iterable<ByteRange> {
     return this.#mayHold;
   }
+  /** Whether READs into the kernel's pages need exclusive tokens now (M3). */
+  get wantsExclusive(): boolean {
+    return this.#writableHandles > 0;
+  }
   get isIdle(): boolean {
     return this.#reads.size === 0 && this.#drops.size === 0;
   }
@@ -191,11 +202,23 @@ export class DataMachine {
 
   #read(id: number, range: ByteRange, cached: boolean): void {
     invariant(!this.#reads.has(id), `READ ${id} comes twice`);
-    const read: Read = { range, cached, state: 'parked', wants: 'nothing' };
+    const read: Read = { range, cached, state: 'parked', wants: 'nothing', afterApply: false };
     this.#reads.set(id, read);
     if (this.#mayServe(read)) this.#serve(id, read);
-    else if (cached && this.#isInTheWay(read)) this.#letThrough(id, read);
+    else if (this.#isBeingApplied(read)) {
+      read.afterApply = true;
+      this.#parkOrSplit(id, read);
+    } else if (cached && this.#isInTheWay(read)) this.#letThrough(id, read);
     else this.#park(id, read);
+  }
+  #parkOrSplit(id: number, read: Read): void {
+    if (this.#holdsUpWrite(read)) this.#refuse(id, 'again');
+    else this.#park(id, read);
+  }
+  /** That ends by itself, whatever is parked. */
+  #isBeingApplied(read: Read): boolean {
+    if (!read.cached) return false;
+    return [...this.#drops].some((drop) => drop.kind === 'write' && drop.dropped && drop.target.overlaps(read.range));
   }
 
   /** Its page locks may hold up a notification under way, or a WRITE that has its token while it waits for another. */
@@ -269,8 +292,11 @@ export class DataMachine {
     for (const [id, read] of [...this.#reads]) {
       if (read.state !== 'parked') continue;
       if (this.#mayServe(read)) this.#serve(id, read);
-      else if (this.#holdsUpWrite(read)) this.#refuse(id, 'again');
-      else this.#park(id, read);
+      else if (read.afterApply && !this.#isBeingApplied(read)) {
+        read.afterApply = false;
+        if (this.#isInTheWay(read)) this.#letThrough(id, read);
+        else this.#park(id, read);
+      } else this.#parkOrSplit(id, read);
     }
   }
   /** A READ of several pages that waits for another token, with locks on pages of a WRITE that has its own (M1). */
@@ -318,6 +344,15 @@ export class DataMachine {
     const drop = this.#newDrop('write', id, new RangeSet([range]), false);
     this.#goOn();
     this.#startDrop(drop);
+  }
+
+  #applied(id: number): void {
+    for (const drop of this.#drops) {
+      if (drop.kind !== 'write' || drop.id !== id) continue;
+      invariant(drop.dropped, `WRITE ${id} was applied before the kernel gave its pages back`);
+      this.#drops.delete(drop);
+    }
+    this.#goOn();
   }
 
   #writableOpened(id: number): void {
@@ -401,9 +436,15 @@ export class DataMachine {
       this.#effects.push({ type: 'revoked', id: drop.id });
       return;
     }
+    if (drop.kind === 'write') {
+      if (drop.dropped) return;
+      drop.dropped = true;
+      this.#effects.push({ type: 'apply', id: drop.id });
+      return;
+    }
     this.#drops.delete(drop);
-    if (drop.kind === 'open') this.#openedHandles++;
-    this.#effects.push({ type: drop.kind === 'write' ? 'apply' : 'opened', id: drop.id });
+    this.#openedHandles++;
+    this.#effects.push({ type: 'opened', id: drop.id });
     this.#goOn();
   }
 }

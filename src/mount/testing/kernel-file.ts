@@ -19,6 +19,8 @@ interface Page {
   state: 'absent' | 'locked' | 'valid';
   version: number;
   dirty: boolean;
+  /** Its bytes are on their way to the server: whoever invalidates it, or writes it back, waits for that. */
+  writeback: boolean;
 }
 
 export type Answer =
@@ -43,7 +45,7 @@ export class KernelFile {
     count: number,
     readonly server: Server,
   ) {
-    this.pages = Array.from({ length: count }, () => ({ state: 'absent', version: 0, dirty: false }));
+    this.pages = Array.from({ length: count }, () => ({ state: 'absent', version: 0, dirty: false, writeback: false }));
   }
 
   *#unlocked(index: number): Task {
@@ -121,13 +123,14 @@ export class KernelFile {
   }
   *#writeBack(index: number): Task {
     const page = this.pages[index]!;
+    while (page.writeback) yield () => !page.writeback;
     if (!page.dirty) return;
     page.dirty = false;
-    let done = false;
+    page.writeback = true;
     this.server.launder(index, page.version, () => {
-      done = true;
+      page.writeback = false;
     });
-    yield () => done;
+    yield () => !page.writeback;
   }
 
   /** invalidate_inode_pages2_range: in batches of pages that are there when the batch is looked up. */
@@ -145,7 +148,7 @@ export class KernelFile {
         const page = this.pages[index]!;
         for (;;) {
           yield* this.#unlocked(index);
-          if (!page.dirty) break;
+          if (!page.dirty && !page.writeback) break;
           yield* this.#writeBack(index);
         }
         if (page.state === 'valid') page.state = 'absent';
