@@ -3,6 +3,7 @@ import type { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import type { TokenItem, TokenMode } from '../token-manager/token.js';
 import type { EntryId, EntryState } from './cache-map.js';
+import type { LeaveHook } from './revoke.js';
 
 /**
  * The page cache: coherent pages of files, directories and every other object that has a data token. It owns the data class
@@ -24,6 +25,8 @@ export interface PageCacheApi {
   setRevokeHook(ino: InodeNumber, hook: (range: ByteRange, keep: TokenMode) => Promise<void>): void;
   /** Told of every token that leaves, before anything else is done about it. */
   setRevokeListener(listener: (ino: InodeNumber) => void): void;
+  /** What has to be done elsewhere before a token may leave; null: nothing any more. */
+  setLeaveHook(hook: LeaveHook | null): void;
   /**
    * What is dirty of these files, written out in few transfers as far as that can be done at once: ahead of a flush of each, which waits for the rest. Those that
    * failed, with their errors; nobody else tells of these.

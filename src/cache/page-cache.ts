@@ -6,7 +6,7 @@ import { CacheCore, type PageCacheParts } from './cache-core.js';
 import type { CachedFileOps } from './cached-file.js';
 import type { FileState } from './file-table.js';
 import type { PageCacheApi } from './page-cache-api.js';
-import { type RevokeHook, Revoker } from './revoke.js';
+import { type LeaveHook, type RevokeHook, Revoker } from './revoke.js';
 
 /**
  * The page cache of one node: puts its mechanisms together, and what concerns all files.
@@ -47,6 +47,9 @@ class PageCache implements PageCacheApi {
   }
   setRevokeHook(ino: InodeNumber, hook: RevokeHook): void {
     this.#revoker.setHook(ino, hook);
+  }
+  setLeaveHook(hook: LeaveHook | null): void {
+    this.#revoker.leaving = hook;
   }
   setRevokeListener(listener: (ino: InodeNumber) => void): void {
     this.#revoker.listener = listener;

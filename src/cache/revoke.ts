@@ -21,6 +21,8 @@ import { sectorMask } from './sector-merge.js';
  * Fault model: a write-out that fails is tried again until it succeeds, or until the node is fenced and everything is dropped:
  * giving the token up with dirty bytes would lose them silently.
  */
+/** Before anything is done about a token that leaves: what it resolves with is called when it has left. Null: nothing to wait for. */
+export type LeaveHook = (ino: InodeNumber, range: ByteRange, keep: TokenMode) => Promise<() => void> | null;
 export type RevokeHook = (range: ByteRange, keep: TokenMode) => Promise<void>;
 
 const RETRY_MAX_MS = 5_000;
@@ -30,6 +32,7 @@ export class Revoker implements RevokeHandler {
   readonly #hooks = new Map<InodeNumber, RevokeHook>();
   /** Of every token that leaves, before anything else happens. */
   listener: ((ino: InodeNumber) => void) | null = null;
+  leaving: LeaveHook | null = null;
 
   constructor(core: CacheCore) {
     this.#core = core;
@@ -39,7 +42,18 @@ export class Revoker implements RevokeHandler {
     this.#hooks.set(ino, hook);
   }
 
-  async revoke({ object, range, keep }: Revocation): Promise<void> {
+  async revoke(revocation: Revocation): Promise<void> {
+    const { object, range, keep } = revocation;
+    const leaving = this.leaving?.(object as InodeNumber, range, keep) ?? null;
+    const left = leaving === null ? null : await leaving;
+    try {
+      await this.#revoke(revocation);
+    } finally {
+      left?.();
+    }
+  }
+
+  async #revoke({ object, range, keep }: Revocation): Promise<void> {
     const { counters, files } = this.#core;
     counters.add('cache.revokes');
     const ino = object as InodeNumber;

@@ -7,7 +7,7 @@
 import { FsError } from '../common/errors.js';
 import { type TokenItem, TokenMode, type TokenPins } from '../token-manager/token.js';
 import { allocateRange } from './file-allocate.js';
-import { atEnd, type FileHandle, named, onCertainTail, setSize, wrote } from './file-io.js';
+import { atEnd, changing, type FileHandle, named, onCertainTail, setSize, wrote } from './file-io.js';
 import { dataFrom, holeFrom } from './file-seek.js';
 import type { OpOptions } from './file-system-api.js';
 import { FILE_BYTES_MAX } from './indirect-format.js';
@@ -115,23 +115,27 @@ async function copyData(
     try {
       const from = await loadRef(volume, source, op);
       const to = await loadRef(volume, target, op);
-      if (!to.tailDoubtful)
-        return await shared([from, to], async () => {
-          volume.inodes.refresh(from);
-          const length = Math.min(lengthBytes, from.sizeBytes - offsetBytes);
-          if (length <= 0) return 0;
-          const bytes = new Uint8Array(length);
-          await volume.inodes.attach(from).read(offsetBytes, bytes, { signal: options?.signal });
-          const file = volume.inodes.attach(to);
-          await file.write(targetOffsetBytes, bytes, {
-            signal: options?.signal,
-            onCopied: () => wrote(volume, target, to, targetOffsetBytes + length),
+      if (!to.tailDoubtful) {
+        const range = { start: targetOffsetBytes, end: targetOffsetBytes + lengthBytes };
+        const copy = () =>
+          shared([from, to], async () => {
+            volume.inodes.refresh(from);
+            const length = Math.min(lengthBytes, from.sizeBytes - offsetBytes);
+            if (length <= 0) return 0;
+            const bytes = new Uint8Array(length);
+            await volume.inodes.attach(from).read(offsetBytes, bytes, { signal: options?.signal });
+            const file = volume.inodes.attach(to);
+            await file.write(targetOffsetBytes, bytes, {
+              signal: options?.signal,
+              onCopied: () => wrote(volume, target, to, targetOffsetBytes + length),
+            });
+            file.publish();
+            if (source.movesAtime) volume.accessTimes.noteRead(from);
+            volume.counters.add('fs.copiedBytes', length);
+            return length;
           });
-          file.publish();
-          if (source.movesAtime) volume.accessTimes.noteRead(from);
-          volume.counters.add('fs.copiedBytes', length);
-          return length;
-        });
+        return await changing(volume, to, range, options, copy);
+      }
     } finally {
       publishStatus(volume, source.ino);
       publishStatus(volume, target.ino);

@@ -9,7 +9,7 @@ import type { CachedFile } from '../cache/page-cache-api.js';
 import { type ByteRange, WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
-import { TokenMode, type TokenPins } from '../token-manager/token.js';
+import { TokenClass, TokenMode, type TokenPins } from '../token-manager/token.js';
 import { noteCut } from './being-cut.js';
 import { cutSpace, isCutInSteps, reserve } from './file-space.js';
 import type { Credentials, OpOptions } from './file-system-api.js';
@@ -72,7 +72,7 @@ export function bringFile(
   );
 }
 
-type ReadPages = (file: CachedFile, lengthBytes: number) => Promise<void>;
+export type ReadPages = (file: CachedFile, lengthBytes: number) => Promise<void>;
 
 async function readInto(
   volume: Volume,
@@ -112,25 +112,37 @@ async function readOnce(
       volume.inodes.refresh(inode);
       if (wanted.end > inode.sizeBytes) return null;
     }
-    await inode.contents.share();
-    try {
-      for (;;) {
-        const length = lengthNow(volume, inode, offsetBytes, lengthBytes);
-        if (length <= 0) return 0;
-        const file = volume.inodes.attach(inode);
-        await read(file, length);
-        file.publish();
-        publishStatus(volume, handle.ino);
-        // A hit that wrote across the end meanwhile may be half in what was read: then the old end is no longer right.
-        if (lengthNow(volume, inode, offsetBytes, lengthBytes) !== length) continue;
-        if (handle.movesAtime) volume.accessTimes.noteRead(inode);
-        return length;
-      }
-    } finally {
-      inode.contents.unshare();
-    }
+    return await readPages(volume, handle, inode, offsetBytes, lengthBytes, read);
   } finally {
     pins.release();
+  }
+}
+
+/** Tokens are held until it ends. */
+export async function readPages(
+  volume: Volume,
+  handle: FileHandle,
+  inode: Inode,
+  offsetBytes: number,
+  lengthBytes: number,
+  read: ReadPages,
+): Promise<number> {
+  await inode.contents.share();
+  try {
+    for (;;) {
+      const length = lengthNow(volume, inode, offsetBytes, lengthBytes);
+      if (length <= 0) return 0;
+      const file = volume.inodes.attach(inode);
+      await read(file, length);
+      file.publish();
+      publishStatus(volume, handle.ino);
+      // A hit that wrote across the end meanwhile may be half in what was read: then the old end is no longer right.
+      if (lengthNow(volume, inode, offsetBytes, lengthBytes) !== length) continue;
+      if (handle.movesAtime) volume.accessTimes.noteRead(inode);
+      return length;
+    }
+  } finally {
+    inode.contents.unshare();
   }
 }
 
@@ -179,7 +191,7 @@ export async function onCertainTail(
     const pins = await pinFile(volume, handle, TokenMode.exclusive, range, TokenMode.exclusive, options);
     try {
       const inode = await loadRef(volume, handle, op);
-      if (!inode.tailDoubtful) return await body(inode);
+      if (!inode.tailDoubtful) return await changing(volume, inode, range, options, () => body(inode));
     } finally {
       publishStatus(volume, handle.ino);
       pins.release();
@@ -200,12 +212,16 @@ async function besideOthers(
   body: (inode: Inode) => Promise<void>,
 ): Promise<void> {
   const { concurrent } = volume.inodes;
-  const pins = await pinFile(volume, handle, TokenMode.concurrentWrite, range, TokenMode.exclusive, options);
+  const kept = (): boolean => volume.kernel?.keeps(handle.ino) === true;
+  const status = kept() ? TokenMode.exclusive : TokenMode.concurrentWrite;
+  const pins = await pinFile(volume, handle, status, range, TokenMode.exclusive, options);
   try {
     const inode = await loadRef(volume, handle, 'write');
     const keepsMode = strippedByWrite(inode, handle.credentials) === inode.mode;
-    if (inode.concurrent ? keepsMode && (await concurrent.mayWrite(inode, range)) : !inode.tailDoubtful)
-      return await body(inode);
+    if (inode.concurrent) {
+      // What a kernel keeps goes by all of the status.
+      if (!kept() && keepsMode && (await concurrent.mayWrite(inode, range)) && !kept()) return await body(inode);
+    } else if (!inode.tailDoubtful) return await changing(volume, inode, range, options, () => body(inode));
   } finally {
     publishStatus(volume, handle.ino);
     pins.release();
@@ -266,18 +282,21 @@ export async function atEndOnce<T>(
       const item = volume.inodes.attach(inode).dataItem({ start: sizeThen, end: RANGE_END }, TokenMode.exclusive);
       const dataPins = await volume.pin([item], options);
       try {
-        const done = await inode.contents.runExclusive(async () => {
-          inode.settling++;
-          try {
-            // No hit appends from here on; what hits and other operations of this node wrote meanwhile is counted.
-            const endBytes = withSettledState(volume, inode, () => inode.sizeBytes);
-            if (endBytes < sizeThen) return 'again';
-            if (inode.tailDoubtful && !(await clearTail(volume, inode))) return null;
-            return { value: await body(inode, endBytes) };
-          } finally {
-            inode.settling--;
-          }
-        });
+        const tail = { start: sizeThen, end: RANGE_END };
+        const append = () =>
+          inode.contents.runExclusive(async () => {
+            inode.settling++;
+            try {
+              // No hit appends from here on; what hits and other operations of this node wrote meanwhile is counted.
+              const endBytes = withSettledState(volume, inode, () => inode.sizeBytes);
+              if (endBytes < sizeThen) return 'again';
+              if (inode.tailDoubtful && !(await clearTail(volume, inode))) return null;
+              return { value: await body(inode, endBytes) };
+            } finally {
+              inode.settling--;
+            }
+          });
+        const done = await changing(volume, inode, tail, options, append);
         // Again: it was truncated while we waited; the token from the new end on may not be ours.
         if (done !== 'again') return done;
       } finally {
@@ -290,7 +309,29 @@ export async function atEndOnce<T>(
   }
 }
 
-async function copyIn(
+/** What a kernel has of the range goes first, and comes back when it has changed. The tokens are pinned, `contents` is free. */
+export async function changing<T>(
+  volume: Volume,
+  inode: Inode,
+  range: ByteRange,
+  options: OpOptions | undefined,
+  body: () => Promise<T>,
+): Promise<T> {
+  const { kernel } = volume;
+  if (kernel === null || options?.kernelTruncates) return body();
+  const { ino } = inode;
+  const held = volume.parts.tokens.heldRange(TokenClass.data, ino, range.start, TokenMode.exclusive) ?? range;
+  const dropped = kernel.changing(ino, range, held);
+  if (dropped === null) return body();
+  const end = await dropped;
+  try {
+    return await body();
+  } finally {
+    end();
+  }
+}
+
+export async function copyIn(
   volume: Volume,
   handle: FileHandle,
   inode: Inode,

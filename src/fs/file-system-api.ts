@@ -11,6 +11,8 @@ export interface Credentials {
   /** Whom `access` asks about, where a program runs with another's rights; absent: the same as uid and gid. */
   readonly realUid?: number | undefined;
   readonly realGid?: number | undefined;
+  /** Whoever passes it on has checked what they may do: a kernel, which knows all their groups. They are still the owner of what they make. */
+  readonly checked?: true;
 }
 export const ROOT: Credentials = { uid: 0, gid: 0, groups: [], umask: 0o022 };
 
@@ -198,6 +200,16 @@ export interface OpenOptions extends OpOptions {
 export interface OpOptions {
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
+  /** Where a path begins that doesn't begin with '/' (openat(2) and its like): a directory that is known already. Absent: there are none. */
+  readonly directory?: DirectoryRef | undefined;
+  /** A kernel asks, which keeps what it reads of a file. */
+  readonly fromKernel?: true;
+  /** It drops its pages of what is cut by itself, and takes no word about them before it is answered. */
+  readonly kernelTruncates?: true;
+}
+export interface DirectoryRef {
+  readonly ino: InodeNumber;
+  readonly generation: number;
 }
 
 export interface RenameOptions extends OpOptions {
@@ -205,6 +217,8 @@ export interface RenameOptions extends OpOptions {
   readonly noReplace?: boolean | undefined;
   /** Both names stay, each with what the other had. */
   readonly exchange?: boolean | undefined;
+  /** Where the new path begins; absent: where the old one does. */
+  readonly toDirectory?: DirectoryRef | undefined;
 }
 
 export interface XattrSetOptions {

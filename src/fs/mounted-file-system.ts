@@ -25,6 +25,8 @@ import type {
   XattrSetOptions,
 } from './file-system-api.js';
 import { FileType, isNameless } from './file-system-api.js';
+import { InodeCalls } from './inode-calls.js';
+import type { KernelCaches } from './kernel-caches.js';
 import { ALLOCATION_MAP, INODE_MAP, LOG_TABLE, RENAME_LOCK } from './layout.js';
 import { access, onPath, setInodeAttributes, statInode } from './operations/attributes.js';
 import { link } from './operations/link.js';
@@ -48,6 +50,9 @@ import type { Superblock } from './superblock.js';
 import type { Volume } from './volume.js';
 
 export interface MountedFileSystem extends FileSystem {
+  /** For a mount: operations on inodes, and a say before what the kernel keeps stops being covered. */
+  readonly inodes: InodeCalls;
+  setKernel(kernel: KernelCaches | null): void;
   tryStat(path: string, follow: boolean, credentials: Credentials): StampedAttributes | null;
   /** A file by its inode: what a handle that outlives its daemon needs, after a rename too. @throws {FsError} staleHandle */
   openInode(ino: InodeNumber, generation: number, flags: number, credentials: Credentials): Promise<OpenFile>;
@@ -75,6 +80,7 @@ const CONCURRENT_AGES = 6;
 
 export class MountedFs implements MountedFileSystem {
   readonly #volume: Volume;
+  readonly inodes: InodeCalls;
   readonly #statistics: Statistics;
   #timer: Timer | null = null;
   #working: Promise<void> | null = null;
@@ -84,9 +90,16 @@ export class MountedFs implements MountedFileSystem {
 
   constructor(volume: Volume) {
     this.#volume = volume;
+    this.inodes = new InodeCalls(volume);
     this.#statistics = new Statistics(volume);
     this.#resync = new ResyncAgent(volume);
     this.#schedule();
+  }
+
+  setKernel(kernel: KernelCaches | null): void {
+    this.#volume.kernel = kernel;
+    const hook = kernel?.dataLeaves.bind(kernel) ?? null;
+    this.#volume.cache.setLeaveHook(hook);
   }
 
   get superblock(): Superblock {

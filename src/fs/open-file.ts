@@ -4,6 +4,7 @@
  */
 import { constants } from 'node:fs';
 import type { EntryId } from '../cache/cache-map.js';
+import type { ByteRange } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenMode, type TokenPins } from '../token-manager/token.js';
@@ -26,6 +27,7 @@ import {
   type OpOptions,
   type XattrSetOptions,
 } from './file-system-api.js';
+import { heldAround, hold, readHeld, tryHold, writeHeld } from './held-io.js';
 import type { Inode } from './inode.js';
 import { InodeFlag } from './inode-format.js';
 import { HandleLocks } from './locks/handle-locks.js';
@@ -224,6 +226,29 @@ export class FsOpenFile implements OpenFile {
     const { ino, generation } = this.#handle;
     const target = { ino, generation, type: this.#type };
     await this.#volume.change(() => addName(this.#volume, target, `inode ${ino}`, path, credentials, options), options);
+  }
+
+  /** For a kernel that keeps what it reads (held-io.ts). */
+  tryHold(range: ByteRange, exclusive: boolean): TokenPins | null {
+    return this.#volume.closed ? null : tryHold(this.#volume, this.#handle, range, exclusive);
+  }
+  async hold(range: ByteRange, exclusive: boolean, options?: OpOptions): Promise<TokenPins> {
+    this.#check('read');
+    return hold(this.#volume, this.#handle, range, exclusive, options);
+  }
+  heldAround(offsetBytes: number, exclusive: boolean): ByteRange | null {
+    return heldAround(this.#volume, this.ino, offsetBytes, exclusive);
+  }
+  async readHeld(offsetBytes: number, target: Uint8Array): Promise<number> {
+    this.#volume.checkNotFenced('read', this.ino);
+    return readHeld(this.#volume, this.#handle, offsetBytes, target);
+  }
+  async writeHeld(offsetBytes: number, source: Uint8Array): Promise<void> {
+    this.#volume.checkNotFenced('write', this.ino);
+    return writeHeld(this.#volume, this.#handle, offsetBytes, source);
+  }
+  get generation(): number {
+    return this.#handle.generation;
   }
 
   async stat(options?: OpOptions): Promise<Attributes> {

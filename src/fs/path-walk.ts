@@ -58,13 +58,14 @@ export const rootRef: LeafEntry = { ino: ROOT_DIRECTORY, generation: 1, type: Fi
 export async function walk(volume: Volume, path: string, request: WalkRequest): Promise<Walked> {
   const { op, options } = request;
   volume.checkOpen(op);
-  if (!path.startsWith('/') && path.length > 0)
+  const start = path.startsWith('/') ? undefined : options?.directory;
+  if (start === undefined && !path.startsWith('/') && path.length > 0)
     throw new FsError('invalidArgument', { op, object: path, detail: 'paths are absolute' });
   const split = splitPath(path, op);
   let { trailingSlash } = split;
   let remaining = split.names;
   let at = 0;
-  let directory: LeafEntry = rootRef;
+  let directory: LeafEntry = start === undefined ? rootRef : { ...start, type: FileType.directory };
   let names: string[] = [];
   let links = 0;
   let dots = false;

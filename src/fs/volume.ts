@@ -26,6 +26,7 @@ import type { Inode } from './inode.js';
 import type { InodeAhead } from './inode-ahead.js';
 import type { InodeNumbers } from './inode-numbers.js';
 import type { InodeTable } from './inode-table.js';
+import type { KernelCaches } from './kernel-caches.js';
 import { allNsds, type Extent, type Geometry } from './layout.js';
 import { LoggedData } from './log/logged-data.js';
 import { keyOf, LoggedSectors } from './log/logged-sectors.js';
@@ -99,6 +100,8 @@ export class Volume {
   neighbours!: Neighbours;
   ahead!: InodeAhead;
   readonly accessTimes: AccessTimes = new AccessTimes(this);
+  /** Where it is mounted: what the kernel keeps of it. */
+  kernel: KernelCaches | null = null;
   /** Inodes without names that this node is to free. */
   orphans!: Orphans;
   readonly sectors: LoggedSectors;

@@ -18,7 +18,7 @@ const isDevice = (type: FileType): boolean => type === FileType.characterDevice 
 const RDEV_MAX = 2 ** 32 - 1;
 
 /** The name must not be there; what was said with a slash behind it can only become a directory. */
-async function makeNode(volume: Volume, node: NewNode): Promise<void> {
+export async function makeNode(volume: Volume, node: NewNode): Promise<void> {
   const { op, path, credentials, options, type } = node;
   const walked = await walk(volume, path, { op, credentials, followLast: false, nameOnly: true, options });
   if (walked.target !== null || walked.parent === null) throw new FsError('exists', { op, object: path });

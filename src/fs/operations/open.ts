@@ -110,7 +110,15 @@ async function openNameless(
   const node = { op, path, type: FileType.regular, mode, credentials, options };
   return createNameless(volume, target, node, (inode) => {
     inode.linkable = (flags & O_EXCL) === 0;
-    return new FsOpenFile(volume, inode, flags, credentials, held(volume, inode.ino, use), use.deny);
+    return new FsOpenFile(
+      volume,
+      inode,
+      flags,
+      credentials,
+      held(volume, inode.ino, use),
+      use.deny,
+      ownersFor(options),
+    );
   });
 }
 
@@ -124,8 +132,8 @@ export async function openInode(
   flags: number,
   credentials: Credentials,
   options: OpOptions | undefined,
-  /** Whoever asks for it was allowed to, elsewhere. */
-  trusted = false,
+  /** 'trusted': whoever asks for it was allowed to, elsewhere. 'again': the same, of a file that is open here, whether it has a name or not. */
+  how: 'checked' | 'trusted' | 'again' = 'checked',
 ): Promise<FsOpenFile> {
   volume.checkOpen(op);
   const object = `inode ${ref.ino}`;
@@ -135,17 +143,26 @@ export async function openInode(
   const pins = await pinInodes(volume, [{ ino: ref.ino, status: TokenMode.shared, open: { flags } }], options);
   try {
     const inode = await loadRef(volume, ref, op);
-    if (inode.nlink === 0) throw new FsError('staleHandle', { op, object, detail: 'has been removed' });
+    if (inode.nlink === 0 && !(how === 'again' && inode.openCount > 0))
+      throw new FsError('staleHandle', { op, object, detail: 'has been removed' });
     const writes = (flags & 3) !== O_RDONLY;
     if (inode.isDirectory && writes) throw new FsError('isDirectory', { op, object });
     if (inode.type === FileType.symlink) throw new FsError('tooManyLinks', { op, object });
-    if (!trusted)
+    if (how === 'checked')
       checkAccess(inode, credentials, ((flags & 3) !== O_WRONLY ? READ : 0) | (writes ? WRITE : 0), op, object);
     checkOpenable(inode, op, object);
     volume.inodes.refresh(inode);
     const open = held(volume, ref.ino, { flags });
     // What others asked for is done here, and not sent on.
-    return new FsOpenFile(volume, inode, flags, credentials, open, undefined, trusted ? NO_OWNERS : undefined);
+    return new FsOpenFile(
+      volume,
+      inode,
+      flags,
+      credentials,
+      open,
+      undefined,
+      how === 'checked' ? undefined : NO_OWNERS,
+    );
   } finally {
     pins.release();
   }
@@ -156,6 +173,9 @@ function checkOpenable(inode: Inode, op: string, object: string): void {
   if (inode.type === FileType.regular || inode.type === FileType.directory) return;
   throw new FsError('noDevice', { op, object, detail: 'the library opens files and directories' });
 }
+
+/** A kernel keeps what it reads: that must be covered by this node's own tokens. */
+const ownersFor = (options: OpOptions | undefined) => (options?.fromKernel ? NO_OWNERS : undefined);
 
 /** With its open token pinned already. @throws {FsError} staleHandle when somebody is about to free it. */
 function held(volume: Volume, ino: InodeNumber, use: OpenUse): TokenPins {
@@ -194,7 +214,7 @@ async function openExisting(
     if ((flags & O_NOATIME) !== 0 && !isOwner(inode, credentials))
       throw new FsError('notPermitted', { op, object: path, detail: 'O_NOATIME is for the owner' });
     volume.inodes.refresh(inode);
-    file = new FsOpenFile(volume, inode, flags, credentials, held(volume, target.ino, use), deny);
+    file = new FsOpenFile(volume, inode, flags, credentials, held(volume, target.ino, use), deny, ownersFor(options));
     if (!writes && inode.type === FileType.regular) volume.neighbours.opened(inode.ino);
     truncates = (flags & O_TRUNC) !== 0 && inode.type === FileType.regular;
     if (truncates) {

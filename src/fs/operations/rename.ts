@@ -61,7 +61,8 @@ export async function rename(
   for (;;) {
     const walkRequest = { op, credentials, followLast: false, nameOnly: true, options };
     const source = await walk(volume, from, walkRequest);
-    const target = await walk(volume, to, walkRequest);
+    const toDirectory = options?.toDirectory ?? options?.directory;
+    const target = await walk(volume, to, { ...walkRequest, options: { ...options, directory: toDirectory } });
     const move = { ...request, ...checkedPlaces(source, target, request) };
     const between = move.source.parent.ino !== move.target.parent.ino;
     const directory = isDirectory(move.entry) || (move.replaced !== null && isDirectory(move.replaced));

@@ -69,7 +69,7 @@ export class SharedService {
   async #openAs({ ino, generation, uid, gid, groups }: SharedRequest): Promise<FsOpenFile> {
     const volume = this.#volume;
     const as = uid === 0 ? ROOT : { uid, gid, groups, umask: 0 };
-    return openInode(volume, { ino, generation }, constants.O_RDWR, as, undefined, true);
+    return openInode(volume, { ino, generation }, constants.O_RDWR, as, undefined, 'trusted');
   }
 
   /** Unknown while it is being given up: then it is done all the same, under tokens that are asked for anew. */

@@ -20,6 +20,8 @@ export interface Header {
   readonly pid: number;
 }
 
+const READ_LOCK_OWNER = 2;
+
 type Time = bigint | 'now';
 
 export interface AttributeWishes {
@@ -88,6 +90,8 @@ export type Request = { readonly header: Header } & (
       readonly offset: number;
       readonly size: number;
       readonly flags: number;
+      /** Into the kernel's pages. */
+      readonly cached: boolean;
     }
   | { readonly op: 'readdir' | 'readdirplus'; readonly handle: number; readonly offset: number; readonly size: number }
   | {
@@ -355,11 +359,13 @@ function decodeBody(header: Header, r: Reader): Request {
       const handle = r.handle();
       const offset = r.u64();
       const size = r.u32();
-      r.skip(12);
+      // Only what goes straight to a program names the owner of its locks; what fills the kernel's pages is nobody's.
+      const cached = (r.u32() & READ_LOCK_OWNER) === 0;
+      r.skip(8);
       const flags = r.u32();
       r.skip(4);
       // There is nothing there, whatever the file.
-      return { header, op: 'read', handle, offset: Math.min(offset, Number.MAX_SAFE_INTEGER), size, flags };
+      return { header, op: 'read', handle, offset: Math.min(offset, Number.MAX_SAFE_INTEGER), size, flags, cached };
     }
     case Opcode.readdir:
     case Opcode.readdirplus: {

@@ -1,0 +1,250 @@
+import { constants } from 'node:os';
+import { type ByteRange, WHOLE } from '../common/byte-range.js';
+import type { Clock } from '../common/clock.js';
+import type { Counters } from '../common/counters.js';
+import { deferred } from '../common/deferred.js';
+import { FsError } from '../common/errors.js';
+import type { InodeNumber } from '../common/ids.js';
+import type { Logger } from '../common/logger.js';
+import { FileType } from '../fs/file-system-api.js';
+import type { InodeCalls, KernelFileHandle } from '../fs/inode-calls.js';
+import type { KernelCaches } from '../fs/kernel-caches.js';
+import { TokenMode } from '../token-manager/token.js';
+import { errnoOf } from './errno.js';
+import { FilePages, type PagesPort } from './file-pages.js';
+import type { FuseAgreement, FuseSession, FuseSessionHandlers } from './fuse-session.js';
+import { Handles } from './handles.js';
+import { type KernelNode, KernelNodes } from './kernel-nodes.js';
+import { LockOwners } from './lock-owners.js';
+import { serveRequest } from './serve-request.js';
+import { invalInode } from './wire/notify.js';
+import { NotifyCode } from './wire/protocol.js';
+import { ReplyWriter } from './wire/reply.js';
+import type { Request } from './wire/request.js';
+
+/**
+ * A mounted file system between its kernel and its node's engine: requests in, operations on inodes, answers out; and what the kernel keeps, taken
+ * back before the tokens go that cover it (KernelCaches).
+ *
+ * Invariants: every request is answered exactly once, however its operation ends; FLUSH and RELEASE need no token to be answered (M7); the kernel
+ * keeps pages only as file-pages.ts says, and neither names nor attributes: it asks at each use.
+ * Fault model: the session ends at any time, with whatever is under way: operations go on to their ends, and their answers to nobody.
+ */
+export interface KernelMountParts {
+  readonly inodes: InodeCalls;
+  readonly syncAll: () => Promise<void>;
+  readonly clock: Clock;
+  readonly counters: Counters;
+  readonly logger: Logger;
+  readonly readTimeoutMs?: number;
+  readonly lateMs?: number;
+}
+
+const READ_TIMEOUT_MS = 30_000;
+const LATE_MS = 3000;
+/** An answer: a listing, or an attribute's value. */
+const REPLY_BYTES_MAX = (1 << 20) + 4096;
+const { EINTR, EIO } = constants.errno;
+
+/** What a request may need while it is under way. */
+export interface UnderWay {
+  readonly id: number;
+  /** Made when somebody waits for it. */
+  readonly signal: AbortSignal;
+}
+
+class Interruptible implements UnderWay {
+  #abort: AbortController | null = null;
+  #aborted = false;
+  constructor(readonly id: number) {}
+  get signal(): AbortSignal {
+    this.#abort ??= new AbortController();
+    if (this.#aborted) this.#abort.abort();
+    return this.#abort.signal;
+  }
+  interrupt(): void {
+    this.#aborted = true;
+    this.#abort?.abort();
+  }
+}
+
+export class KernelMount implements FuseSessionHandlers, KernelCaches {
+  readonly inodes: InodeCalls;
+  readonly parts: KernelMountParts;
+  readonly handles = new Handles();
+  readonly owners = new LockOwners();
+  readonly reply = new ReplyWriter(REPLY_BYTES_MAX);
+  session!: FuseSession;
+  nodes!: KernelNodes;
+  readonly #underWay = new Map<number, Interruptible>();
+  /** READs that fill pages, by request: how to make one give up. */
+  readonly #reading = new Map<number, () => void>();
+  readonly #ended = deferred<number>();
+  readonly #agreed = deferred<FuseAgreement>();
+  readonly #bytes: Uint8Array[] = [];
+
+  constructor(parts: KernelMountParts) {
+    this.parts = parts;
+    this.inodes = parts.inodes;
+  }
+
+  /** Before the session starts. */
+  attach(session: FuseSession): void {
+    this.session = session;
+    this.nodes = new KernelNodes(session, { ...this.inodes.root, type: FileType.directory });
+  }
+
+  /** Resolves with an errno when no more requests come. */
+  get ended$(): Promise<number> {
+    return this.#ended.promise;
+  }
+  get agreed$(): Promise<FuseAgreement> {
+    return this.#agreed.promise;
+  }
+  agreed(agreement: FuseAgreement): void {
+    this.#agreed.resolve(agreement);
+  }
+  ended(errno: number): void {
+    this.#ended.resolve(errno);
+  }
+  forgotten(node: number): void {
+    this.nodes.forgotten(node);
+  }
+  interrupted(id: number): void {
+    this.count('interrupts');
+    this.#underWay.get(id)?.interrupt();
+    this.#reading.get(id)?.();
+  }
+
+  request(id: number, request: Request): void {
+    const underWay = new Interruptible(id);
+    this.#underWay.set(id, underWay);
+    serveRequest(this, request, underWay).then(
+      () => this.#underWay.delete(id),
+      (error: unknown) => {
+        this.#underWay.delete(id);
+        this.#failed(id, request, error);
+      },
+    );
+  }
+  #failed(id: number, request: Request, error: unknown): void {
+    const errno = errnoOf(error);
+    if (errno === EIO || !FsError.is(error)) {
+      const what = error instanceof Error ? (error.stack ?? error.message) : String(error);
+      this.parts.logger.warn(
+        { op: request.op, node: request.header.node, error: what },
+        'a request of the mount failed',
+      );
+    }
+    this.session.answer(id, errno);
+  }
+
+  count(what: string, by = 1): void {
+    this.parts.counters.add(`mount.${what}`, by);
+  }
+
+  /** Memory for one answer. */
+  takeBytes(lengthBytes: number): Uint8Array {
+    const kept = this.#bytes.at(-1);
+    if (kept !== undefined && kept.length >= lengthBytes) {
+      this.#bytes.pop();
+      return kept;
+    }
+    return Buffer.allocUnsafeSlow(Math.max(lengthBytes, 1 << 17));
+  }
+  giveBytes(bytes: Uint8Array): void {
+    if (this.#bytes.length < 16) this.#bytes.push(bytes);
+  }
+
+  // Pages
+
+  readonly #port = (node: KernelNode): PagesPort => ({
+    notify: (of) => this.#dropPages(node, of),
+    readTimeoutMs: this.parts.readTimeoutMs ?? READ_TIMEOUT_MS,
+    lateMs: this.parts.lateMs ?? LATE_MS,
+    clock: this.parts.clock,
+    counted: (what) => this.count(what),
+  });
+  pagesOf(node: KernelNode): FilePages {
+    node.pages ??= new FilePages(this.#port(node));
+    return node.pages;
+  }
+  async #dropPages(node: KernelNode, of: ByteRange): Promise<void> {
+    const length = of.end >= WHOLE.end ? 0 : of.end - of.start;
+    try {
+      await this.session.notify(NotifyCode.invalInode, invalInode(node.id, of.start, length));
+    } catch (error) {
+      // Full: the next attempt finds room, as each in the queue ends.
+      if (!FsError.is(error) || error.reason !== 'queueFull') return;
+      await new Promise((resolve) => this.parts.clock.after(1, () => resolve(undefined)));
+      await this.#dropPages(node, of);
+    }
+  }
+
+  /** A READ into the kernel's pages; answered when it resolves. */
+  readPages(id: number, node: KernelNode, file: KernelFileHandle, of: ByteRange): Promise<void> {
+    const done = deferred<void>();
+    const over = (): void => {
+      this.#reading.delete(id);
+      done.resolve();
+    };
+    const serve = async (): Promise<void> => {
+      const bytes = this.takeBytes(of.end - of.start);
+      try {
+        const count = await file.readHeld(of.start, bytes.subarray(0, of.end - of.start));
+        this.session.answerBytes(id, bytes.subarray(0, count));
+      } catch (error) {
+        this.session.answer(id, errnoOf(error));
+      } finally {
+        this.giveBytes(bytes);
+        over();
+      }
+    };
+    const refuse = (error: 'again' | 'failed' | 'interrupted'): void => {
+      this.session.answer(id, error === 'again' ? constants.errno.EAGAIN : error === 'failed' ? EIO : EINTR);
+      over();
+    };
+    const pages = this.pagesOf(node);
+    let reading: number | null = null;
+    this.#reading.set(id, () => {
+      if (reading !== null) pages.giveUp(reading);
+    });
+    reading = pages.read({ file, range: of, serve, refuse });
+    return done.promise;
+  }
+
+  // KernelCaches
+
+  changing(ino: InodeNumber, of: ByteRange, held: ByteRange): Promise<() => void> | null {
+    const pages = this.nodes.ofInode(ino)?.pages ?? null;
+    return pages === null ? null : pages.changing(of, held);
+  }
+  keeps(ino: InodeNumber): boolean {
+    const pages = this.nodes.ofInode(ino)?.pages ?? null;
+    return pages !== null && !pages.knowsNothing;
+  }
+  dataLeaves(ino: InodeNumber, of: ByteRange, keep: TokenMode): Promise<() => void> | null {
+    const pages = this.nodes.ofInode(ino)?.pages ?? null;
+    return pages === null || pages.knowsNothing ? null : pages.leaves(of, keep === TokenMode.shared);
+  }
+  statusLeaves(first: number, end: number, keep: TokenMode): Promise<() => void> | null {
+    const leaving: Promise<() => void>[] = [];
+    for (const pages of this.#pagesBetween(first, end)) leaving.push(pages.leaves(WHOLE, keep === TokenMode.shared));
+    if (leaving.length === 0) return null;
+    return Promise.all(leaving).then((left) => () => {
+      for (const one of left) one();
+    });
+  }
+  *#pagesBetween(first: number, end: number): Generator<FilePages> {
+    if (end - first > this.nodes.size) {
+      for (const { ino, pages } of this.nodes.all())
+        if (pages !== null && !pages.knowsNothing && ino >= first && ino < end) yield pages;
+      return;
+    }
+    for (let ino = first; ino < end; ino++) {
+      const pages = this.nodes.ofInode(ino as InodeNumber)?.pages ?? null;
+      if (pages !== null && !pages.knowsNothing) yield pages;
+    }
+  }
+  changed(): void {}
+}
