@@ -99,11 +99,11 @@ export class FilePages {
   }
 
   /** A token is about to leave. What it resolves with is called when it has left. */
-  async leaves(range: ByteRange, keepShared: boolean): Promise<() => void> {
+  async leaves(range: ByteRange, keepShared: boolean, lateMs = this.#port.lateMs): Promise<() => void> {
     const id = this.#nextId++;
     const dropped = this.#wait(id);
     this.#step({ type: 'revoke', id, range, keepShared });
-    const late: Timer = this.#port.clock.after(this.#port.lateMs, () => this.#step({ type: 'late', id }));
+    const late: Timer = this.#port.clock.after(lateMs, () => this.#step({ type: 'late', id }));
     await dropped;
     late.cancel();
     return () => {

@@ -16,7 +16,7 @@ import type { FuseAgreement, FuseSession, FuseSessionHandlers } from './fuse-ses
 import { Handles } from './handles.js';
 import { type KernelNode, KernelNodes } from './kernel-nodes.js';
 import { LockOwners } from './lock-owners.js';
-import { serveRequest } from './serve-request.js';
+import { closeFile, serveRequest } from './serve-request.js';
 import { invalInode } from './wire/notify.js';
 import { NotifyCode } from './wire/protocol.js';
 import { ReplyWriter } from './wire/reply.js';
@@ -211,6 +211,32 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
     });
     reading = pages.read({ file, range: of, serve, refuse });
     return done.promise;
+  }
+
+  /** Everything that the kernel keeps, whatever is under way. */
+  async dropEverything(): Promise<void> {
+    const drops: Promise<void>[] = [];
+    for (const node of this.nodes.all()) if (node.pages !== null) drops.push(this.#dropPages(node, WHOLE));
+    await Promise.all(drops);
+  }
+
+  /** What the dead session's programs had open. */
+  async closeHandles(): Promise<void> {
+    await Promise.all(this.handles.takeAllFiles().map((handle) => closeFile(this, handle)));
+  }
+
+  #suspended: Promise<() => void>[] | null = null;
+  /** Nothing may be kept for now. */
+  suspend(): void {
+    if (this.#suspended !== null) return;
+    this.#suspended = [];
+    for (const { pages } of this.nodes.all())
+      if (pages !== null && !pages.knowsNothing) this.#suspended.push(pages.leaves(WHOLE, false, 0));
+  }
+  resume(): void {
+    const suspended = this.#suspended ?? [];
+    this.#suspended = null;
+    for (const one of suspended) void one.then((left) => left());
   }
 
   // KernelCaches

@@ -352,7 +352,7 @@ async function handOut(
   await closeFile(mount, opened);
 }
 
-async function closeFile(mount: KernelMount, { node, file, writable }: FileHandle): Promise<void> {
+export async function closeFile(mount: KernelMount, { node, file, writable }: FileHandle): Promise<void> {
   if (writable) node.pages?.writableClosed();
   node.handles--;
   // What it may have to say about lost writes was said to who synced it; nobody hears of a RELEASE.
