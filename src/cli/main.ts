@@ -6,6 +6,7 @@ import { addClusterCommands } from './commands-cluster.js';
 import { addDevCommands } from './commands-dev.js';
 import { addFabricCommands } from './commands-fabric.js';
 import { addFileCommands } from './commands-files.js';
+import { addMountCommands } from './commands-mount.js';
 import { Exit, errorJson, note, sentence, UsageError } from './output.js';
 
 /**
@@ -24,6 +25,7 @@ Examples:
   holdfast fs create data              a file system over its NSDs
   holdfast cp -r ./src hf:/            a tree into it, through node 1
   holdfast ls -l /src --node 2         and seen from node 2
+  holdfast mount data /mnt/data        a folder for every program
   holdfast dev down --clean            all of it away
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the daemon can't be reached.
@@ -34,6 +36,7 @@ addDevCommands(program);
 addClusterCommands(program);
 addFabricCommands(program);
 addFileCommands(program);
+addMountCommands(program);
 addBenchCommand(program);
 overrideExit(program);
 

@@ -4,6 +4,7 @@ import type { CheckReport } from '../fs/check/check.js';
 import type { OnlineReport } from '../fs/check/online/online-report.js';
 import type { RepairReport } from '../fs/check/repair.js';
 import type { Progress } from '../fs/check/scan.js';
+import type { MountLine } from './mounts.js';
 import type { RefusedNsd } from './refused-nsds.js';
 
 /**
@@ -47,6 +48,21 @@ export const ADMIN_METHODS = {
   nsdTakeover: z.strictObject({ nsd: z.string(), to: z.int().min(1).max(65_535).nullable() }),
   fabricTest: z.strictObject({ node: z.int().min(1).max(65_535) }),
   counters: z.strictObject({}),
+  /** Shows a file system to all programs of the node, in a directory. */
+  mount: z.strictObject({
+    name: z.string(),
+    /** A whole path, as the daemon sees it. */
+    target: z.string().min(1).max(4095),
+    readOnly: z.boolean(),
+    noSuid: z.boolean(),
+    noDevices: z.boolean(),
+    noExecute: z.boolean(),
+    noAccessTimes: z.boolean(),
+    allowOther: z.boolean(),
+  }),
+  /** `lazy`: gone from the tree at once, wholly when its last user is; `force`: its users get errors. */
+  umount: z.strictObject({ target: z.string().min(1).max(4095), lazy: z.boolean(), force: z.boolean() }),
+  mounts: z.strictObject({}),
   /** Everything written out, every token given back: what each node does first when all of them are to be stopped. */
   unmount: z.strictObject({}),
 } as const;
@@ -70,6 +86,9 @@ export interface AdminResults {
   nsdTakeover: NsdLine;
   fabricTest: RungResult[];
   counters: Record<string, number>;
+  mount: MountLine;
+  umount: Record<string, never>;
+  mounts: MountLine[];
   unmount: Record<string, never>;
 }
 

@@ -24,6 +24,7 @@ import type {
 } from './admin-api.js';
 import type { DaemonConfig } from './config-schema.js';
 import type { NodeEngine } from './engine.js';
+import type { Mounts } from './mounts.js';
 import type { FileSystemIdentity } from './node.js';
 import { lifeState } from './node-recovery.js';
 import { systemClock } from './system-clock.js';
@@ -37,7 +38,7 @@ type Handlers = {
   readonly [M in AdminMethod]: (params: AdminParams<M>, signal: AbortSignal | undefined) => Promise<AdminResults[M]>;
 };
 
-export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi {
+export function daemonAdmin(engine: NodeEngine, config: DaemonConfig, mounts: Mounts): AdminApi {
   const startedMs = performance.now();
   const handlers: Handlers = {
     status: async () => status(engine, config, performance.now() - startedMs),
@@ -68,7 +69,14 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
       await engine.refusedNsds();
       return engine.counters();
     },
+    mount: ({ name, target, ...options }) => mounts.mount({ name, target, options }),
+    umount: async ({ target, lazy, force }) => {
+      await mounts.unmount(target, { lazy, force });
+      return {};
+    },
+    mounts: async () => mounts.list(),
     unmount: async () => {
+      await mounts.close();
       await engine.unmount();
       return {};
     },
@@ -76,10 +84,9 @@ export function daemonAdmin(engine: NodeEngine, config: DaemonConfig): AdminApi 
   return { call: (method, params, signal) => handlers[method](params, signal) };
 }
 
-async function identityOf(engine: NodeEngine, name: string): Promise<FileSystemIdentity> {
+export async function identityOf(engine: NodeEngine, name: string, op = 'fs.check'): Promise<FileSystemIdentity> {
   const found = (await engine.fileSystems()).find((one) => one.name === name);
-  if (found === undefined)
-    throw new FsError('notFound', { op: 'fs.check', object: name, detail: 'no such file system' });
+  if (found === undefined) throw new FsError('notFound', { op, object: name, detail: 'no such file system' });
   return { ...found.record, name };
 }
 

@@ -1,9 +1,12 @@
 import { open } from 'node:fs/promises';
 import { afterEach, expect, test } from 'vitest';
 import { FsError } from '../common/errors.js';
-import { daemonAdmin } from './admin.js';
+import { silentLogger } from '../common/logger.js';
+import { daemonAdmin, identityOf } from './admin.js';
 import type { DaemonConfig } from './config-schema.js';
 import type { NodeEngine } from './engine.js';
+import { Mounts } from './mounts.js';
+import { systemClock } from './system-clock.js';
 import { type LocalCluster, startLocalCluster } from './testing/local-cluster.js';
 
 let cluster: LocalCluster | null = null;
@@ -12,8 +15,13 @@ afterEach(async () => {
   cluster = null;
 });
 
-const adminOf = (made: LocalCluster, index: number) =>
-  daemonAdmin(made.engines[index]!, { name: `node${index + 1}` } as DaemonConfig);
+const adminOf = (made: LocalCluster, index: number) => {
+  const engine = made.engines[index]!;
+  const mounts = new Mounts({ clock: systemClock, counters: engine.metrics, logger: silentLogger }, async (name) =>
+    engine.node.mount(await identityOf(engine, name)),
+  );
+  return daemonAdmin(engine, { name: `node${index + 1}` } as DaemonConfig, mounts);
+};
 
 test('a creation that fails midway gives its NSDs back, and the next one has them; one that was cut off leaves them free', async () => {
   cluster = await startLocalCluster({ nodes: 2, nsdBytes: 64 << 20, fileSystem: null });

@@ -5,14 +5,16 @@ import { serveSocket } from '../client/socket-server.js';
 import { FsError } from '../common/errors.js';
 import { nodeId } from '../common/ids.js';
 import { PAGE_BYTES } from '../common/units.js';
-import { daemonAdmin } from './admin.js';
+import { daemonAdmin, identityOf } from './admin.js';
 import { adminSocketPath } from './admin-api.js';
 import { serveAdmin } from './admin-server.js';
 import { loadConfig } from './config.js';
 import type { DaemonConfig } from './config-schema.js';
 import { startNode } from './engine.js';
 import { serveMetrics } from './main-metrics.js';
+import { Mounts } from './mounts.js';
 import type { NsdConfig } from './open-stores.js';
+import { systemClock } from './system-clock.js';
 
 /**
  * holdfastd: one node as a process. Owns the order of starting (engine, clients' socket, admin socket, metrics) and of ending
@@ -111,6 +113,13 @@ async function run(configFile: string): Promise<void> {
       stop.signal,
     );
     undo.push(() => engine.close());
+    const mounts = new Mounts({ clock: systemClock, counters: engine.metrics, logger }, async (name) =>
+      engine.node.mount(await identityOf(engine, name, 'mount')),
+    );
+    engine.node.onLease = { suspended: () => mounts.suspend(), resumed: () => mounts.resume() };
+    undo.push(() => mounts.close());
+    // What the kernel keeps is nobody's any more.
+    engine.onFailure(() => void mounts.close());
     engine.onFailure((why) => void end(Exit.failed, why.message));
     const clients = await serveSocket(config.socket, engine.fileSystem, {
       logger,
@@ -127,7 +136,7 @@ async function run(configFile: string): Promise<void> {
       logger.info({ port: metrics.port }, 'metrics');
     }
     // Last: whoever can ask for the status finds a daemon that is ready.
-    const admin = await serveAdmin(adminSocketPath(config.socket), daemonAdmin(engine, config), {
+    const admin = await serveAdmin(adminSocketPath(config.socket), daemonAdmin(engine, config, mounts), {
       logger,
       counters: engine.metrics,
     });

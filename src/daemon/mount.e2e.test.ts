@@ -8,7 +8,12 @@ describe.skipIf(!canMount())('a mount', () => {
   let one: MountClient;
   let two: MountClient;
   beforeAll(async () => {
-    cluster = await startMountedCluster({ nodes: 2, mounts: 2, nsds: 2, logger: process.env['LOUD'] ? (await import('pino')).pino() : undefined as never });
+    cluster = await startMountedCluster({
+      nodes: 2,
+      mounts: 2,
+      nsds: 2,
+      logger: process.env['LOUD'] ? (await import('pino')).pino() : (undefined as never),
+    });
     one = await cluster.program(0);
     two = await cluster.program(1);
   });
@@ -24,7 +29,13 @@ describe.skipIf(!canMount())('a mount', () => {
       fs.appendFileSync(`${dir}/a/soft`, ' world');
       fs.truncateSync(`${dir}/a/linked`, 9);
       const { mode, nlink, size } = fs.statSync(`${dir}/a/other`);
-      return { names: fs.readdirSync(`${dir}/a`).sort(), mode, nlink, size, text: fs.readFileSync(`${dir}/a/other`, 'utf8') };
+      return {
+        names: fs.readdirSync(`${dir}/a`).sort(),
+        mode,
+        nlink,
+        size,
+        text: fs.readFileSync(`${dir}/a/other`, 'utf8'),
+      };
     });
     expect(seen).toEqual({ names: ['linked', 'other', 'soft'], mode: 0o100640, nlink: 2, size: 9, text: 'hello wor' });
     expect(await two.run(({ fs, dir }) => fs.readFileSync(`${dir}/a/soft`, 'utf8'))).toBe('hello wor');
@@ -42,15 +53,16 @@ describe.skipIf(!canMount())('a mount', () => {
     });
     for (let i = 1; i <= 30; i++) {
       const at = (i % 7) * 2501;
-      await one.run(({ fs, kept }, i, at) => fs.writeSync(kept['fd'] as number, Buffer.alloc(3000, i), 0, 3000, at), i, at);
-      const seen = await two.run(
-        ({ fs, kept }, at) => {
-          const target = Buffer.alloc(3000);
-          fs.readSync(kept['fd'] as number, target, 0, 3000, at);
-          return [...new Set(target)];
-        },
+      await one.run(
+        ({ fs, kept }, i, at) => fs.writeSync(kept['fd'] as number, Buffer.alloc(3000, i), 0, 3000, at),
+        i,
         at,
       );
+      const seen = await two.run(({ fs, kept }, at) => {
+        const target = Buffer.alloc(3000);
+        fs.readSync(kept['fd'] as number, target, 0, 3000, at);
+        return [...new Set(target)];
+      }, at);
       expect(seen).toEqual([i]);
     }
   });

@@ -519,13 +519,18 @@ export class HoldfastNode {
     });
   }
 
+  /** Told before the tokens are. */
+  onLease: { suspended(): void; resumed(): void } | null = null;
+
   suspend(): void {
+    this.onLease?.suspended();
     this.tokens.suspend();
     this.locks.suspend();
   }
   resume(): void {
     this.tokens.resume();
     this.locks.resume();
+    this.onLease?.resumed();
   }
   /** Expelled: everything is dropped; returns what had been written and was not on the NSDs (F3). */
   fence(): LostRange[] {

@@ -50,6 +50,7 @@ export class FuseMount {
   readonly #ledger: number;
   #connection: number | null = null;
   #ending: Promise<void> | null = null;
+  #closing: Promise<void> | null = null;
   /** Resolves when nothing of it is left. */
   readonly gone: Promise<void>;
 
@@ -96,12 +97,19 @@ export class FuseMount {
     const { fileSystem, target, name, options, clock, settings } = this.#parts;
     const readBytesMax = settings?.readAheadBytes ?? FUSE_SESSION_DEFAULTS.readAheadBytes;
     fileSystem.setKernel(this.kernel);
-    await mountFuse(this.#device, target, { allowOther: true, noSuid: true, noDevices: true, ...options, source: name });
+    await mountFuse(this.#device, target, {
+      allowOther: true,
+      noSuid: true,
+      noDevices: true,
+      ...options,
+      source: name,
+    });
     this.session.start();
     let late = (): void => undefined;
     const timer = clock.after(AGREE_TIMEOUT_MS, () => late());
     const tooLate = new Promise<never>((_, reject) => {
-      late = () => reject(new FsError('deadlinePassed', { op: 'mount', object: target, detail: 'the kernel says nothing' }));
+      late = () =>
+        reject(new FsError('deadlinePassed', { op: 'mount', object: target, detail: 'the kernel says nothing' }));
     });
     try {
       await Promise.race([this.kernel.agreed$, tooLate]);
@@ -133,10 +141,12 @@ export class FuseMount {
 
   /** Whatever uses it: programs get errors from now on. */
   close(): Promise<void> {
-    this.session.refuse(constants.errno.ENOTCONN);
-    return this.#close();
+    if (this.#closing === null && this.#ending === null) this.session.refuse(constants.errno.ENOTCONN);
+    this.#closing ??= this.#close();
+    return this.#closing;
   }
   async #close(): Promise<void> {
+    if (this.#ending !== null) return this.#ending;
     const { clock, logger, target } = this.#parts;
     const mounted = this.#connection !== null;
     if (mounted) {
@@ -174,7 +184,13 @@ async function checkedTarget(target: string): Promise<string> {
   const errorOf = (error: unknown): FsError => {
     const code = (error as NodeJS.ErrnoException).code;
     const reason =
-      code === 'ENOENT' ? 'notFound' : code === 'ENOTDIR' ? 'notDirectory' : code === 'EACCES' ? 'accessDenied' : 'internal';
+      code === 'ENOENT'
+        ? 'notFound'
+        : code === 'ENOTDIR'
+          ? 'notDirectory'
+          : code === 'EACCES'
+            ? 'accessDenied'
+            : 'internal';
     const details: Record<string, string> = {
       notFound: 'the mount point does not exist',
       notDirectory: 'the mount point is not a directory',
