@@ -258,13 +258,14 @@ async function truncate(
   }
 }
 
-const TYPES: Readonly<Record<number, FileType>> = {
-  16807: FileType.regular,
-  2401: FileType.fifo,
-  4802: FileType.characterDevice,
-  14406: FileType.blockDevice,
-  26411: FileType.socket,
-};
+const TYPES: ReadonlyMap<number, FileType> = new Map([
+  [0, FileType.regular],
+  [0o100000, FileType.regular],
+  [0o010000, FileType.fifo],
+  [0o020000, FileType.characterDevice],
+  [0o060000, FileType.blockDevice],
+  [0o140000, FileType.socket],
+]);
 
 function makeNode(
   mount: KernelMount,
@@ -272,7 +273,7 @@ function makeNode(
   { header, name, mode, rdev, umask }: Of<'mknod'>,
   options: OpOptions,
 ) {
-  const type = TYPES[mode & 0o170000] ?? (mode & 0o170000 ? undefined : FileType.regular);
+  const type = TYPES.get(mode & 0o170000);
   if (type === undefined) throw refused('mknod', `mode ${mode.toString(8)}`);
   return mount.inodes.mknod(node, name, type, mode & 0o7777, rdev, who(header, umask), options);
 }
