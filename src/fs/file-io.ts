@@ -318,10 +318,10 @@ export async function changing<T>(
   body: () => Promise<T>,
 ): Promise<T> {
   const { kernel } = volume;
-  if (kernel === null || options?.kernelTruncates) return body();
+  if (kernel === null) return body();
   const { ino } = inode;
   const held = volume.parts.tokens.heldRange(TokenClass.data, ino, range.start, TokenMode.exclusive) ?? range;
-  const dropped = kernel.changing(ino, range, held);
+  const dropped = kernel.changing(ino, range, held, options?.kernelTruncates === true);
   if (dropped === null) return body();
   const end = await dropped;
   try {

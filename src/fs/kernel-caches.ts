@@ -11,9 +11,9 @@ import type { TokenMode } from '../token-manager/token.js';
 export interface KernelCaches {
   /**
    * Bytes of a file are about to change here; their tokens are pinned. Resolves when the kernel has none of them; it gets none until what it resolved with
-   * is called. `held`: the data token around it, exclusive.
+   * is called. `held`: the data token around it, exclusive. `kernelTruncates`: OpOptions'.
    */
-  changing(ino: InodeNumber, range: ByteRange, held: ByteRange): Promise<() => void> | null;
+  changing(ino: InodeNumber, range: ByteRange, held: ByteRange, kernelTruncates: boolean): Promise<() => void> | null;
   /** It keeps some of a file, or may do so without another word: then the file is not written side by side with other nodes. */
   keeps(ino: InodeNumber): boolean;
   /** A data token leaves, or comes down to `keep`. Nothing of it is pinned. Needs no token (T5). */

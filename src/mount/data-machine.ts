@@ -25,8 +25,11 @@ export type DataEvent =
   | { readonly type: 'served'; readonly id: number }
   /** A READ's deadline, or its caller's end: nothing if it isn't parked any more. */
   | { readonly type: 'giveUp'; readonly id: number; readonly error: ReadError }
-  /** A WRITE that may be applied now: its pages are pinned under an exclusive token until `apply`. */
-  | { readonly type: 'write'; readonly id: number; readonly range: ByteRange }
+  /**
+   * A WRITE that may be applied now: its pages are pinned under an exclusive token until `apply`. `silent`: a truncation by the kernel, which drops the pages
+   * itself when it is answered, and would hold a notification up until then.
+   */
+  | { readonly type: 'write'; readonly id: number; readonly range: ByteRange; readonly silent?: boolean }
   /** That WRITE is in the cache, or has failed. */
   | { readonly type: 'applied'; readonly id: number }
   /** A page of a writable mapping, written back by the kernel. Never parked: an invalidation may wait for it. */
@@ -119,7 +122,7 @@ export class DataMachine {
         if (this.#reads.get(event.id)?.state === 'parked') this.#refuse(event.id, event.error);
         break;
       case 'write':
-        this.#write(event.id, roundOut(event.range));
+        this.#write(event.id, roundOut(event.range), event.silent === true);
         break;
       case 'applied':
         this.#applied(event.id);
@@ -212,7 +215,7 @@ export class DataMachine {
     else this.#park(id, read);
   }
   #parkOrSplit(id: number, read: Read): void {
-    if (this.#holdsUpWrite(read)) this.#refuse(id, 'again');
+    if (this.#holdsUpWrite(read) && !this.#isPage(read)) this.#refuse(id, 'again');
     else this.#park(id, read);
   }
   /** That ends by itself, whatever is parked. */
@@ -339,11 +342,12 @@ export class DataMachine {
 
   // WRITEs
 
-  #write(id: number, range: ByteRange): void {
+  #write(id: number, range: ByteRange, silent: boolean): void {
     invariant(this.#exclusive.covers(range), `WRITE ${id} is applied without its token`);
     const drop = this.#newDrop('write', id, new RangeSet([range]), false);
     this.#goOn();
-    this.#startDrop(drop);
+    if (silent) this.#maybeDone(drop);
+    else this.#startDrop(drop);
   }
 
   #applied(id: number): void {

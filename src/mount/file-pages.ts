@@ -79,14 +79,17 @@ export class FilePages {
     this.#step({ type: 'giveUp', id, error: 'interrupted' });
   }
 
-  /** Bytes are about to change here. Resolves when the kernel has none of them; what it resolves with lets them come back. */
-  async changing(range: ByteRange, held: ByteRange): Promise<() => void> {
+  /**
+   * Bytes are about to change here. Resolves when the kernel has none of them; what it resolves with lets them come back. `silent`: the kernel cuts them off
+   * by itself.
+   */
+  async changing(range: ByteRange, held: ByteRange, silent: boolean): Promise<() => void> {
     const id = this.#nextId++;
     // Whoever changes them has them pinned, exclusively.
     this.#learn(held, true, []);
     this.#learn(range, true, []);
     const dropped = this.#wait(id);
-    this.#step({ type: 'write', id, range });
+    this.#step({ type: 'write', id, range, silent });
     await dropped;
     return () => this.#step({ type: 'applied', id });
   }

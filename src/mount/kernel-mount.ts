@@ -6,7 +6,7 @@ import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import type { Logger } from '../common/logger.js';
-import { FileType } from '../fs/file-system-api.js';
+import { type Attributes, FileType } from '../fs/file-system-api.js';
 import type { InodeCalls, KernelFileHandle } from '../fs/inode-calls.js';
 import type { KernelCaches } from '../fs/kernel-caches.js';
 import { TokenMode } from '../token-manager/token.js';
@@ -17,7 +17,7 @@ import { Handles } from './handles.js';
 import { type KernelNode, KernelNodes } from './kernel-nodes.js';
 import { LockOwners } from './lock-owners.js';
 import { closeFile, serveRequest } from './serve-request.js';
-import { invalInode } from './wire/notify.js';
+import { invalInode, NOTHING, store } from './wire/notify.js';
 import { NotifyCode } from './wire/protocol.js';
 import { ReplyWriter } from './wire/reply.js';
 import type { Request } from './wire/request.js';
@@ -42,6 +42,7 @@ export interface KernelMountParts {
 
 const READ_TIMEOUT_MS = 30_000;
 const LATE_MS = 3000;
+const AFTER_TRUNCATION_MS = 2;
 /** An answer: a listing, or an attribute's value. */
 const REPLY_BYTES_MAX = (1 << 20) + 4096;
 const { EINTR, EIO } = constants.errno;
@@ -181,6 +182,28 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
     }
   }
 
+  /**
+   * What an answer says of a file's size the kernel doesn't believe when anything else about it has changed since it asked; a reader of its pages
+   * would then go by an older size. So a size that has grown is pushed, before it is told (M4).
+   */
+  async pushSize({ ino, generation, sizeBytes }: Attributes): Promise<void> {
+    const node = this.nodes.ofInode(ino);
+    if (node?.generation !== generation) return;
+    if (node.pages === null || node.handles === 0 || sizeBytes <= node.sizeFloor) {
+      node.sizeFloor = Math.min(node.sizeFloor, sizeBytes);
+      return;
+    }
+    this.count('sizesPushed');
+    // What was answered before, and has not been looked at yet, is not believed any more; no answer makes the file shorter again.
+    await this.#tell(NotifyCode.invalInode, invalInode(node.id, -1, 0));
+    await this.#tell(NotifyCode.store, store(node.id, sizeBytes, NOTHING));
+    node.sizeFloor = Math.max(node.sizeFloor, sizeBytes);
+  }
+  /** The kernel may have forgotten it, or the mount be gone: then it keeps nothing. */
+  async #tell(code: number, payload: Uint8Array): Promise<void> {
+    await this.session.notify(code, payload).catch(() => undefined);
+  }
+
   /** A READ into the kernel's pages; answered when it resolves. */
   readPages(id: number, node: KernelNode, file: KernelFileHandle, of: ByteRange): Promise<void> {
     const done = deferred<void>();
@@ -192,6 +215,8 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
       const bytes = this.takeBytes(of.end - of.start);
       try {
         const count = await file.readHeld(of.start, bytes.subarray(0, of.end - of.start));
+        // A short answer is the end of the file to the kernel.
+        if (count < of.end - of.start) node.sizeFloor = Math.min(node.sizeFloor, of.start + count);
         this.session.answerBytes(id, bytes.subarray(0, count));
       } catch (error) {
         this.session.answer(id, errnoOf(error));
@@ -241,9 +266,12 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
 
   // KernelCaches
 
-  changing(ino: InodeNumber, of: ByteRange, held: ByteRange): Promise<() => void> | null {
+  changing(ino: InodeNumber, of: ByteRange, held: ByteRange, kernelTruncates: boolean): Promise<() => void> | null {
     const pages = this.nodes.ofInode(ino)?.pages ?? null;
-    return pages === null ? null : pages.changing(of, held);
+    if (pages === null) return null;
+    if (!kernelTruncates) return pages.changing(of, held, false);
+    // Until the kernel has the answer, and the new size with it, it would take what is missing of a page for zeros.
+    return pages.changing(of, held, true).then((end) => () => void this.parts.clock.after(AFTER_TRUNCATION_MS, end));
   }
   keeps(ino: InodeNumber): boolean {
     const pages = this.nodes.ofInode(ino)?.pages ?? null;

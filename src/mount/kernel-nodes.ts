@@ -18,6 +18,8 @@ export interface KernelNode {
   pages: FilePages | null;
   /** Handles that the kernel has of it. */
   handles: number;
+  /** The kernel was made to believe that the file is so long at least, and nothing said otherwise since. */
+  sizeFloor: number;
 }
 
 /** Of the session: who gives out numbers, and counts what the kernel was told of them. */
@@ -39,7 +41,7 @@ export class KernelNodes {
   ) {
     this.#numbers = numbers;
     numbers.setRoot(root.ino, root.generation);
-    this.#put({ ...root, id: NODE_ROOT, pages: null, handles: 0 });
+    this.#put({ ...root, id: NODE_ROOT, pages: null, handles: 0, sizeFloor: 0 });
   }
 
   get size(): number {
@@ -70,7 +72,15 @@ export class KernelNodes {
     const node =
       known?.generation === generation
         ? known
-        : this.#put({ id: this.#numbers.addNode(ino, generation), ino, generation, type, pages: null, handles: 0 });
+        : this.#put({
+            id: this.#numbers.addNode(ino, generation),
+            ino,
+            generation,
+            type,
+            pages: null,
+            handles: 0,
+            sizeFloor: 0,
+          });
     this.#numbers.lookedUp(node.id);
     return node;
   }

@@ -21,6 +21,7 @@ import type { Header, Request } from './wire/request.js';
 
 /**
  * What each request of the kernel means. Answers by itself, or throws what is answered as an errno; nothing is answered twice.
+ * Memory for answers is shared: it is cleared and filled in the turn in which it is sent.
  * Rights were checked by the kernel (default_permissions): what is asked here is done in the name of whoever asked.
  */
 type Matching<R, Op> = R extends { readonly op: infer O } ? (Op extends O ? R : never) : never;
@@ -56,11 +57,13 @@ export async function serveRequest(mount: KernelMount, request: Request, underWa
   const { header } = request;
   const options = optionsOf(underWay);
   const node = nodes.get(header.node);
-  const entry = (attributes: Attributes): void => {
+  const entry = async (attributes: Attributes): Promise<void> => {
+    await mount.pushSize(attributes);
     const child = nodes.lookedUp(attributes);
     session.answerWith(id, reply.clear().entry(child.id, attributes, ASK_AGAIN, BLOCK_BYTES));
   };
-  const attr = (attributes: Attributes): void => {
+  const attr = async (attributes: Attributes): Promise<void> => {
+    await mount.pushSize(attributes);
     session.answerWith(id, reply.clear().attr(attributes, 0, BLOCK_BYTES));
   };
   const done = (): void => {
@@ -70,16 +73,19 @@ export async function serveRequest(mount: KernelMount, request: Request, underWa
     case 'lookup': {
       const attributes = await inodes.lookup(node, request.name, who(header), options);
       if (attributes === null) session.answer(id, constants.errno.ENOENT);
-      else entry(attributes);
+      else await entry(attributes);
       return;
     }
     case 'getattr':
       return attr(await inodes.stat(node, options));
-    case 'statx':
-      session.answerWith(id, reply.clear().statx(await inodes.stat(node, options), 0, BLOCK_BYTES));
+    case 'statx': {
+      const attributes = await inodes.stat(node, options);
+      await mount.pushSize(attributes);
+      session.answerWith(id, reply.clear().statx(attributes, 0, BLOCK_BYTES));
       return;
+    }
     case 'setattr':
-      return attr(await setAttributes(mount, node, request, options));
+      return setAttributes(mount, node, request, underWay);
     case 'readlink':
       session.answerBytes(id, Buffer.from(await inodes.readlink(node, options)));
       return;
@@ -147,9 +153,11 @@ export async function serveRequest(mount: KernelMount, request: Request, underWa
     case 'syncfs':
       await mount.parts.syncAll();
       return done();
-    case 'statfs':
-      session.answerWith(id, reply.clear().statfs(await inodes.statfs()));
+    case 'statfs': {
+      const statistics = await inodes.statfs();
+      session.answerWith(id, reply.clear().statfs(statistics));
       return;
+    }
     case 'access':
       // The kernel has what it needs to check, and does (default_permissions).
       session.answer(id, ENOSYS);
@@ -215,8 +223,9 @@ async function setAttributes(
   mount: KernelMount,
   node: KernelNode,
   { header, handle, wishes }: Of<'setattr'>,
-  options: OpOptions,
-): Promise<Attributes> {
+  underWay: UnderWay,
+): Promise<void> {
+  const options = optionsOf(underWay);
   const { mode, uid, gid, size, atimeNs, mtimeNs } = wishes;
   if (size !== undefined) await truncate(mount, node, header, handle, size, options);
   const changes = {
@@ -227,8 +236,13 @@ async function setAttributes(
     // A truncation has set it: what comes with it is the kernel's own idea of the same time.
     ...(mtimeNs === undefined || size !== undefined ? {} : { mtimeNs }),
   };
-  if (Object.keys(changes).length === 0) return mount.inodes.stat(node, options);
-  return mount.inodes.setAttributes(node, changes, who(header), options);
+  const attributes =
+    Object.keys(changes).length === 0
+      ? await mount.inodes.stat(node, options)
+      : await mount.inodes.setAttributes(node, changes, who(header), options);
+  if (size === undefined) await mount.pushSize(attributes);
+  else node.sizeFloor = 0;
+  mount.session.answerWith(underWay.id, mount.reply.clear().attr(attributes, 0, BLOCK_BYTES));
 }
 
 async function truncate(
