@@ -8,6 +8,7 @@
 import type { CachedFile } from '../cache/page-cache-api.js';
 import { type ByteRange, WHOLE } from '../common/byte-range.js';
 import { FsError } from '../common/errors.js';
+import type { InodeNumber } from '../common/ids.js';
 import { RANGE_END, SECTOR_BYTES } from '../common/units.js';
 import { TokenClass, TokenMode, type TokenPins } from '../token-manager/token.js';
 import { noteCut } from './being-cut.js';
@@ -18,6 +19,7 @@ import { FILE_BYTES_MAX } from './indirect-format.js';
 import type { Inode } from './inode.js';
 import { AREA_BYTES, InodeFlag } from './inode-format.js';
 import { holdBack } from './inode-image.js';
+import { segmentOf } from './layout.js';
 import { strippedByWrite } from './permissions.js';
 import { type InodeRef, loadRef } from './pinning.js';
 import { publishStatus, withSettledState } from './publishing.js';
@@ -221,7 +223,8 @@ async function besideOthers(
     if (inode.concurrent) {
       // What a kernel keeps goes by all of the status.
       if (!kept() && keepsMode && (await concurrent.mayWrite(inode, range)) && !kept()) return await body(inode);
-    } else if (!inode.tailDoubtful) return await changing(volume, inode, range, options, () => body(inode));
+    } else if (!inode.tailDoubtful && (status === TokenMode.exclusive || !isComingDown(volume, handle.ino)))
+      return await changing(volume, inode, range, options, () => body(inode));
   } finally {
     publishStatus(volume, handle.ino);
     pins.release();
@@ -230,6 +233,12 @@ async function besideOthers(
     await body(inode);
     await concurrent.reserveAhead(inode, range.end);
   });
+}
+
+/** With concurrent-write pinned, exclusive status may be on its way to that: what a kernel reads then is not to go by it. */
+function isComingDown({ kernel, parts }: Volume, ino: InodeNumber): boolean {
+  if (kernel?.watches(ino) !== true) return false;
+  return parts.tokens.heldRange(TokenClass.status, segmentOf(ino), ino * SECTOR_BYTES, TokenMode.exclusive) === null;
 }
 
 async function appendFile(

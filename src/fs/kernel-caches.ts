@@ -14,6 +14,8 @@ export interface KernelCaches {
    * is called. `held`: the data token around it, exclusive. `kernelTruncates`: OpOptions'.
    */
   changing(ino: InodeNumber, range: ByteRange, held: ByteRange, kernelTruncates: boolean): Promise<() => void> | null;
+  /** It has the file open, or had: what is changed there goes by `changing`. */
+  watches(ino: InodeNumber): boolean;
   /** It keeps some of a file, or may do so without another word: then the file is not written side by side with other nodes. */
   keeps(ino: InodeNumber): boolean;
   /** A data token leaves, or comes down to `keep`. Nothing of it is pinned. Needs no token (T5). */

@@ -204,7 +204,7 @@ class World implements Server {
   #next = 1;
   readonly #reads = new Map<
     number,
-    { range: ByteRange; cached: boolean; answered: (answer: Answer) => void; parked: boolean }
+    { range: ByteRange; cached: boolean; pushes: boolean; answered: (answer: Answer) => void; parked: boolean }
   >();
   readonly #writes = new Map<number, { range: ByteRange; isWrite: boolean; done: () => void; apply: () => void }>();
   readonly #waiting = new Map<number, () => void>();
@@ -254,8 +254,24 @@ class World implements Server {
 
   read(of: ByteRange, cached: boolean, answered: (answer: Answer) => void): void {
     const id = this.#next++;
-    this.#reads.set(id, { range: of, cached, answered, parked: true });
+    this.#reads.set(id, { range: of, cached, pushes: false, answered, parked: true });
     this.step({ type: 'read', id, range: of, cached });
+  }
+  /** Puts what a page holds into the kernel now and then, as long as no mapping may be changing it. */
+  *pusher(rounds: number): Task {
+    for (let i = 0; i < rounds; i++) {
+      const page = below(this.random, this.count);
+      const id = this.#next++;
+      const of = pages(page, page + 1);
+      let done = false;
+      const answered = () => {
+        done = true;
+      };
+      this.#reads.set(id, { range: of, cached: true, pushes: true, answered, parked: true });
+      this.step({ type: 'push', id, range: of });
+      yield () => done;
+      yield* this.pause();
+    }
   }
   write(of: ByteRange, answered: (version: number) => void): void {
     this.spawn('write', this.#writeWhenGranted(of, answered));
@@ -318,7 +334,13 @@ class World implements Server {
     for (const effect of effects) this.#carryOut(effect);
     for (const write of this.#writes.values()) {
       for (const [id, parked] of this.#reads) {
-        if (parked.parked && parked.cached && this.wants.has(id) && overlaps(write.range, parked.range)) {
+        if (
+          parked.parked &&
+          parked.cached &&
+          !parked.pushes &&
+          this.wants.has(id) &&
+          overlaps(write.range, parked.range)
+        ) {
           throw new Error('a READ waits for a token in front of a write that has its own (M1)');
         }
       }
@@ -366,9 +388,10 @@ class World implements Server {
   }
   *#serve(id: number): Task {
     yield* this.pause();
-    const { range: of, answered } = this.#reads.get(id)!;
+    const { range: of, answered, pushes } = this.#reads.get(id)!;
     const versions = new Map(this.#pagesOf(of).map((page) => [page, this.cache[page]!]));
     yield* this.pause();
+    if (pushes) for (const [page, version] of versions) yield* this.kernel.store(page, version);
     this.#reads.delete(id);
     answered({ kind: 'bytes', versions });
     this.step({ type: 'served', id });
@@ -514,6 +537,15 @@ describe('the machine between kernel and tokens', () => {
       world.spawn('cached', world.cachedReader(12));
       world.spawn('cached', world.cachedReader(12));
       world.spawn('direct', world.directReader(8));
+      world.spawn('other', world.other(8));
+    });
+  });
+
+  it('bytes that are put into its pages unasked', () => {
+    explore('pushes', (world) => {
+      world.spawn('cached', world.cachedReader(12));
+      world.spawn('cached', world.cachedReader(8));
+      world.spawn('pusher', world.pusher(8));
       world.spawn('other', world.other(8));
     });
   });

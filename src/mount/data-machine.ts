@@ -21,6 +21,8 @@ import { RangeSet } from './range-set.js';
 export type DataEvent =
   /** A READ. `cached`: its bytes go into the kernel's pages. */
   | { readonly type: 'read'; readonly id: number; readonly range: ByteRange; readonly cached: boolean }
+  /** Bytes that are to be put into the kernel's pages unasked, which takes the locks of those pages: in all else like a READ. */
+  | { readonly type: 'push'; readonly id: number; readonly range: ByteRange }
   /** The answer to a READ is written: from here on the kernel holds it. */
   | { readonly type: 'served'; readonly id: number }
   /** A READ's deadline, or its caller's end: nothing if it isn't parked any more. */
@@ -76,6 +78,8 @@ export type DataEffect =
 interface Read {
   readonly range: ByteRange;
   readonly cached: boolean;
+  /** Unasked: it has no locks on pages, and waits for others'. */
+  readonly pushes: boolean;
   state: 'parked' | 'working';
   wants: 'nothing' | 'shared' | 'exclusive';
   /** Arrived while a WRITE of its pages was being applied: what it may do next is seen when that is over. */
@@ -113,7 +117,10 @@ export class DataMachine {
     this.#effects = [];
     switch (event.type) {
       case 'read':
-        this.#read(event.id, roundOut(event.range), event.cached);
+        this.#read(event.id, roundOut(event.range), event.cached, false);
+        break;
+      case 'push':
+        this.#read(event.id, roundOut(event.range), true, true);
         break;
       case 'served':
         this.#served(event.id);
@@ -203,19 +210,19 @@ export class DataMachine {
     return read.range.end - read.range.start <= SECTOR_BYTES;
   }
 
-  #read(id: number, range: ByteRange, cached: boolean): void {
+  #read(id: number, range: ByteRange, cached: boolean, pushes: boolean): void {
     invariant(!this.#reads.has(id), `READ ${id} comes twice`);
-    const read: Read = { range, cached, state: 'parked', wants: 'nothing', afterApply: false };
+    const read: Read = { range, cached, pushes, state: 'parked', wants: 'nothing', afterApply: false };
     this.#reads.set(id, read);
     if (this.#mayServe(read)) this.#serve(id, read);
     else if (this.#isBeingApplied(read)) {
       read.afterApply = true;
       this.#parkOrSplit(id, read);
-    } else if (cached && this.#isInTheWay(read)) this.#letThrough(id, read);
+    } else if (cached && !pushes && this.#isInTheWay(read)) this.#letThrough(id, read);
     else this.#park(id, read);
   }
   #parkOrSplit(id: number, read: Read): void {
-    if (this.#holdsUpWrite(read) && !this.#isPage(read)) this.#refuse(id, 'again');
+    if (this.#holdsUpWrite(read) && !this.#isPage(read) && !read.pushes) this.#refuse(id, 'again');
     else this.#park(id, read);
   }
   /** That ends by itself, whatever is parked. */
@@ -227,6 +234,9 @@ export class DataMachine {
   /** Its page locks may hold up a notification under way, or a WRITE that has its token while it waits for another. */
   #isInTheWay(read: Read): boolean {
     if (this.#holdsUpWrite(read)) return true;
+    for (const other of this.#reads.values()) {
+      if (other.pushes && other.state === 'working' && overlaps(other.range, read.range)) return true;
+    }
     for (const drop of this.#drops) {
       for (const range of drop.underWay.values()) if (overlaps(range, read.range)) return true;
     }
@@ -268,6 +278,11 @@ export class DataMachine {
     this.#leaveQueue(id, read);
     read.state = 'working';
     this.#effects.push({ type: 'serve', id });
+    if (!read.pushes) return;
+    for (const [other, parked] of [...this.#reads]) {
+      const locked = parked.cached && !parked.pushes && parked.state === 'parked';
+      if (locked && overlaps(parked.range, read.range)) this.#letThrough(other, parked);
+    }
   }
   #refuse(id: number, error: ReadError): void {
     const read = this.#reads.get(id)!;
@@ -293,7 +308,8 @@ export class DataMachine {
   /** After tokens came or are to go, or a drop ended: whatever may be served now is, the others wish for what they need by now. */
   #goOn(): void {
     for (const [id, read] of [...this.#reads]) {
-      if (read.state !== 'parked') continue;
+      // One that was served may have turned others away.
+      if (read.state !== 'parked' || !this.#reads.has(id)) continue;
       if (this.#mayServe(read)) this.#serve(id, read);
       else if (read.afterApply && !this.#isBeingApplied(read)) {
         read.afterApply = false;
@@ -391,8 +407,8 @@ export class DataMachine {
 
   #nextRound(drop: Drop): void {
     // What a parked READ has locked is no valid page. What another drop has taken back meanwhile is gone too.
-    for (const { state, cached, range } of this.#reads.values()) {
-      if (cached && state === 'parked') this.#mayHold.remove(range);
+    for (const { state, cached, pushes, range } of this.#reads.values()) {
+      if (cached && state === 'parked' && !pushes) this.#mayHold.remove(range);
     }
     const round = this.#mayHold.intersection(drop.again);
     drop.again.clear();

@@ -32,6 +32,8 @@ export interface PagesPort {
 export interface PagesRead {
   readonly file: PagesFile;
   readonly range: ByteRange;
+  /** Of what is put into the kernel's pages unasked. */
+  readonly pushes?: boolean;
   /** Reads under tokens that are held, and answers. */
   serve(): Promise<void>;
   refuse(error: ReadError): void;
@@ -61,6 +63,11 @@ export class FilePages {
     return this.#machine.isIdle && this.#shared.isEmpty;
   }
 
+  /** A mapping may be changing its pages. */
+  get mayBeStored(): boolean {
+    return this.#machine.wantsExclusive;
+  }
+
   /** A READ into the kernel's pages. Its id, for `giveUp`. */
   read(read: PagesRead): number {
     const id = this.#nextId++;
@@ -71,7 +78,8 @@ export class FilePages {
       this.#learn(read.file.heldAround(read.range.start, exclusive) ?? read.range, exclusive, []);
       this.#learn(read.range, exclusive, []);
     }
-    this.#step({ type: 'read', id, range: read.range, cached: true });
+    if (read.pushes === true) this.#step({ type: 'push', id, range: read.range });
+    else this.#step({ type: 'read', id, range: read.range, cached: true });
     pins?.release();
     return id;
   }

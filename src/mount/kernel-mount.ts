@@ -17,7 +17,7 @@ import { Handles } from './handles.js';
 import { type KernelNode, KernelNodes } from './kernel-nodes.js';
 import { LockOwners } from './lock-owners.js';
 import { closeFile, serveRequest } from './serve-request.js';
-import { invalInode, NOTHING, store } from './wire/notify.js';
+import { invalInode, store } from './wire/notify.js';
 import { NotifyCode } from './wire/protocol.js';
 import { ReplyWriter } from './wire/reply.js';
 import type { Request } from './wire/request.js';
@@ -184,20 +184,44 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
 
   /**
    * What an answer says of a file's size the kernel doesn't believe when anything else about it has changed since it asked; a reader of its pages
-   * would then go by an older size. So a size that has grown is pushed, before it is told (M4).
+   * would then go by an older size. So a size that has grown is pushed, before it is told, with the last byte (M4). Not where a mapping
+   * may be changing that byte at this moment: the push would undo it.
    */
   async pushSize({ ino, generation, sizeBytes }: Attributes): Promise<void> {
     const node = this.nodes.ofInode(ino);
     if (node?.generation !== generation) return;
-    if (node.pages === null || node.handles === 0 || sizeBytes <= node.sizeFloor) {
+    const [file] = node.files;
+    const { pages } = node;
+    const goesByIt = pages !== null && node.readers > 0 && !pages.mayBeStored;
+    if (!goesByIt || file === undefined || sizeBytes <= node.sizeFloor) {
       node.sizeFloor = Math.min(node.sizeFloor, sizeBytes);
       return;
     }
     this.count('sizesPushed');
-    // What was answered before, and has not been looked at yet, is not believed any more; no answer makes the file shorter again.
+    // What was answered before, and has not been looked at yet, is not believed any more: no answer makes the file shorter again.
     await this.#tell(NotifyCode.invalInode, invalInode(node.id, -1, 0));
-    await this.#tell(NotifyCode.store, store(node.id, sizeBytes, NOTHING));
-    node.sizeFloor = Math.max(node.sizeFloor, sizeBytes);
+    if (await this.#pushByte(node, pages, file, sizeBytes - 1)) node.sizeFloor = Math.max(node.sizeFloor, sizeBytes);
+  }
+  #pushByte(node: KernelNode, pages: FilePages, file: KernelFileHandle, offset: number): Promise<boolean> {
+    return new Promise((resolve) => {
+      const serve = async (): Promise<void> => {
+        const byte = new Uint8Array(1);
+        try {
+          const count = await file.readHeld(offset, byte);
+          if (count === 1 && !pages.mayBeStored) await this.#tell(NotifyCode.store, store(node.id, offset, byte));
+          resolve(count === 1);
+        } catch {
+          resolve(false);
+        }
+      };
+      pages.read({
+        file,
+        range: { start: offset, end: offset + 1 },
+        pushes: true,
+        serve,
+        refuse: () => resolve(false),
+      });
+    });
   }
   /** The kernel may have forgotten it, or the mount be gone: then it keeps nothing. */
   async #tell(code: number, payload: Uint8Array): Promise<void> {
@@ -272,6 +296,9 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
     if (!kernelTruncates) return pages.changing(of, held, false);
     // Until the kernel has the answer, and the new size with it, it would take what is missing of a page for zeros.
     return pages.changing(of, held, true).then((end) => () => void this.parts.clock.after(AFTER_TRUNCATION_MS, end));
+  }
+  watches(ino: InodeNumber): boolean {
+    return (this.nodes.ofInode(ino)?.pages ?? null) !== null;
   }
   keeps(ino: InodeNumber): boolean {
     const pages = this.nodes.ofInode(ino)?.pages ?? null;

@@ -2,6 +2,7 @@ import { invariant } from '../common/assert.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
 import type { Attributes, FileType } from '../fs/file-system-api.js';
+import type { KernelFileHandle } from '../fs/inode-calls.js';
 import type { FilePages } from './file-pages.js';
 import { NODE_ROOT } from './wire/protocol.js';
 
@@ -16,8 +17,10 @@ export interface KernelNode {
   readonly type: FileType;
   /** Files only, from their first open on. */
   pages: FilePages | null;
-  /** Handles that the kernel has of it. */
-  handles: number;
+  /** What the kernel has open of it. */
+  readonly files: Set<KernelFileHandle>;
+  /** Of those, read-only ones: their readers go by the kernel's idea of the size. */
+  readers: number;
   /** The kernel was made to believe that the file is so long at least, and nothing said otherwise since. */
   sizeFloor: number;
 }
@@ -41,7 +44,7 @@ export class KernelNodes {
   ) {
     this.#numbers = numbers;
     numbers.setRoot(root.ino, root.generation);
-    this.#put({ ...root, id: NODE_ROOT, pages: null, handles: 0, sizeFloor: 0 });
+    this.#put({ ...root, id: NODE_ROOT, pages: null, files: new Set(), readers: 0, sizeFloor: 0 });
   }
 
   get size(): number {
@@ -78,7 +81,8 @@ export class KernelNodes {
             generation,
             type,
             pages: null,
-            handles: 0,
+            files: new Set(),
+            readers: 0,
             sizeFloor: 0,
           });
     this.#numbers.lookedUp(node.id);

@@ -355,7 +355,8 @@ async function handOut(
   body: (handle: number, replyFlags: number) => KernelMount['reply'],
 ): Promise<void> {
   const writable = isWritable(flags);
-  node.handles++;
+  node.files.add(file);
+  if (!writable) node.readers++;
   const pages = mount.pagesOf(node);
   if (writable) await pages.writableOpened();
   const opened: FileHandle = { node, file, writable };
@@ -369,7 +370,8 @@ async function handOut(
 
 export async function closeFile(mount: KernelMount, { node, file, writable }: FileHandle): Promise<void> {
   if (writable) node.pages?.writableClosed();
-  node.handles--;
+  node.files.delete(file);
+  if (!writable) node.readers--;
   // What it may have to say about lost writes was said to who synced it; nobody hears of a RELEASE.
   await file.close().catch((error: unknown) => {
     mount.parts.logger.warn({ ino: node.ino, error: String(error) }, 'closing a file of the mount failed');

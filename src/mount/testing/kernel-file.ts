@@ -118,6 +118,15 @@ export class KernelFile {
     }
   }
 
+  /** A page's bytes come unasked. */
+  *store(index: number, version: number): Task {
+    yield ready;
+    yield* this.#unlocked(index);
+    const page = this.pages[index]!;
+    page.state = 'valid';
+    page.version = version;
+  }
+
   *#launder(first: number, count: number): Task {
     for (let index = first; index < first + count; index++) yield* this.#writeBack(index);
   }
