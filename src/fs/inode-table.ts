@@ -499,7 +499,7 @@ export class InodeTable {
     const base = object * INODES_PER_SEGMENT;
     const first = Math.max(base, Math.floor(range.start / SECTOR_BYTES));
     const end = Math.min(base + INODES_PER_SEGMENT, Math.ceil(Math.min(range.end, RANGE_END) / SECTOR_BYTES));
-    const leaving = this.#volume.kernel?.statusLeaves(first, end, revocation.keep) ?? null;
+    const leaving = this.#volume.kernel?.statusLeaves(first, end, revocation.keep === TokenMode.shared) ?? null;
     const left = leaving === null ? null : await leaving;
     const giving = this.concurrent.giving(first, end);
     try {

@@ -1,6 +1,5 @@
 import type { ByteRange } from '../common/byte-range.js';
 import type { InodeNumber } from '../common/ids.js';
-import type { TokenMode } from '../token-manager/token.js';
 
 /**
  * What a kernel keeps of this file system, where it is mounted (mount/): one more place where bytes live, under the same rule as all others (I2).
@@ -18,10 +17,10 @@ export interface KernelCaches {
   watches(ino: InodeNumber): boolean;
   /** It keeps some of a file, or may do so without another word: then the file is not written side by side with other nodes. */
   keeps(ino: InodeNumber): boolean;
-  /** A data token leaves, or comes down to `keep`. Nothing of it is pinned. Needs no token (T5). */
-  dataLeaves(ino: InodeNumber, range: ByteRange, keep: TokenMode): Promise<() => void> | null;
+  /** A data token leaves, or comes down to shared. Nothing of it is pinned. Needs no token (T5). */
+  dataLeaves(ino: InodeNumber, range: ByteRange, keepsShared: boolean): Promise<() => void> | null;
   /** The same of the status of these inodes; what it resolves with is called when it has left. [first, end) */
-  statusLeaves(first: number, end: number, keep: TokenMode): Promise<() => void> | null;
+  statusLeaves(first: number, end: number, keepsShared: boolean): Promise<() => void> | null;
   /** Attributes, or names in it, have changed here or may change elsewhere. */
   changed(ino: InodeNumber): void;
 }

@@ -5,7 +5,7 @@ import { WHOLE } from '../common/byte-range.js';
 import type { Timer } from '../common/clock.js';
 import { FsError } from '../common/errors.js';
 import type { InodeNumber } from '../common/ids.js';
-import { TokenClass } from '../token-manager/token.js';
+import { TokenClass, TokenMode } from '../token-manager/token.js';
 import { checkOnline } from './check/online/online-check.js';
 import type { OnlineOptions, OnlineReport } from './check/online/online-report.js';
 import type {
@@ -98,8 +98,9 @@ export class MountedFs implements MountedFileSystem {
 
   setKernel(kernel: KernelCaches | null): void {
     this.#volume.kernel = kernel;
-    const hook = kernel?.dataLeaves.bind(kernel) ?? null;
-    this.#volume.cache.setLeaveHook(hook);
+    this.#volume.cache.setLeaveHook(
+      kernel === null ? null : (ino, range, keep) => kernel.dataLeaves(ino, range, keep === TokenMode.shared),
+    );
   }
 
   get superblock(): Superblock {

@@ -1,7 +1,6 @@
 import { type ByteRange, roundOut } from '../common/byte-range.js';
 import type { Clock, Timer } from '../common/clock.js';
 import { type Deferred, deferred } from '../common/deferred.js';
-import type { TokenPins } from '../token-manager/token.js';
 import { type DataEffect, type DataEvent, DataMachine, type ReadError } from './data-machine.js';
 import { RangeSet } from './range-set.js';
 
@@ -12,10 +11,14 @@ import { RangeSet } from './range-set.js';
  * of less than there is, never of more.
  * Fault model: a notification that fails (the kernel has forgotten the inode, the mount is gone) has found nothing to take back.
  */
+/** Tokens that don't leave before it is released. */
+export interface Held {
+  release(): void;
+}
 export interface PagesFile {
   heldAround(offsetBytes: number, exclusive: boolean): ByteRange | null;
-  tryHold(range: ByteRange, exclusive: boolean): TokenPins | null;
-  hold(range: ByteRange, exclusive: boolean, options: { signal: AbortSignal; timeoutMs: number }): Promise<TokenPins>;
+  tryHold(range: ByteRange, exclusive: boolean): Held | null;
+  hold(range: ByteRange, exclusive: boolean, options: { signal: AbortSignal; timeoutMs: number }): Promise<Held>;
 }
 
 export interface PagesPort {
@@ -26,6 +29,8 @@ export interface PagesPort {
   /** After which READs that keep a token from leaving fail (T7). */
   readonly lateMs: number;
   readonly clock: Clock;
+  /** A token can't leave, and the kernel may be waiting for us in turn. */
+  late(): void;
   counted(what: 'pagesDropped' | 'readsParked' | 'readsRefused' | 'launderedLost'): void;
 }
 
@@ -114,7 +119,10 @@ export class FilePages {
     const id = this.#nextId++;
     const dropped = this.#wait(id);
     this.#step({ type: 'revoke', id, range, keepShared });
-    const late: Timer = this.#port.clock.after(lateMs, () => this.#step({ type: 'late', id }));
+    const late: Timer = this.#port.clock.after(lateMs, () => {
+      this.#step({ type: 'late', id });
+      this.#port.late();
+    });
     await dropped;
     late.cancel();
     return () => {
@@ -219,7 +227,7 @@ export class FilePages {
     read.wanting?.abort();
     const wanting = new AbortController();
     read.wanting = wanting;
-    let pins: TokenPins;
+    let pins: Held;
     try {
       pins = await read.file.hold(range, exclusive, { signal: wanting.signal, timeoutMs: this.#port.readTimeoutMs });
     } catch {

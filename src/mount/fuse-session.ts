@@ -37,7 +37,7 @@ export interface FuseSessionSettings {
 }
 export const FUSE_SESSION_DEFAULTS: FuseSessionSettings = {
   smallSlots: 4096,
-  largeSlots: 64,
+  largeSlots: 256,
   writeBytesMax: 1 << 20,
   readAheadBytes: 1 << 20,
   backgroundMax: 64,

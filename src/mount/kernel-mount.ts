@@ -9,10 +9,14 @@ import type { Logger } from '../common/logger.js';
 import { type Attributes, FileType } from '../fs/file-system-api.js';
 import type { InodeCalls, KernelFileHandle } from '../fs/inode-calls.js';
 import type { KernelCaches } from '../fs/kernel-caches.js';
-import { TokenMode } from '../token-manager/token.js';
 import { errnoOf } from './errno.js';
 import { FilePages, type PagesPort } from './file-pages.js';
-import type { FuseAgreement, FuseSession, FuseSessionHandlers } from './fuse-session.js';
+import {
+  FUSE_SESSION_DEFAULTS,
+  type FuseAgreement,
+  type FuseSession,
+  type FuseSessionHandlers,
+} from './fuse-session.js';
 import { Handles } from './handles.js';
 import { type KernelNode, KernelNodes } from './kernel-nodes.js';
 import { LockOwners } from './lock-owners.js';
@@ -53,6 +57,9 @@ export interface UnderWay {
   /** Made when somebody waits for it. */
   readonly signal: AbortSignal;
 }
+
+/** Requests that hold one of the large buffers, at most: some stay free for what must never wait. */
+const LARGE_UNDER_WAY_MAX = FUSE_SESSION_DEFAULTS.largeSlots - 64;
 
 class Interruptible implements UnderWay {
   #abort: AbortController | null = null;
@@ -144,7 +151,12 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
     this.parts.counters.add(`mount.${what}`, by);
   }
 
-  /** Memory for one answer. */
+  /** Of WRITEs that may wait. */
+  largeUnderWay = 0;
+  get tooManyLarge(): boolean {
+    return this.largeUnderWay >= LARGE_UNDER_WAY_MAX;
+  }
+
   takeBytes(lengthBytes: number): Uint8Array {
     const kept = this.#bytes.at(-1);
     if (kept !== undefined && kept.length >= lengthBytes) {
@@ -164,6 +176,9 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
     readTimeoutMs: this.parts.readTimeoutMs ?? READ_TIMEOUT_MS,
     lateMs: this.parts.lateMs ?? LATE_MS,
     clock: this.parts.clock,
+    late: () => {
+      for (const giveUp of node.cuts) giveUp();
+    },
     counted: (what) => this.count(what),
   });
   pagesOf(node: KernelNode): FilePages {
@@ -304,13 +319,13 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
     const pages = this.nodes.ofInode(ino)?.pages ?? null;
     return pages !== null && !pages.knowsNothing;
   }
-  dataLeaves(ino: InodeNumber, of: ByteRange, keep: TokenMode): Promise<() => void> | null {
+  dataLeaves(ino: InodeNumber, of: ByteRange, keepsShared: boolean): Promise<() => void> | null {
     const pages = this.nodes.ofInode(ino)?.pages ?? null;
-    return pages === null || pages.knowsNothing ? null : pages.leaves(of, keep === TokenMode.shared);
+    return pages === null || pages.knowsNothing ? null : pages.leaves(of, keepsShared);
   }
-  statusLeaves(first: number, end: number, keep: TokenMode): Promise<() => void> | null {
+  statusLeaves(first: number, end: number, keepsShared: boolean): Promise<() => void> | null {
     const leaving: Promise<() => void>[] = [];
-    for (const pages of this.#pagesBetween(first, end)) leaving.push(pages.leaves(WHOLE, keep === TokenMode.shared));
+    for (const pages of this.#pagesBetween(first, end)) leaving.push(pages.leaves(WHOLE, keepsShared));
     if (leaving.length === 0) return null;
     return Promise.all(leaving).then((left) => () => {
       for (const one of left) one();

@@ -21,6 +21,8 @@ export interface KernelNode {
   readonly files: Set<KernelFileHandle>;
   /** Of those, read-only ones: their readers go by the kernel's idea of the size. */
   readers: number;
+  /** Of requests that cut the file, while they may wait: until they are answered the kernel writes no page of a mapping back. */
+  readonly cuts: Set<() => void>;
   /** The kernel was made to believe that the file is so long at least, and nothing said otherwise since. */
   sizeFloor: number;
 }
@@ -44,7 +46,7 @@ export class KernelNodes {
   ) {
     this.#numbers = numbers;
     numbers.setRoot(root.ino, root.generation);
-    this.#put({ ...root, id: NODE_ROOT, pages: null, files: new Set(), readers: 0, sizeFloor: 0 });
+    this.#put({ ...root, id: NODE_ROOT, pages: null, files: new Set(), readers: 0, cuts: new Set(), sizeFloor: 0 });
   }
 
   get size(): number {
@@ -83,6 +85,7 @@ export class KernelNodes {
             pages: null,
             files: new Set(),
             readers: 0,
+            cuts: new Set(),
             sizeFloor: 0,
           });
     this.#numbers.lookedUp(node.id);

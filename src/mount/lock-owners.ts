@@ -1,6 +1,7 @@
 import type { InodeNumber } from '../common/ids.js';
 import type { FileLocking } from '../fs/file-system-api.js';
-import type { LockOwner } from '../token-manager/locks/lock-table.js';
+
+type LockOwner = ReturnType<FileLocking['newProcess']>;
 
 /**
  * Who the kernel says locks: a number for each table of open files (fcntl), which it hands in again when one of them closes. Invariant: an owner is

@@ -28,10 +28,12 @@ type Matching<R, Op> = R extends { readonly op: infer O } ? (Op extends O ? R : 
 type Of<Op extends Request['op']> = Matching<Request, Op>;
 
 const { O_APPEND, O_DSYNC, O_EXCL, O_NOATIME, O_RDONLY, O_SYNC, O_TRUNC, O_WRONLY } = fsConstants;
-const { EINVAL, ENODATA, ENOSYS, ERANGE } = constants.errno;
+const { ENOENT, ENOMEM, ENOSYS, ERANGE } = constants.errno;
 /** Of open(2)'s flags, what matters to us beside the access. */
 const KEPT_FLAGS = O_SYNC | O_DSYNC | O_NOATIME;
 const BLOCK_BYTES = 1 << 17;
+/** What longer requests bring lies in large buffers, of which there are few. */
+const SMALL_BYTES = 4096;
 /** Nothing is kept of names and attributes. */
 const ASK_AGAIN: Validity = { entrySeconds: 0, attributeSeconds: 0 };
 /** A FLUSH is answered after so long, whatever becomes of its locks (M7): a dying process waits for it. */
@@ -72,7 +74,7 @@ export async function serveRequest(mount: KernelMount, request: Request, underWa
   switch (request.op) {
     case 'lookup': {
       const attributes = await inodes.lookup(node, request.name, who(header), options);
-      if (attributes === null) session.answer(id, constants.errno.ENOENT);
+      if (attributes === null) session.answer(id, ENOENT);
       else await entry(attributes);
       return;
     }
@@ -227,7 +229,7 @@ async function setAttributes(
 ): Promise<void> {
   const options = optionsOf(underWay);
   const { mode, uid, gid, size, atimeNs, mtimeNs } = wishes;
-  if (size !== undefined) await truncate(mount, node, header, handle, size, options);
+  if (size !== undefined) await truncate(mount, node, header, handle, size, underWay);
   const changes = {
     ...(mode === undefined ? {} : { mode }),
     ...(uid === undefined ? {} : { uid }),
@@ -251,24 +253,29 @@ async function truncate(
   header: Header,
   handle: number | null,
   size: number,
-  options: OpOptions,
+  underWay: UnderWay,
 ): Promise<void> {
-  // The kernel drops what is cut when it has the answer, and until then lets nobody write pages back.
-  const how = {
-    get signal() {
-      return options.signal;
-    },
-    kernelTruncates: true,
-  } as const;
-  if (handle !== null) {
-    const opened = mount.handles.file(handle);
-    if (opened.writable) return opened.file.truncate(size, how);
-  }
-  const file = await mount.inodes.open(node, O_WRONLY, who(header), true, options);
+  // The kernel drops what is cut when it has the answer. Until then it writes no page of a mapping back, so that a token may be held up by us who wait for
+  // another: then we give up (EINTR).
+  const waiting = new AbortController();
+  const giveUp = (): void => waiting.abort();
+  underWay.signal.addEventListener('abort', giveUp, { once: true });
+  node.cuts.add(giveUp);
+  const options = { signal: waiting.signal, kernelTruncates: true } as const;
   try {
-    await file.truncate(size, how);
+    const opened = handle === null ? null : mount.handles.file(handle);
+    if (opened?.writable) {
+      await opened.file.truncate(size, options);
+      return;
+    }
+    const file = await mount.inodes.open(node, O_WRONLY, who(header), true, options);
+    try {
+      await file.truncate(size, options);
+    } finally {
+      await file.close();
+    }
   } finally {
-    await file.close();
+    node.cuts.delete(giveUp);
   }
 }
 
@@ -397,8 +404,19 @@ async function write(mount: KernelMount, node: KernelNode, request: Of<'write'>,
   if ((writeFlags & WriteFlag.cache) !== 0) return launder(mount, node, file, offset, data, underWay.id);
   // Where an append goes is not the kernel's to know (M5).
   const at = (flags & O_APPEND) !== 0 ? null : offset;
-  const { lengthBytes } = await file.write(at, data, optionsOf(underWay));
-  mount.session.answerWith(underWay.id, mount.reply.clear().count(lengthBytes));
+  const large = data.length > SMALL_BYTES;
+  if (large && mount.tooManyLarge) {
+    mount.count('refusedForRoom');
+    mount.session.answer(underWay.id, ENOMEM);
+    return;
+  }
+  if (large) mount.largeUnderWay++;
+  try {
+    const { lengthBytes } = await file.write(at, data, optionsOf(underWay));
+    mount.session.answerWith(underWay.id, mount.reply.clear().count(lengthBytes));
+  } finally {
+    if (large) mount.largeUnderWay--;
+  }
 }
 
 /** A page of a mapping (M3): at once, under whatever token is there. */
