@@ -115,7 +115,6 @@ describe.skipIf(!canMount())('programs on two mounts', () => {
       nodes: 2,
       mounts: 2,
       nsds: 2,
-      ...(process.env['LOUD'] ? { logger: (await import('pino')).pino({ level: 'warn' }) } : {}),
     });
     for (const node of [0, 0, 1, 1]) programs.push(await cluster.program(node));
   });

@@ -127,6 +127,7 @@ export class KernelMount implements FuseSessionHandlers, KernelCaches {
   request(id: number, request: Request): void {
     const underWay = new Interruptible(id);
     this.#underWay.set(id, underWay);
+    this.count(`requests.${request.op}`);
     serveRequest(this, request, underWay).then(
       () => this.#underWay.delete(id),
       (error: unknown) => {
