@@ -6,6 +6,7 @@ import { FsError } from '../common/errors.js';
 import type { Logger } from '../common/logger.js';
 import type { MountedFileSystem } from '../fs/mount.js';
 import { FUSE_SESSION_DEFAULTS, FuseSession, type FuseSessionSettings } from './fuse-session.js';
+import { Guard } from './guard.js';
 import { KernelMount } from './kernel-mount.js';
 import {
   abortConnection,
@@ -49,6 +50,7 @@ export class FuseMount {
   readonly #device: number;
   readonly #ledger: number;
   #connection: number | null = null;
+  #guard: Guard | null = null;
   #ending: Promise<void> | null = null;
   #closing: Promise<void> | null = null;
   /** Resolves when nothing of it is left. */
@@ -89,6 +91,9 @@ export class FuseMount {
   get target(): string {
     return this.#parts.target;
   }
+  get guard(): Guard | null {
+    return this.#guard;
+  }
   get connection(): number | null {
     return this.#connection;
   }
@@ -118,6 +123,9 @@ export class FuseMount {
     }
     this.#connection = (await fuseMounts()).findLast((one) => one.target === target)?.connection ?? null;
     if (this.#connection !== null) {
+      const guarded = { device: this.#device, ledger: this.#ledger, target, connection: this.#connection };
+      this.#guard = new Guard(guarded, this.#parts.logger);
+      this.#guard.start();
       // Slower without, no worse.
       await setReadAhead(this.#connection, readBytesMax).catch((error: unknown) =>
         this.#parts.logger.warn({ target, error: String(error) }, 'the read-ahead of a mount cannot be set'),
@@ -171,6 +179,7 @@ export class FuseMount {
   }
   async #endOnce(): Promise<void> {
     this.#parts.fileSystem.setKernel(null);
+    await this.#guard?.farewell();
     await this.session.close();
     closeDescriptor(this.#device);
     closeDescriptor(this.#ledger);
