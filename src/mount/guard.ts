@@ -14,8 +14,8 @@ const AGAIN_MS = 1000;
 function program(): string {
   const here = path.dirname(fileURLToPath(import.meta.url));
   // From src/mount when run by a test runner, beside this file when built.
-  const found = [path.join(here, 'guard-main.js'), path.resolve(here, '../../dist/src/mount/guard-main.js')].find((file) =>
-    existsSync(file),
+  const found = [path.join(here, 'guard-main.js'), path.resolve(here, '../../dist/src/mount/guard-main.js')].find(
+    (file) => existsSync(file),
   );
   if (found === undefined)
     throw new FsError('notFound', { op: 'mount.guard', object: 'guard-main.js', detail: 'the guard is not built' });
