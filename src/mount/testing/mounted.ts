@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { accessSync, constants, mkdtempSync, rmdirSync } from 'node:fs';
+import { accessSync, constants, mkdtempSync, readFileSync, rmdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { FUSE_SESSION_DEFAULTS, FuseSession, type FuseSessionSettings } from '../fuse-session.js';
@@ -14,11 +14,14 @@ import {
 } from '../mount-point.js';
 import type { MemoryFileSystem } from './memory-file-system.js';
 
-/** Whether this process may mount at all. */
+const CAP_SYS_ADMIN = 1n << 21n;
+
+/** Whether this process may mount at all: root in a container may not. */
 export function canMount(): boolean {
   try {
     accessSync('/dev/fuse', constants.R_OK | constants.W_OK);
-    return process.getuid?.() === 0;
+    const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
+    return effective !== undefined && (BigInt(`0x${effective}`) & CAP_SYS_ADMIN) !== 0n;
   } catch {
     return false;
   }
