@@ -162,7 +162,9 @@ export class FuseMount {
       await Promise.race([dropped, new Promise((resolve) => clock.after(DROP_TIMEOUT_MS, () => resolve(undefined)))]);
       await unmountFuse(target, { lazy: true }).catch(() => undefined);
       await abortConnection(this.#connection!).catch((error: unknown) => {
-        logger.warn({ target, error: String(error) }, 'a mount could not be aborted');
+        // Nobody used it: it has gone with its place in the tree.
+        if (!FsError.is(error) || error.reason !== 'notFound')
+          logger.warn({ target, error: String(error) }, 'a mount could not be aborted');
       });
       // Those that had waited for requests of programs return now.
       await Promise.race([
