@@ -1,8 +1,10 @@
 import { constants } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { below, chance, pick, SeededRandom } from '../common/random.js';
-import { BLOCK_BYTES, PAGE_BYTES } from '../common/units.js';
+import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
+import { TokenClass, TokenMode } from '../token-manager/token.js';
 import { type OpenFile, ROOT } from './file-system-api.js';
+import { segmentOf } from './layout.js';
 import { checkVolume, type TestNode, TestVolume } from './testing.js';
 
 const { O_CREAT, O_RDWR } = constants;
@@ -102,6 +104,22 @@ test('hits of application threads write beside other nodes, and none of them rea
   const target = Buffer.alloc(150);
   await files[1]!.read(0, target);
   expect(target.subarray(100).every((byte) => byte === 7)).toBe(true);
+  for (const file of files) await file.close();
+  await sound(volume, nodes);
+});
+
+test('I13: notes that come with exclusive status while an earlier revocation is being served are not passed over', async () => {
+  const { volume, nodes, files } = await mounted(2);
+  const [one, two] = nodes as [TestNode, TestNode];
+  await writeRegions(files, BLOCK_BYTES);
+  await files[0]!.write(0, Buffer.alloc(10, 3));
+  await files[1]!.write(2 * BLOCK_BYTES, Buffer.alloc(10, 3));
+  const { ino } = files[0]!;
+  const range = { start: ino * SECTOR_BYTES, end: (ino + 1) * SECTOR_BYTES };
+  expect(one.tokens.heldMode(TokenClass.status, segmentOf(ino), range.start)).toBe(TokenMode.concurrentWrite);
+  await two.tokens.release(TokenClass.status, segmentOf(ino), range);
+  await one.tokens.crossed(segmentOf(ino), range, TokenMode.shared);
+  expect((await files[0]!.stat()).sizeBytes).toBe(2 * BLOCK_BYTES + 10);
   for (const file of files) await file.close();
   await sound(volume, nodes);
 });

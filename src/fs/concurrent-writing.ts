@@ -124,9 +124,13 @@ export class ConcurrentWriting {
     }
   }
 
-  /** With status pinned: a grant that crossed a revocation may have brought more than was seen at the time. */
+  /** With status pinned: a grant that crossed a revocation may have brought more than was seen at the time, and notes with it. */
   settled(inode: Inode): Inode {
-    if (inode.concurrent && this.#heldMode(inode.ino) === TokenMode.exclusive) this.#comeUp(inode, undefined);
+    const note = this.#untaken.get(inode.ino);
+    if (!inode.concurrent && note === undefined) return inode;
+    if (this.#heldMode(inode.ino) !== TokenMode.exclusive) return inode;
+    this.#untaken.delete(inode.ino);
+    this.#comeUp(inode, note);
     return inode;
   }
 

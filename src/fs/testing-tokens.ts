@@ -388,6 +388,15 @@ export class TestTokens implements TokenClientApi {
     }
   }
 
+  /** Exclusive status comes, with all that was told, while a revocation of what was held before it is being served. */
+  async crossed(object: TokenObject, range: ByteRange, keep: TokenMode): Promise<void> {
+    const item = { class: TokenClass.status, object };
+    const served = this.#handlers.get(TokenClass.status)!.revoke({ ...item, range, keep });
+    const asked = { ...item, mode: TokenMode.exclusive, required: range, desired: range };
+    this.take(asked, range, this.#arbiter.notes.in(objectKey(TokenClass.status, object), range));
+    await served;
+  }
+
   /** Everything, as another node's greed would: what is dirty is written, what is cached is dropped. */
   async revokeAll(): Promise<void> {
     for (const [key, held] of [...this.#held]) {

@@ -76,6 +76,7 @@ export class StatusNode {
       const key = keyOf(object, sector);
       const inode = this.#load(object, sector);
       const held = this.#heldMode(object, sector * SECTOR_BYTES);
+      if (held === TokenMode.exclusive) this.#settle(key, inode);
       if (held !== TokenMode.concurrentWrite) {
         let least = 0;
         for (const node of this.#disk.nodes) least = Math.max(least, node.written.get(key) ?? 0);
@@ -103,6 +104,14 @@ export class StatusNode {
       if (note !== undefined) this.#takeIn(inode, note);
     }
     return inode;
+  }
+  /** A grant that crossed a revocation has come to an inode in memory, and notes with it. */
+  #settle(key: string, inode: InMemory): void {
+    const note = this.#pending.get(key);
+    this.#pending.delete(key);
+    inode.dirty ||= inode.shared;
+    inode.shared = false;
+    if (note !== undefined) this.#takeIn(inode, note);
   }
   #takeIn(inode: InMemory, note: StatusNote): void {
     if (note.version !== inode.version || note.sizeBytes <= inode.size) return;
