@@ -8,7 +8,7 @@ import { deferred } from '../common/deferred.js';
 import { FsError } from '../common/errors.js';
 import { fileSystemNumber, type NodeId, type NsdIndex, nodeId, nsdIndex } from '../common/ids.js';
 import { SeededRandom } from '../common/random.js';
-import { PAGE_BYTES } from '../common/units.js';
+import { PAGE_BYTES, SECTOR_BYTES } from '../common/units.js';
 import type { FileSystemIdentity, NodeParts } from '../daemon/node.js';
 import { MemoryNetwork } from '../fabric/memory-link.js';
 import { ROOT } from '../fs/file-system-api.js';
@@ -356,7 +356,29 @@ export class World {
 
   kill(life: SimNode): void {
     life.kill();
+    if (!this.#cutOff.has(life)) this.#noteNotes(life);
     this.lifeEnded(life);
+  }
+
+  /**
+   * Sizes that it had told nobody but the token server that it was itself: its own unsynced writes, lost with it. It holds no token for them any more, so others go
+   * on with what is left as soon as the token server has been taken over.
+   */
+  #noteNotes(life: SimNode): void {
+    const told = life.node?.tokenServer?.machine.gathered() ?? [];
+    if (told.length === 0) return;
+    const others = this.up.filter((one) => !one.outOfTheWay);
+    const disks = new DiskReader(this.disks, checksumsJs, (copies) => copies[0]!);
+    for (const file of this.hot) {
+      const notes = told.filter(({ note }) => note.offsetBytes === file.ino * SECTOR_BYTES);
+      const inode = notes.length === 0 ? null : disks.inode(file.ino);
+      if (inode === null) continue;
+      const left = sizeLeft(file.ino, inode, others);
+      if (!notes.some(({ note }) => note.version === inode.version && note.sizeBytes > left)) continue;
+      const cells = this.#onDisk(file);
+      file.history.happened(`notes of ${life.name}`, { op: 'reverted', cells }, []);
+      this.trace.add(0, file.ino, `what ${life.name} had told itself alone is lost: ${cells.join()}`);
+    }
   }
 
   /** Every machine at once; what no disk has flushed is there or not, sector by sector (torn ones are the crash explorer's). */

@@ -29,7 +29,7 @@ export const COPY_BUGS: readonly PlantedBug[] = [
     name: 'changes-not-ended',
     what: 'A node says that what it had begun while a copy was passed over has ended, and has not looked (S5).',
     needs: ['copyAway'],
-    likelySeed: 25,
+    likelySeed: 3113,
     tap: () => ({
       serving: (type, handler) =>
         type !== MessageType.fsSettle
