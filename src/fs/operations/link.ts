@@ -13,6 +13,8 @@ import { MetadataTransaction } from '../transaction.js';
 import type { Volume } from '../volume.js';
 
 const op = 'link';
+/** Of something that is replaced again and again. */
+const ATTEMPTS_MAX = 64;
 
 export async function link(
   volume: Volume,
@@ -21,8 +23,16 @@ export async function link(
   credentials: Credentials,
   options: OpOptions | undefined,
 ): Promise<void> {
-  const { target } = await walkToExisting(volume, existing, { op, credentials, followLast: false, options });
-  await addName(volume, target, existing, path, credentials, options);
+  for (let attempt = 1; ; attempt++) {
+    const { target } = await walkToExisting(volume, existing, { op, credentials, followLast: false, options });
+    try {
+      return await addName(volume, target, existing, path, credentials, options);
+    } catch (error) {
+      // What the name meant may be gone because something else was put in its place: then there was no moment without a file of that name.
+      const isGone = FsError.is(error) && error.reason === 'notFound' && error.object === existing;
+      if (!isGone || attempt === ATTEMPTS_MAX) throw error;
+    }
+  }
 }
 
 /** A name for what is known already, by another name or by a handle. A file that never had one (`linkable`) gets its first. */
