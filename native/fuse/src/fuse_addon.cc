@@ -20,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "addon_arguments.h"
 #include "request_check.h"
 #include "session.h"
 
@@ -30,10 +31,6 @@ constexpr napi_type_tag kTag = {0x5d0c9b1e7f4a2233ull, 0xb1c7e90d64f20a58ull};
 constexpr size_t kEventNumbers = 4;
 constexpr size_t kSegmentsMax = 300;
 constexpr size_t kNotifyBytesMax = 65536;
-
-struct Fault {
-  const char* what;
-};
 
 napi_value Number(napi_env env, double value) {
   napi_value out = nullptr;
@@ -214,37 +211,16 @@ class Handle {
   bool ending_ = false;
 };
 
-class Arguments {
+class Arguments : public CheckedArguments<12> {
  public:
-  Arguments(napi_env env, napi_callback_info info) : env_(env) {
-    napi_get_cb_info(env, info, &count_, values_, nullptr, nullptr);
-  }
-  napi_value operator[](size_t index) const { return values_[index]; }
+  using CheckedArguments::CheckedArguments;
 
-  Handle* TheHandle() const {
-    void* data = nullptr;
-    bool tagged = false;
-    if (count_ == 0 || napi_check_object_type_tag(env_, values_[0], &kTag, &tagged) != napi_ok || !tagged ||
-        napi_get_value_external(env_, values_[0], &data) != napi_ok) {
-      throw Fault{"not a session of this addon"};
-    }
-    return static_cast<Handle*>(data);
-  }
+  Handle* TheHandle() const { return static_cast<Handle*>(Tagged(0, kTag, "not a session of this addon")); }
   Handle* OpenHandle() const {
     Handle* handle = TheHandle();
     if (handle->closing()) throw Fault{"the session is closed"};
     return handle;
   }
-  double Integer(size_t index, double max) const {
-    double value = 0;
-    if (index >= count_ || napi_get_value_double(env_, values_[index], &value) != napi_ok || !(value >= 0) ||
-        value > max || value != std::floor(value)) {
-      throw Fault{"an argument is not an integer in its range"};
-    }
-    return value;
-  }
-  uint32_t U32(size_t index, double max = 4294967295.0) const { return static_cast<uint32_t>(Integer(index, max)); }
-  uint64_t U53(size_t index) const { return static_cast<uint64_t>(Integer(index, 9007199254740991.0)); }
   bool Flag(size_t index) const { return U32(index, 1) != 0; }
   double Any(size_t index) const {
     double value = 0;
@@ -265,28 +241,16 @@ class Arguments {
     return text;
   }
   Bytes Array(size_t index) const {
-    napi_typedarray_type type;
-    size_t length = 0;
-    void* data = nullptr;
-    if (index >= count_ ||
-        napi_get_typedarray_info(env_, values_[index], &type, &length, &data, nullptr, nullptr) != napi_ok ||
-        type != napi_uint8_array) {
-      throw Fault{"an argument is not a Uint8Array"};
-    }
-    return {static_cast<uint8_t*>(data), length};
+    const auto bytes = Uint8Array(index);
+    return {bytes.data(), bytes.size()};
   }
   // Float64Array: `multiple` numbers for each item, at most `items_max` items.
   const double* Doubles(size_t index, size_t multiple, size_t items_max, size_t* items) const {
-    napi_typedarray_type type;
-    size_t length = 0;
-    void* data = nullptr;
-    if (index >= count_ ||
-        napi_get_typedarray_info(env_, values_[index], &type, &length, &data, nullptr, nullptr) != napi_ok ||
-        type != napi_float64_array || length % multiple != 0 || length / multiple > items_max) {
-      throw Fault{"an argument is not a Float64Array of the right length"};
-    }
-    *items = length / multiple;
-    return static_cast<const double*>(data);
+    constexpr const char* kFault = "an argument is not a Float64Array of the right length";
+    const auto numbers = Elements<const double>(index, napi_float64_array, kFault);
+    if (numbers.size() % multiple != 0 || numbers.size() / multiple > items_max) throw Fault{kFault};
+    *items = numbers.size() / multiple;
+    return numbers.data();
   }
   std::vector<Descriptor> Devices(size_t index) const {
     uint32_t count = 0;
@@ -307,24 +271,10 @@ class Arguments {
     }
     return devices;
   }
-
- private:
-  napi_env env_;
-  size_t count_ = 12;
-  napi_value values_[12] = {};
 };
 
 template <napi_value (*body)(napi_env, const Arguments&)>
-napi_value Guarded(napi_env env, napi_callback_info info) {
-  try {
-    return body(env, Arguments(env, info));
-  } catch (const Fault& fault) {
-    napi_throw_type_error(env, "ERR_INVALID_ARG_VALUE", fault.what);
-  } catch (const std::exception& error) {
-    napi_throw_error(env, nullptr, error.what());
-  }
-  return nullptr;
-}
+constexpr napi_callback Guarded = GuardedCall<Arguments, body>;
 
 // --- what may wait for the kernel, on a thread of the pool ---
 
@@ -663,11 +613,7 @@ napi_value Init(napi_env env, napi_value exports) {
       {"setLeaseDeadline", Guarded<SetLeaseDeadline>},
       {"counters", Guarded<Counters>},
   };
-  for (const auto& [name, callback] : functions) {
-    napi_value function;
-    napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, nullptr, &function);
-    napi_set_named_property(env, exports, name, function);
-  }
+  ExportFunctions(env, exports, functions);
   napi_set_named_property(env, exports, "constants", Constants(env));
   return exports;
 }

@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "addon_arguments.h"
 #include "connection.h"
 #include "engine.h"
 
@@ -179,38 +180,15 @@ class Handle final : public EventSink {
 
 // --- arguments ---
 
-struct Fault {
-  const char* what;
-};
-
-class Arguments {
+class Arguments : public CheckedArguments<7> {
  public:
-  Arguments(napi_env env, napi_callback_info info) : env_(env) {
-    napi_get_cb_info(env, info, &count_, values_, nullptr, nullptr);
-  }
-  napi_value operator[](size_t index) const { return values_[index]; }
+  using CheckedArguments::CheckedArguments;
 
   Handle* Engine_(size_t index = 0) const {
-    void* data = nullptr;
-    bool tagged = false;
-    if (index >= count_ || napi_check_object_type_tag(env_, values_[index], &kTag, &tagged) != napi_ok || !tagged ||
-        napi_get_value_external(env_, values_[index], &data) != napi_ok) {
-      throw Fault{"not an engine of this addon"};
-    }
-    auto* handle = static_cast<Handle*>(data);
+    auto* handle = static_cast<Handle*>(Tagged(index, kTag, "not an engine of this addon"));
     if (handle->engine()->destroyed()) throw Fault{"the engine is closed"};
     return handle;
   }
-  double Number(size_t index, double max) const {
-    double value = 0;
-    if (index >= count_ || napi_get_value_double(env_, values_[index], &value) != napi_ok || !(value >= 0) ||
-        value > max || value != std::floor(value)) {
-      throw Fault{"an argument is not an integer in its range"};
-    }
-    return value;
-  }
-  uint32_t U32(size_t index) const { return static_cast<uint32_t>(Number(index, 4294967295.0)); }
-  uint64_t U53(size_t index) const { return static_cast<uint64_t>(Number(index, 9007199254740991.0)); }
   std::string String(size_t index) const {
     char text[256];
     size_t length = 0;
@@ -220,15 +198,8 @@ class Arguments {
     return std::string(text, length);
   }
   Segment Bytes(size_t index) const {
-    napi_typedarray_type type;
-    size_t length = 0;
-    void* data = nullptr;
-    if (index >= count_ ||
-        napi_get_typedarray_info(env_, values_[index], &type, &length, &data, nullptr, nullptr) != napi_ok ||
-        type != napi_uint8_array) {
-      throw Fault{"an argument is not a Uint8Array"};
-    }
-    return {static_cast<uint8_t*>(data), length};
+    const auto bytes = Uint8Array(index);
+    return {bytes.data(), bytes.size()};
   }
   WindowKey Key(size_t index) const {
     const Segment bytes = Bytes(index);
@@ -237,19 +208,13 @@ class Arguments {
   }
   // Float64Array of (offset, length) pairs within the pool.
   std::vector<Segment> Segments(size_t index, const Segment& pool) const {
-    napi_typedarray_type type;
-    size_t length = 0;
-    void* data = nullptr;
-    if (index >= count_ ||
-        napi_get_typedarray_info(env_, values_[index], &type, &length, &data, nullptr, nullptr) != napi_ok ||
-        type != napi_float64_array || length % 2 != 0 || length == 0) {
-      throw Fault{"segments are a Float64Array of offsets and lengths"};
-    }
-    const auto* pairs = static_cast<const double*>(data);
+    constexpr const char* kFault = "segments are a Float64Array of offsets and lengths";
+    const auto pairs = Elements<const double>(index, napi_float64_array, kFault);
+    if (pairs.size() % 2 != 0 || pairs.empty()) throw Fault{kFault};
     std::vector<Segment> segments;
-    segments.reserve(length / 2);
+    segments.reserve(pairs.size() / 2);
     double total = 0;
-    for (size_t i = 0; i < length; i += 2) {
+    for (size_t i = 0; i < pairs.size(); i += 2) {
       const double offset = pairs[i], bytes = pairs[i + 1];
       const double pool_bytes = static_cast<double>(pool.length);
       if (!(offset >= 0) || !(bytes > 0) || offset != std::floor(offset) || bytes != std::floor(bytes) ||
@@ -262,11 +227,6 @@ class Arguments {
     if (total > static_cast<double>(kTransferBytesMax)) throw Fault{"more than one transfer may move"};
     return segments;
   }
-
- private:
-  napi_env env_;
-  size_t count_ = 7;
-  napi_value values_[7] = {};
 };
 
 napi_value NumberValue(napi_env env, double value) {
@@ -275,18 +235,8 @@ napi_value NumberValue(napi_env env, double value) {
   return out;
 }
 
-// Every exported function: arguments that don't fit become a TypeError, never a crash.
 template <napi_value (*body)(napi_env, const Arguments&)>
-napi_value Guarded(napi_env env, napi_callback_info info) {
-  try {
-    return body(env, Arguments(env, info));
-  } catch (const Fault& fault) {
-    napi_throw_type_error(env, "ERR_INVALID_ARG_VALUE", fault.what);
-  } catch (const std::exception& error) {
-    napi_throw_error(env, nullptr, error.what());
-  }
-  return nullptr;
-}
+constexpr napi_callback Guarded = GuardedCall<Arguments, body>;
 
 bool Handle::Open(uv_loop_t* loop, napi_value pool, napi_value callbacks, napi_value offsets, napi_value completions) {
   void* pool_data = nullptr;
@@ -347,8 +297,8 @@ napi_value DestroyEngine(napi_env, const Arguments& a) {
 napi_value Listen(napi_env env, const Arguments& a) {
   uint32_t id = 0;
   int port = 0;
-  const int error = a.Engine_()->engine()->Listen(a.String(1).c_str(), static_cast<int>(a.Number(2, 65535)),
-                                                  static_cast<int>(a.Number(3, 65535)), &id, &port);
+  const int error = a.Engine_()->engine()->Listen(a.String(1).c_str(), static_cast<int>(a.Integer(2, 65535)),
+                                                  static_cast<int>(a.Integer(3, 65535)), &id, &port);
   napi_value result;
   napi_create_array_with_length(env, 3, &result);
   napi_set_element(env, result, 0, NumberValue(env, -error));
@@ -364,7 +314,7 @@ napi_value CloseListener(napi_env, const Arguments& a) {
 
 napi_value Dial(napi_env env, const Arguments& a) {
   uint32_t id = 0;
-  const int error = a.Engine_()->engine()->Dial(a.String(1).c_str(), static_cast<int>(a.Number(2, 65535)), &id);
+  const int error = a.Engine_()->engine()->Dial(a.String(1).c_str(), static_cast<int>(a.Integer(2, 65535)), &id);
   return NumberValue(env, error != 0 ? error : static_cast<double>(id));
 }
 
@@ -433,7 +383,7 @@ napi_value CloseConnection(napi_env, const Arguments& a) {
 
 napi_value OpenWindow(napi_env env, const Arguments& a) {
   Handle* handle = a.Engine_();
-  const auto access = static_cast<WindowAccess>(static_cast<int>(a.Number(2, 2)));
+  const auto access = static_cast<WindowAccess>(static_cast<int>(a.Integer(2, 2)));
   if (access != WindowAccess::kRead && access != WindowAccess::kWrite) throw Fault{"access is 1 or 2"};
   const WindowKey key = handle->engine()->OpenWindow(a.U32(1), access, a.Segments(3, handle->engine()->pool));
   void* data = nullptr;
@@ -548,11 +498,7 @@ napi_value Init(napi_env env, napi_value exports) {
       {"closeWindow", Guarded<CloseWindow>},
       {"stats", Guarded<Stats>},
   };
-  for (const auto& [name, callback] : functions) {
-    napi_value function;
-    napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, nullptr, &function);
-    napi_set_named_property(env, exports, name, function);
-  }
+  ExportFunctions(env, exports, functions);
   napi_set_named_property(env, exports, "constants", Constants(env));
   return exports;
 }
