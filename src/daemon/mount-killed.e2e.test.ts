@@ -3,19 +3,13 @@ import { mkdtempSync, rmdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { expect, test } from 'vitest';
+import { parseMountOptions } from '../cli/commands-mount.js';
 import { CallsCompiler } from '../mount/testing/calls-program.js';
 import { canMount, MountClient } from '../mount/testing/mounted.js';
 import { startDaemonCluster } from './testing/daemon-cluster.js';
 import type { DaemonProcess } from './testing/daemon-process.js';
 
-const OPTIONS = {
-  readOnly: false,
-  noSuid: true,
-  noDevices: true,
-  noExecute: false,
-  noAccessTimes: false,
-  allowOther: true,
-};
+const OPTIONS = parseMountOptions([]);
 
 /** The code of what a call is refused with, or what it gave. */
 const codeOf = (call: Promise<unknown>): Promise<unknown> =>
